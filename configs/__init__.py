@@ -1,0 +1,1 @@
+"""What to run: the typed configuration and one file per run."""

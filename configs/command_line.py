@@ -1,0 +1,78 @@
+"""The command line: flags are read, and a mistake is told in one line, with exit code 2."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags
+from etils import epath
+
+from configs.schema import BadInput, Config, check, knobs
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """`app.run` with errors for people: BadInput is one line on standard error and exit code 2."""
+
+    def checked_main(argv: Sequence[str]) -> None:
+        try:
+            if argv[1:]:
+                raise BadInput(f'{argv[1]}: expected only flags, as in --workdir=DIR')
+            main(argv)
+        except BadInput as error:
+            refuse(error)
+
+    app.run(checked_main, flags_parser=parse_flags)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Fills absl's flags; a mistake ends the program."""
+    try:
+        return flags.FLAGS(argv)
+    except KeyError as error:  # what ml_collections raises for a field that a config has not
+        refuse(unknown_field(str(error), argv))
+    except (flags.Error, AttributeError, ValueError, TypeError) as error:
+        refuse(error)
+
+
+def unknown_field(error: str, argv: Sequence[str]) -> str:
+    """Names the first override that is no knob, and the knob with the nearest name."""
+    known = [f'config.{name}' for name, _, _ in knobs(Config())]
+    given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('--config.')]
+    wrong = next((name for name in given if name not in known), error)
+    nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
+    hint = f'; did you mean --{nearest[0]}?' if nearest else '; configs/schema.py lists all'
+    return f'--{wrong}: no such config field{hint}'
+
+
+def loaded_config(holder: flags.FlagHolder[Any]) -> Config:
+    """The checked config of a --config flag. Raises BadInput when file or config is unusable."""
+    config = holder.value
+    if not isinstance(config, Config):
+        file = getattr(flags.FLAGS['config'], 'config_filename', '')
+        raise BadInput(f'--config={file}: expected a Python file whose get_config() gives a Config')
+    check(config)
+    return config
+
+
+def usable_workdir(workdir: str | None) -> epath.Path:
+    """The folder of a run. Raises BadInput when it is a file or can not be written."""
+    if not workdir:
+        raise BadInput('--workdir: expected the folder that the run lives in')
+    path = epath.Path(workdir)
+    if '://' in workdir:
+        return path
+    path = path.expanduser().resolve()
+    parent = next(p for p in (path, *path.parents) if p.exists())
+    if not parent.is_dir():
+        raise BadInput(f'--workdir={workdir}: expected a folder, {parent} is a file')
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise BadInput(f'--workdir={workdir}: {parent} can not be written; choose another folder')
+    return path
+
+
+def refuse(problem: object) -> NoReturn:
+    """Ends the program with one line."""
+    print('error:', ' '.join(str(problem).split()), file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,191 @@
+"""Every knob of a run, declared once: default, meaning, unit, check.
+
+A run is a file with `get_config() -> Config` beside this one. A knob decides the trajectory of
+the run (its bits) unless it is marked `free`: on resume a trajectory knob must be what it was.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+class BadInput(Exception):
+    """A mistake the user can mend, in one line: what was found, what is expected, what to do."""
+
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+def knob(default: Any, meaning: str, check: Check | None = None, *, free: bool = False) -> Any:
+    """A dataclass field with its meaning, its check, and whether it may change on resume."""
+    return dataclasses.field(
+        default=default, metadata={'meaning': meaning, 'check': check, 'free': free}
+    )
+
+
+def at_least(low: float) -> Check:
+    return lambda value: math.isfinite(value) and value >= low, f'a number >= {low}'
+
+
+def fraction() -> Check:
+    return lambda value: 0 <= value < 1, 'a number in [0, 1)'
+
+
+def one_of(*names: str) -> Check:
+    return lambda value: value in names, 'one of ' + ', '.join(names)
+
+
+def increasing_lengths() -> Check:
+    def ok(value: tuple[int, ...]) -> bool:
+        lengths = list(value)
+        return (
+            bool(lengths)
+            and all(type(n) is int and n >= 3 for n in lengths)
+            and lengths == sorted(set(lengths))
+        )
+
+    return ok, 'increasing whole numbers >= 3 (two sentence marks and a word), as in (8,16,32)'
+
+
+def names() -> Check:
+    return (
+        lambda value: bool(value) and all(isinstance(n, str) and n for n in value),
+        "names, as in ('sentence',)",
+    )
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """What the model reads."""
+
+    source: str = knob(
+        'reviews', 'where the examples come from', one_of('reviews', 'tfds', 'files')
+    )
+    name: str = knob('', 'tfds: data set, as in glue/sst2')
+    data_dir: str = knob(
+        '', "tfds: folder of prepared data sets ('' = TFDS_DATA_DIR or TFDS's default)", free=True
+    )
+    train: str = knob('train', 'tfds: training split; files: path of the .tsv, .csv or .jsonl file')
+    evaluation: str = knob('validation', 'tfds: evaluation split; files: path')
+    text_features: tuple[str, ...] = knob(
+        ('text',), 'tfds, files: features or columns to read, joined', names()
+    )
+    label_feature: str = knob('label', 'tfds, files: feature or column with the class')
+    num_train: int = knob(10_000, 'reviews: training sentences', at_least(1))
+    num_eval: int = knob(1_500, 'reviews: evaluation sentences', at_least(1))
+    min_frequency: int = knob(3, 'words seen less often in training are unknown', at_least(1))
+    bucket_lengths: tuple[int, ...] = knob(
+        (8, 16, 24, 32, 48),
+        'padded widths of training batches, tokens with marks; the last truncates',
+        increasing_lengths(),
+    )
+    window_batches: int = knob(16, 'global batches that are sorted by length together', at_least(1))
+    loader_threads: int = knob(
+        2, 'threads that assemble batches ahead of the step', at_least(1), free=True
+    )
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The word-dropout classifier (model/classifier.py)."""
+
+    embedding_size: int = knob(64, 'width of a word vector', at_least(1))
+    hidden_size: int = knob(64, 'width of each LSTM direction, attention and head', at_least(1))
+    word_dropout: float = knob(0.1, 'probability that a word becomes the unknown word', fraction())
+    embedding_dropout: float = knob(0.2, 'dropout after the embedding', fraction())
+    dropout: float = knob(0.2, 'dropout after LSTM, attention and hidden layer', fraction())
+    compute_dtype: str = knob(
+        'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
+    )
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """The update rule (training/optimizer.py)."""
+
+    name: str = knob('adamw', 'update rule', one_of('adamw', 'sgd'))
+    learning_rate: float = knob(1e-3, 'peak learning rate', at_least(0))
+    schedule: str = knob('cosine', 'learning rate after warm-up', one_of('constant', 'cosine'))
+    warmup_steps: int = knob(0, 'steps of linear warm-up from zero', at_least(0))
+    decay_steps: int = knob(
+        0, 'step at which the cosine schedule reaches zero (0 = num_steps)', at_least(0)
+    )
+    momentum: float = knob(0.9, 'sgd: momentum', fraction())
+    weight_decay: float = knob(
+        0.0, 'decoupled decay of matrices, multiplied by the learning rate', at_least(0)
+    )
+    clip_norm: float = knob(1.0, 'global gradient norm is clipped to this (0 = off)', at_least(0))
+
+
+@dataclasses.dataclass
+class Config:
+    """One run."""
+
+    seed: int = knob(0, 'makes the root key of a new run; a resumed run keeps its own', free=True)
+    prng_impl: str = knob(
+        'threefry2x32', 'PRNG implementation of every key', one_of('threefry2x32', 'rbg')
+    )
+    num_steps: int = knob(1000, 'training steps', at_least(1))
+    num_shards: int = knob(
+        0, 'data shards, a power of two (0 = device count of the first launch)', at_least(0)
+    )
+    batch_size: int = knob(64, 'global batch, examples per step', at_least(1))
+    eval_batch_size: int = knob(256, 'global batch of evaluation', at_least(1))
+    reduction: str = knob(
+        'tree',
+        "how shards are added: 'tree' is exact on every device count",
+        one_of('tree', 'psum'),
+    )
+    eval_every: int = knob(200, 'steps between evaluations', at_least(1), free=True)
+    checkpoint_every: int = knob(200, 'steps between checkpoints', at_least(1), free=True)
+    log_every: int = knob(50, 'steps between log lines', at_least(1), free=True)
+    keep_newest: int = knob(2, 'newest checkpoints kept', at_least(1), free=True)
+    keep_best: int = knob(1, 'best checkpoints kept, by evaluation metric', at_least(0), free=True)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+
+
+def knobs(config: Any, prefix: str = '') -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """(dotted name, value, field) of every knob, in order of declaration."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from knobs(value, f'{prefix}{field.name}.')
+        else:
+            yield prefix + field.name, value, field
+
+
+def check(config: Config) -> None:
+    """Raises BadInput for the first knob whose value makes no sense."""
+    for name, value, field in knobs(config):
+        test = field.metadata['check']
+        if test is not None and not test[0](value):
+            raise BadInput(f'config.{name} = {value!r}: expected {test[1]}')
+    if not 0 <= config.seed < 2**32:
+        raise BadInput(f'config.seed = {config.seed}: expected a whole number in [0, 2**32)')
+    if config.data.source == 'tfds' and not config.data.name:
+        raise BadInput(
+            "config.data.name = '': expected the name of a TFDS data set, as in glue/sst2"
+        )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Dotted name -> value, as JSON has it (tuples become lists)."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value, _ in knobs(config)
+    }
+
+
+def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
+    """'field: then -> now' for every knob that decides the run's bits and is not as in `saved`."""
+    now = to_dict(config)
+    free = {name for name, _, field in knobs(config) if field.metadata['free']}
+    if config.optimizer.schedule == 'constant' or config.optimizer.decay_steps:
+        free.add('num_steps')  # the schedule does not depend on it: a run may be prolonged
+    return [
+        f'{name}: {saved.get(name)!r} -> {now.get(name)!r}'
+        for name in sorted(saved.keys() | now.keys())
+        if name not in free and saved.get(name) != now.get(name)
+    ]

@@ -1,0 +1,1 @@
+"""What a run reads: examples -> vocabulary -> buckets -> batch(root key, step)."""

@@ -1,0 +1,96 @@
+"""Which examples make up a batch: a pure function of (root key, step), at any step at once.
+
+The stream is epoch after epoch, each in an order of its own. A window is W global batches of the
+stream; sorted by length and cut into W batches of similar length, which come in a shuffled order.
+So there is no remainder: epochs run on, a window and even a batch may straddle two of them.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from configs.schema import Config
+
+HostBatch = dict[str, np.ndarray]
+EpochWords = Callable[[int], np.ndarray]
+PREFETCHED = 8  # batches kept ready
+
+
+class Examples(Protocol):
+    """A split that can give any of its examples as rows of a padded batch."""
+
+    lengths: np.ndarray  # int32[N], which padding follows
+
+    def __len__(self) -> int:
+        """N."""
+
+    def batch(self, rows: np.ndarray, width: int) -> HostBatch:
+        """The examples `rows` (int64[B]) padded to `width`; 'weights' float32[B] is among them."""
+
+
+def batch_order(
+    lengths: np.ndarray, batch_size: int, window_batches: int, epoch_words: EpochWords
+) -> Callable[[int], np.ndarray]:
+    """step -> int64[batch_size], the examples of the global batch of that step (from 0).
+
+    `epoch_words(epoch)` are the bits of the key that orders an epoch. Random numbers are the raw
+    output of NumPy's Philox, a stream that is fixed for good: sorting by it makes a permutation.
+    """
+
+    def bits(epoch: int, block: int, count: int) -> np.ndarray:
+        key = int.from_bytes(epoch_words(epoch).astype('<u4').tobytes(), 'little')
+        return np.random.Philox(key=key, counter=block << 192).random_raw(count)
+
+    @functools.lru_cache(maxsize=2)
+    def epoch_order(epoch: int) -> np.ndarray:
+        return np.argsort(bits(epoch, 0, lengths.size), kind='stable')
+
+    @functools.lru_cache(maxsize=2)
+    def window(index: int) -> np.ndarray:
+        size = batch_size * window_batches
+        first = index * size
+        epochs = range(first // lengths.size, (first + size - 1) // lengths.size + 1)
+        stream = np.concatenate([epoch_order(epoch) for epoch in epochs])
+        rows = stream[first - epochs[0] * lengths.size :][:size]
+        rows = rows[np.argsort(lengths[rows], kind='stable')].reshape(window_batches, batch_size)
+        return rows[np.argsort(bits(epochs[0], 1 + index, window_batches), kind='stable')]
+
+    return lambda step: window(step // window_batches)[step % window_batches]
+
+
+def train_batches(
+    examples: Examples, config: Config, epoch_words: EpochWords, own_rows: slice, start: int
+) -> Iterator[HostBatch]:
+    """This process's rows of the batches of steps start .. num_steps - 1, made ahead by threads.
+
+    A batch has the width of the bucket that its longest example, on any process, fits in.
+    """
+    data = config.data
+    order = batch_order(examples.lengths, config.batch_size, data.window_batches, epoch_words)
+
+    def make(step: int) -> HostBatch:
+        rows = order(step)
+        width = bucket(int(examples.lengths[rows].max()), data.bucket_lengths)
+        return examples.batch(rows[own_rows], width)
+
+    options = grain.ReadOptions(num_threads=data.loader_threads, prefetch_buffer_size=PREFETCHED)
+    steps = grain.MapDataset.range(start, max(start, config.num_steps))
+    return iter(steps.map(make).to_iter_dataset(options))
+
+
+def eval_batches(examples: Examples, config: Config, own_rows: slice) -> Iterator[HostBatch]:
+    """Every example once, in order, at one width; the last batch is filled up with weight 0."""
+    width = config.data.bucket_lengths[-1]
+    for first in range(0, len(examples), config.eval_batch_size):
+        rows = np.arange(first, first + config.eval_batch_size)
+        batch = examples.batch(np.minimum(rows, len(examples) - 1)[own_rows], width)
+        batch['weights'] = batch['weights'] * (rows < len(examples))[own_rows]
+        yield batch
+
+
+def bucket(length: int, bucket_lengths: tuple[int, ...]) -> int:
+    """The shortest bucket that holds `length`."""
+    return next(width for width in bucket_lengths if length <= width)

@@ -1,0 +1,240 @@
+"""Film reviews from a grammar and a seed: a sentiment task that needs no download.
+
+A label is computed, never guessed: a clause starts with an opinion word, each frame around it keeps
+or flips its polarity ('no one could say that ...'), and of two clauses at odds the frame says which
+one decides ('although ... , ...'). So words alone tell little. On 10,000 training and 1,500
+evaluation reviews of seed 0, a logistic regression scores 68.3% on word counts and 80.9% on counts
+of words and word pairs; a bidirectional LSTM of 64 units passes 95% in its second epoch and 99.5%
+in its fifth. Other seeds give word counts 63 to 68%.
+"""
+
+import random
+import re
+from typing import NamedTuple
+
+LABEL_NAMES = ('negative', 'positive')
+MAX_REVIEWS = 200_000  # The grammar holds more, but hardly any short ones are left by then.
+MAX_WORDS = 40
+MAX_TRIES = 100  # Draws in a row without a new review before the grammar counts as exhausted.
+
+Split = tuple[list[str], list[int]]
+
+
+def _rules(text: str) -> dict[str, list[str]]:
+    rules = (' '.join(rule.split()).split(': ') for rule in text.split(';'))
+    return {name: options.split(' | ') for name, options in rules}
+
+
+# A slot {x} is filled with an option of rule x: {+x} with one of the polarity at hand, where 'x-'
+# blames and 'x+' praises, and {-x} with one of the other. A frame keeps the polarity of the words
+# put into it, a flipped frame turns it round. Nouns in -s are plural, the others singular.
+RULES = _rules("""
+film: film | movie | picture;
+film-: boring | tedious | hollow | shallow; film+: enjoyable | absorbing | charming | memorable;
+story: plot | story | script | premise | ending | twists | subplots | final scenes;
+story-: dull | muddled | stale | contrived; story+: gripping | clever | touching | inventive;
+acting: cast | acting | lead actor | heroine | actors | performances | characters;
+acting-: wooden | stiff | lifeless | bland; acting+: convincing | likeable | lively | engaging;
+look: photography | camera work | set design | animation | costumes | special effects | images;
+look-: ugly | murky | drab | garish; look+: handsome | striking | elegant | stylish;
+sound: music | score | soundtrack | title song | songs | musical numbers;
+sound-: grating | shrill | intrusive | monotonous; sound+: haunting | rousing | lovely | tuneful;
+humour: humour | comedy | dialogue | banter | jokes | gags | punchlines;
+humour-: lame | crude | laboured | witless; humour+: witty | funny | sharp | amusing;
+pace: pacing | editing | direction | rhythm | action scenes | chases;
+pace-: sluggish | clumsy | uneven | sloppy; pace+: brisk | assured | confident | graceful;
+
+strong-: dreadful | awful | terrible | dismal; strong+: superb | wonderful | brilliant | terrific;
+adj: {+mild} | {+mild} | {+strong}; degree: {+very} {+mild} | {utterly} {+strong};
+very-: very | really | rather | quite | a little; very+: very | really | rather | quite | truly;
+utterly: absolutely | truly | simply | utterly; trailer: trailer | opening | prologue;
+shine-: disappoint | annoy | irritate | bore | misfire | fall flat | fall apart | wear thin;
+shine+: convince | delight | shine | charm | dazzle | ring true | hold up | win you over;
+love-: hate | dislike | resent | detest; love+: love | enjoy | admire | adore;
+beats-: is {+better} than | is a step down from | is no match for | falls short of;
+beats+: is {+better} than | is a step up from | improves on | outclasses;
+better-: worse | weaker; better+: better | stronger;
+any: {+strong} | {-strong}; dull: {+film} | {+film} | {+strong}; dull film: a {dull} {film};
+the dull plot: the {adj} {noun} | its {adj} {noun};
+
+original: original | first film | novel | stage play | television series;
+genre: comedy | thriller | drama | western | musical | war film | ghost story;
+name: keller | moreau | tanaka | okafor | lindgren | rossi | silva | novak | haddad | byrne;
+place: lisbon | oslo | cairo | montreal | a small village | the desert | the alps;
+job: nurse | teacher | sailor | farmer | pianist | detective | baker;
+number: eighty | ninety | one hundred; day: monday | tuesday | thursday | friday | saturday;
+
+plain: {np} {is} {adj} | {np} {is} {adj} | {np} {is} {degree} | {np} {shines} | {np} always {shines}
+    | {np} {is} {adj} from start to finish;
+plain flipped: {np} {is} not {adj} | {np} {is} not very {+mild} | {np} {is} never {adj}
+    | {np} {is} hardly {adj} | {np} {is} anything but {adj} | {np} {is} far from {adj}
+    | {np} {does} not {shine} | {np} never {shines} | {np} hardly ever {shines};
+framed: i {loved} {np} | i really {loved} {np} | i found {np} {adj} | i found {np} {degree}
+    | there is something {adj} about {np} | {np} {is} nothing short of {+strong}
+    | both the {trailer} and {np} {shine} | {np} {is} never less than {adj}
+    | it is easy to {love} {np} | it is hard not to {love} {np};
+framed flipped: i did not {love} {np} | i never found {np} {adj} | no one could call {np} {adj}
+    | there is nothing {adj} about {np} | neither the {trailer} nor {np} {shines}
+    | it is hard to {love} {np} | no one will {love} {np};
+whole: this is {dull film} | it is {dull film} | {np} {+beats} the {any} {original}
+    | this version {+beats} the {any} {original};
+whole flipped: this is not {dull film} | no one could call it {dull film}
+    | {np} is no {+better} than the {-strong} {original}
+    | this version is no {+better} than the {-strong} {original};
+fragment: {dull film} | what {dull film} | a {dull} {genre} | what a {dull} {genre}
+    | a {dull} {genre} about a {job} | {degree} | {+mild} and {+strong};
+fragment flipped: not {dull film} | hardly a {dull} {genre} | never {adj} | not {adj} at all
+    | far from {adj} | not a {dull} {genre} about a {job};
+report: there is no denying that {} | no one will deny that {} | i have no doubt that {};
+report flipped: no one could say that {} | it is not true that {} | it is wrong to say that {};
+
+contrast: {lost} , but {} | {lost} , but {} | {lost} , yet {} | {lost} . even so , {}
+    | although {lost} , {} | though {lost} , {} | despite {the dull plot} , {}
+    | for all the talk of {the dull plot} , {} | i had heard of {the dull plot} , yet {}
+    | critics called it {dull film} , yet {} | i expected {dull film} , but {}
+    | the poster promised {dull film} , but {} | my friends {loved} it , yet {}
+    | {} , although {lost} | {} , though {lost} | {} , even if {lost}
+    | {} , despite {the dull plot} | {} , whatever the critics say about {the dull plot};
+aside: it was directed by {name} . {} | {} . it runs for {number} minutes
+    | it was shot in {place} . {} | {} . we saw it on a {day} evening
+    | it is set in {place} . {} | {} . {name} wrote the {original}
+    | it is not a {genre} . {} | {} . it was never shown in {place}
+    | it was not filmed in {place} . {} | {} . no one in it is a {job}
+    | it follows a {job} in {place} . {} | {} . {name} plays the {job}
+    | in this {genre} from {place} , {} | in the new {genre} by {name} , {}
+""")
+ASPECTS = ['story', 'acting', 'look', 'sound', 'humour', 'pace']
+
+
+class Clause(NamedTuple):
+    """A piece of text together with its polarity."""
+
+    text: str
+    positive: bool
+
+    def within(self, frame: str, flips: bool = False) -> 'Clause':
+        """Return the clause put at the {} of a frame, which may flip it."""
+        return Clause(frame.replace('{}', self.text), self.positive != flips)
+
+
+class _Writer:
+    """Draws from the grammar by `random()` alone, whose stream is the same on every Python."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed).random
+
+    def chance(self, probability: float) -> bool:
+        return self._random() < probability
+
+    def pick(self, options: list[str]) -> str:
+        return options[int(self._random() * len(options))]
+
+    def fill(self, rule: str, positive: bool, **bound: str) -> str:
+        """Draw an option of a rule and fill its slots, save {}, from `bound` or by their rules."""
+
+        def slot(match: re.Match[str]) -> str:
+            side, name = match.groups()
+            if name in bound:
+                return bound[name]
+            polarity = positive != (side == '-')
+            return self.fill(name + '-+'[polarity] if side else name, polarity, **bound)
+
+        return re.sub(r'{([-+]?)([a-z ]+)}', slot, self.pick(RULES[rule]))
+
+    def review(self, positive: bool) -> Clause:
+        """Write a fragment, or one or two statements that agree, and facts beside the point."""
+        if self.chance(0.07):
+            review = self._clause(positive, 'film', 'fragment')
+        else:
+            aspects = sorted(ASPECTS, key=lambda _: self._random())
+            review = self._statement(positive, aspects)
+            if self.chance(0.15):
+                second = self._statement(positive, aspects)
+                review = second.within(f'{review.text} . {{}}')
+            if self.chance(0.4):
+                review = review.within(self.fill('aside', positive))
+        review = review.within('{} !' if self.chance(0.1) else '{} .')
+        return review._replace(text=re.sub(r'\ba (?=[aeiou])', 'an ', review.text))
+
+    def _statement(self, positive: bool, aspects: list[str]) -> Clause:
+        """Write one verdict: a contrast, two clauses that agree, or a single clause."""
+        topic = 'film' if self.chance(0.25) else aspects.pop()
+        if self.chance(0.3):
+            return self._contrast(positive, topic, aspects.pop())
+        if self.chance(0.2):
+            first = self._clause(positive, aspects.pop(), 'plain')
+            return self._clause(positive, topic).within(f'{first.text} , and {{}}')
+        write = self._reported if self.chance(0.2) else self._clause
+        return write(positive, topic)
+
+    def _contrast(self, positive: bool, topic: str, other: str) -> Clause:
+        """Write two clauses at odds: the one on `topic` has the last word, the other is {lost}."""
+        lost = self._clause(not positive, other).text
+        slots = self._about(other, not positive)
+        frame = self.fill('contrast', not positive, lost=lost, **slots)
+        return self._clause(positive, topic).within(frame)
+
+    def _reported(self, positive: bool, topic: str) -> Clause:
+        """Write a clause affirmed or denied by way of what people may say."""
+        flips = self.chance(0.5)
+        frame = self.pick(RULES['report flipped' if flips else 'report'])
+        return self._clause(positive != flips, topic, 'plain').within(frame, flips)
+
+    def _clause(self, positive: bool, topic: str, frames: str = '') -> Clause:
+        """Write one opinion; a frame that flips gets a word of the other polarity."""
+        frames = frames or self.pick(['plain', 'framed', 'whole' if topic == 'film' else 'plain'])
+        flips = self.chance(0.22)
+        rule = f'{frames} flipped' if flips else frames
+        word = positive != flips
+        return Clause(self.fill(rule, word, **self._about(topic, word)), word).within('{}', flips)
+
+    def _about(self, topic: str, positive: bool) -> dict[str, str]:
+        """Bind what must agree within a clause: a noun, its number and the words that go by it."""
+        sign = '-+'[positive]
+        noun = self.pick(RULES[topic])
+        plural = noun.endswith('s')
+        shine, love = self.pick(RULES['shine' + sign]), self.pick(RULES['love' + sign])
+        return {
+            'noun': noun,
+            'np': f'the {noun}',
+            'is': 'are' if plural else 'is',
+            'does': 'do' if plural else 'does',
+            'shine': shine,
+            'shines': shine if plural else f'{shine} '.replace(' ', 's ', 1).strip(),
+            'love': love,
+            'loved': love.removesuffix('e') + 'ed',
+            'mild': self.pick(RULES[topic + sign]),
+        }
+
+
+def make_reviews(num_train: int, num_eval: int, seed: int = 0) -> tuple[Split, Split]:
+    """Return ((train texts, train labels), (eval texts, eval labels)); no sentence occurs twice.
+
+    The evaluation reviews are written first: for one seed they are the same at any num_train.
+    """
+    if min(num_train, num_eval) < 0 or num_train + num_eval > MAX_REVIEWS:
+        raise ValueError(f'{num_train} + {num_eval} reviews asked for, not 0 to {MAX_REVIEWS}')
+    writer = _Writer(seed)
+    seen: set[str] = set()
+    evaluation = _split(writer, num_eval, seen)
+    return _split(writer, num_train, seen), evaluation
+
+
+def _split(writer: _Writer, size: int, seen: set[str]) -> Split:
+    """Write `size` reviews unlike those seen, half of them positive, in random order."""
+    texts: list[str] = []
+    labels: list[int] = []
+    positives = size // 2
+    for left in range(size, 0, -1):
+        # Labels come from an urn that is drawn until empty: random order, exact balance.
+        positive = writer.chance(positives / left)
+        drawn = (writer.review(positive) for _ in range(MAX_TRIES))
+        fresh = (new for new in drawn if new.text not in seen and new.text.count(' ') < MAX_WORDS)
+        review = next(fresh, None)
+        if review is None:
+            raise ValueError(f'the grammar has no new review left after {len(seen)}')
+        seen.add(review.text)
+        positives -= review.positive
+        texts.append(review.text)
+        labels.append(int(review.positive))
+    return texts, labels

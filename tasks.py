@@ -1,0 +1,151 @@
+"""What is learned: data, model, loss and metrics of a config, bound together for the trainer."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs.schema import BadInput, Config, DataConfig
+from input_pipeline import reviews, text_files, tfds_source
+from input_pipeline.batches import Examples
+from input_pipeline.encoded import LabelledTexts
+from input_pipeline.examples import TextDataset, TextSplit
+from input_pipeline.vocabulary import FIRST_WORD, UNK, Vocabulary
+from model.classifier import TextClassifier
+
+Batch = dict[str, jax.Array]
+Rngs = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """All that the trainer knows of what is learned. A new task is a function that makes one."""
+
+    train: Examples
+    evaluation: Examples
+    init: Callable[[jax.Array], Any]  # key -> parameters
+    loss_sums: Callable[[Any, Batch, Rngs | None], dict[str, jax.Array]]
+    """(parameters, rows, rngs) -> float32[] sums over the rows, each weighted by 'weights'.
+
+    'loss' / 'weight' is minimised, 'tokens' counts real tokens; without rngs nothing is drawn.
+    """
+    sum_names: tuple[str, ...]  # the names of these sums, sorted
+    metrics: Callable[[dict[str, float]], dict[str, float]]  # totals of the sums -> metrics
+    best_metric: str  # evaluation metric, larger is better, by which checkpoints are kept
+    facts: dict[str, Any]  # JSON that goes into every checkpoint and may not change on resume
+    files: dict[str, str]  # name -> text of files in the workdir, for people and tools
+    summary: str  # one line for the start of the log
+
+
+def make_task(config: Config) -> Task:
+    """The text classification task of a config. Raises BadInput for data that can not be read."""
+    texts = read_texts(config.data)
+    vocabulary = Vocabulary.of(texts.train.texts, config.data.min_frequency)
+    max_length = config.data.bucket_lengths[-1]
+
+    def encode(split: TextSplit) -> LabelledTexts:
+        return LabelledTexts(split.texts, split.labels, vocabulary, max_length)
+
+    train, evaluation = encode(texts.train), encode(texts.evaluation)
+    model = TextClassifier(
+        vocab_size=len(vocabulary),
+        num_classes=len(texts.label_names),
+        embedding_size=config.model.embedding_size,
+        hidden_size=config.model.hidden_size,
+        word_dropout=config.model.word_dropout,
+        embedding_dropout=config.model.embedding_dropout,
+        dropout=config.model.dropout,
+        unk_id=UNK,
+        first_word_id=FIRST_WORD,
+        dtype=jnp.dtype(config.model.compute_dtype),
+    )
+    return Task(
+        train=train,
+        evaluation=evaluation,
+        init=classifier_init(model),
+        loss_sums=classifier_loss_sums(model),
+        sum_names=('correct', 'loss', 'tokens', 'weight'),
+        metrics=classifier_metrics,
+        best_metric='accuracy',
+        facts={
+            'label_names': list(texts.label_names),
+            'vocabulary': list(vocabulary.words),
+            'training_data': train.fingerprint(),
+            'evaluation_data': evaluation.fingerprint(),
+        },
+        files={'vocabulary.txt': vocabulary.file_text()},
+        summary=(
+            f'{len(train)} training and {len(evaluation)} evaluation examples, '
+            f'{len(texts.label_names)} classes, {len(vocabulary)} word ids, '
+            f'{train.num_truncated + evaluation.num_truncated} texts cut to {max_length} ids'
+        ),
+    )
+
+
+def read_texts(data: DataConfig) -> TextDataset:
+    """The data set that a config names."""
+    if data.source == 'tfds':
+        return tfds_source.read_tfds(
+            data.name,
+            data.train,
+            data.evaluation,
+            data.text_features,
+            data.label_feature,
+            data.data_dir,
+        )
+    if data.source == 'files':
+        return text_files.read_text_files(
+            data.train, data.evaluation, data.text_features, data.label_feature
+        )
+    try:
+        train, evaluation = reviews.make_reviews(data.num_train, data.num_eval)
+    except ValueError as error:
+        raise BadInput(f'config.data.num_train = {data.num_train}: {error}') from error
+    return TextDataset(
+        TextSplit(train[0], np.array(train[1], np.int32)),
+        TextSplit(evaluation[0], np.array(evaluation[1], np.int32)),
+        reviews.LABEL_NAMES,
+    )
+
+
+def classifier_init(model: TextClassifier) -> Callable[[jax.Array], Any]:
+    """key -> parameters. No parameter's shape depends on the width of a batch."""
+
+    def init(key: jax.Array) -> Any:
+        token_ids, lengths = jnp.zeros((1, 2), jnp.int32), jnp.full(1, 2)
+        return model.init({'params': key}, token_ids, lengths, train=False)['params']
+
+    return init
+
+
+def classifier_loss_sums(model: TextClassifier) -> Callable[..., dict[str, jax.Array]]:
+    """Sums over rows of softmax cross entropy, right answers, tokens and weights."""
+
+    def loss_sums(params: Any, batch: Batch, rngs: Rngs | None) -> dict[str, jax.Array]:
+        token_ids, lengths, labels = batch['token_ids'], batch['lengths'], batch['labels']
+        train = rngs is not None
+        logits = jnp.asarray(
+            model.apply({'params': params}, token_ids, lengths, train=train, rngs=rngs)
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        weights = batch['weights']
+        return {
+            'correct': jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels)),
+            'loss': jnp.sum(weights * losses),
+            'tokens': jnp.sum(weights * lengths),
+            'weight': jnp.sum(weights),
+        }
+
+    return loss_sums
+
+
+def classifier_metrics(totals: dict[str, float]) -> dict[str, float]:
+    """Mean loss and accuracy per example."""
+    return {
+        'loss': totals['loss'] / totals['weight'],
+        'accuracy': totals['correct'] / totals['weight'],
+    }

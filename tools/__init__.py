@@ -1,0 +1,1 @@
+"""What you run beside a run."""

@@ -1,0 +1,127 @@
+"""Trains a run from its config: `python train.py --config=configs/reviews.py --workdir=DIR`.
+
+Started again in the same workdir, it goes on from the newest checkpoint as if nothing had
+happened. One root key decides every batch, mask and parameter, on any number of devices.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+import tasks
+from configs import command_line, schema
+from configs.schema import Config
+from input_pipeline.batches import eval_batches, train_batches
+from training import backend, keys, logs, resume
+from training.checkpoints import Checkpoints
+from training.evaluation import make_evaluate
+from training.layout import make_layout, make_mesh
+from training.ledger import Ledger
+from training.optimizer import make_optimizer, make_schedule
+from training.state import make_create_state, root_key_hex, state_fingerprint
+from training.step import make_train_step, row_columns
+
+CONFIG = config_flags.DEFINE_config_file('config', 'configs/reviews.py', 'What to run.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives; one that is there goes on.')
+ALLOW_CHANGES = flags.DEFINE_bool(
+    'allow_changes', False, 'Go on although config, data or devices lead the run elsewhere.'
+)
+JOIN_TIMEOUT = flags.DEFINE_integer(
+    'join_timeout', 300, 'Seconds to wait for the other processes of the run.'
+)
+
+
+def main(_: Sequence[str]) -> None:
+    """Checks what can be checked at once, pins the environment, trains."""
+    config = command_line.loaded_config(CONFIG)
+    workdir = command_line.usable_workdir(WORKDIR.value)
+    backend.prepare(config.num_shards)
+    backend.join_processes(JOIN_TIMEOUT.value)
+    logs.start_logging()
+    train(config, workdir, ALLOW_CHANGES.value)
+
+
+def train(config: Config, workdir: epath.Path, allow_changes: bool = False) -> dict[str, Any]:
+    """Brings the run in `workdir` to its last step. Returns what its summary.json holds."""
+    task = tasks.make_task(config)
+    backend.require_same_on_all_processes(schema.to_dict(config), task.facts)
+
+    # A workdir with a checkpoint holds a run, and this launch must be its continuation.
+    mesh = make_mesh()
+    checkpoints = Checkpoints(workdir, config.keep_newest, config.keep_best, task.best_metric)
+    saved = checkpoints.newest_header()
+    config, header = resume.plan(config, task.facts, saved, mesh.size, workdir, allow_changes)
+    layout = make_layout(config, header['manifest']['num_shards'], mesh)
+
+    # The seed makes the root key of a new run; an old run's comes back with its state.
+    schedule = make_schedule(config.optimizer, config.num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    create_state = make_create_state(task.init, optimizer, layout)
+    seed_key = keys.root_key(config.seed, config.prng_impl)
+    if saved:
+        state = checkpoints.restore(layout.abstract(jax.eval_shape(create_state, seed_key)))
+    else:
+        state = create_state(seed_key)
+    start = int(state.step)
+    logs.start_report(layout, task.summary, state)
+    if start >= config.num_steps and (summary := logs.read_summary(workdir, start)):
+        logging.info('the run is finished at step %d: %s', start, summary['eval'])
+        return summary
+    logs.write_files(workdir, task.files | {'config.json': json.dumps(header['config'], indent=2)})
+
+    epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_key))
+    rows, eval_rows = layout.own_rows(config.batch_size), layout.own_rows(config.eval_batch_size)
+    train_step = make_train_step(task.loss_sums, optimizer, layout)
+    batches = train_batches(task.train, config, epoch_words, rows, start)
+    held_out = functools.partial(eval_batches, task.evaluation, config, eval_rows)
+    evaluate = make_evaluate(task.loss_sums, task.metrics, layout, held_out)
+    ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start)
+    log = logs.RunLog(workdir, task.metrics, schedule, config, ledger.tail(config.log_every))
+
+    def save(metrics: dict[str, float] | None) -> None:
+        log.add(ledger.drain())
+        ledger.write_segment()  # before the checkpoint, so that none lacks its past
+        checkpoints.save(state, header, metrics)
+
+    metrics = None
+    with contextlib.closing(log), contextlib.closing(checkpoints):
+        if not saved:
+            save(None)  # from here on, this root key is the run's
+        for step, batch in enumerate(batches, start + 1):
+            with jax.transfer_guard('disallow'):
+                state, row = train_step(state, layout.put(batch))
+            log.add(ledger.add(row))
+            last, metrics = step == config.num_steps, None
+            if last or step % config.eval_every == 0:
+                log.add(ledger.drain())
+                with log.paused():
+                    metrics = evaluate(state.params)
+                log.evaluation(step, metrics)
+            if last or step % config.checkpoint_every == 0:
+                save(metrics)
+
+    summary = {
+        'step': int(state.step),
+        'eval': metrics or evaluate(state.params),
+        'state_fingerprint': state_fingerprint(state),
+        'root_key': root_key_hex(state),
+        'num_shards': layout.num_shards,
+        'device_count': jax.device_count(),
+        'process_count': jax.process_count(),
+        'examples_per_second': log.examples_per_second,
+    }
+    logs.write_files(workdir, {'summary.json': json.dumps(summary, indent=2)})
+    logging.info('finished: %s', json.dumps(summary))
+    return summary
+
+
+if __name__ == '__main__':
+    command_line.run(main)

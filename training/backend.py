@@ -1,0 +1,150 @@
+"""What must hold around the program for its bits to be decided: threads, flags, processes.
+
+XLA's CPU backend blocks some matrix products by the size of its thread pool, which is the larger
+of the core count (or PJRT_NPROC) and the device count: pinned at no less than the shards, it is
+the same on every layout of a run. docs/reproducibility.md has what was measured.
+"""
+
+import json
+import os
+import platform
+import zlib
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from configs.schema import BadInput
+
+# GPU kernels are otherwise chosen by timing them at start-up, and some add in any order.
+PINNED_XLA_FLAGS = {
+    '--xla_gpu_autotune_level': '0',
+    '--xla_gpu_exclude_nondeterministic_ops': 'true',
+}
+LEAST_THREADS = 8
+
+# A mesh of one device skips XLA's SPMD pipeline, whose early common-subexpression elimination
+# leads to other fusions and so to other roundings. Without that pass both compile alike.
+COMPILER_OPTIONS = {'xla_disable_hlo_passes': 'cse'}
+
+VERSIONED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def prepare(num_shards: int) -> None:
+    """Pins thread pool and XLA flags and, where the user did not, the simulated CPU devices.
+
+    Call it before the first device is touched. Raises BadInput when the environment holds another
+    value of what is pinned.
+    """
+    devices = jax.config.read('jax_num_cpu_devices')
+    if devices < 1:
+        devices = devices_for(os.cpu_count() or 1, num_shards)
+        jax.config.update('jax_num_cpu_devices', devices)
+    least = max(num_shards, devices)
+    threads = os.environ.setdefault('PJRT_NPROC', str(max(LEAST_THREADS, least)))
+    if not threads.isdigit() or int(threads) < least:
+        raise BadInput(
+            f'PJRT_NPROC = {threads}: expected at least {least}, the number of shards or devices, '
+            'or it can not be the same on every device count; leave it unset'
+        )
+    given = dict(flag.partition('=')[::2] for flag in os.environ.get('XLA_FLAGS', '').split())
+    for flag, value in PINNED_XLA_FLAGS.items():
+        if given.setdefault(flag, value) != value:
+            raise BadInput(
+                f'XLA_FLAGS: found {flag}={given[flag]}, expected {flag}={value}, on which the '
+                'bits of a run depend; take it out of XLA_FLAGS'
+            )
+    os.environ['XLA_FLAGS'] = ' '.join(
+        f'{flag}={value}' if value else flag for flag, value in given.items()
+    )
+
+
+def devices_for(cores: int, num_shards: int) -> int:
+    """The largest power of two that divides `num_shards` (0 and 1: one) and is at most `cores`."""
+    count = 1
+    while num_shards and num_shards % (2 * count) == 0 and 2 * count <= cores:
+        count *= 2
+    return count
+
+
+def join_processes(timeout_seconds: int) -> None:
+    """Joins the other processes of this run, if the environment says that there are any.
+
+    JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID say so outright; under Slurm,
+    Open MPI and on TPU pods JAX reads the cluster's own variables.
+    """
+    env = os.environ
+    address = env.get('JAX_COORDINATOR_ADDRESS')
+    cluster = (
+        int(env.get('SLURM_STEP_NUM_TASKS', '1')) > 1
+        or int(env.get('OMPI_COMM_WORLD_SIZE', '1')) > 1
+        or ',' in env.get('TPU_WORKER_HOSTNAMES', '')
+    )
+    if not address and not cluster:
+        return
+    explicit: dict[str, Any] = {}
+    if address and 'JAX_NUM_PROCESSES' in env:
+        explicit = {
+            'coordinator_address': address,
+            'num_processes': int(env['JAX_NUM_PROCESSES']),
+            'process_id': int(env.get('JAX_PROCESS_ID', '-1')),
+            'cluster_detection_method': 'deactivate',
+        }
+    try:
+        jax.distributed.initialize(initialization_timeout=timeout_seconds, **explicit)
+    except (RuntimeError, ValueError) as error:
+        raise BadInput(
+            f'JAX_COORDINATOR_ADDRESS = {address or "from the cluster"}: could not join the other '
+            f'processes within {timeout_seconds} s ({str(error).splitlines()[0]})'
+        ) from error
+
+
+def require_same_on_all_processes(*facts: dict[str, Any]) -> None:
+    """Raises BadInput, on every process, where any of these is not what process 0 has."""
+    if jax.process_count() == 1:
+        return
+    names = [name for some in facts for name in some]
+    texts = [json.dumps(value) for some in facts for value in some.values()]
+    digests = np.array([zlib.crc32(text.encode()) for text in texts], np.uint32)
+    for process, theirs in enumerate(multihost_utils.process_allgather(digests)):
+        for name, text, mine, other in zip(names, texts, digests, theirs, strict=True):
+            if mine != other:
+                raise BadInput(
+                    f'{name} is not the same on process {process} and on process '
+                    f'{jax.process_index()}, which has {text[:200]}; start all processes with '
+                    'the same command, code and files'
+                )
+
+
+def on_all_processes(ok: bool) -> bool:
+    """Whether `ok` holds on every process."""
+    if jax.process_count() == 1:
+        return ok
+    return bool(multihost_utils.process_allgather(np.asarray(ok)).all())
+
+
+def environment() -> dict[str, Any]:
+    """The facts outside the program that its bits can depend on, for the manifest."""
+    return {
+        'versions': {name: metadata.version(name) for name in VERSIONED},
+        'python': platform.python_version(),
+        'platform': jax.default_backend(),
+        'device_kind': jax.devices()[0].device_kind,
+        'device_count': jax.device_count(),
+        'process_count': jax.process_count(),
+        'processor': processor(),
+        'threads': os.environ.get('PJRT_NPROC', ''),
+        'xla_flags': os.environ.get('XLA_FLAGS', ''),
+        'compiler_options': COMPILER_OPTIONS,
+    }
+
+
+def processor() -> str:
+    """The host CPU's model, whose vector width can change roundings."""
+    try:
+        with open('/proc/cpuinfo') as lines:
+            return next(x.split(':', 1)[1].strip() for x in lines if x.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,164 @@
+"""Checkpoints: written while training goes on, committed atomically, checked when read.
+
+A checkpoint `checkpoints/STEP` holds two Orbax items: `state`, the arrays of a TrainState with the
+root key among them, and `run`, JSON: config, task facts (vocabulary) and a manifest with the
+fingerprint of the state. Nothing in it is code.
+"""
+
+import hashlib
+import json
+import logging
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from configs.schema import BadInput
+from training import backend
+from training.state import TrainState, root_key_hex, state_fingerprint, structure
+
+Header = dict[str, Any]  # what the `run` item holds: 'config', 'task', 'manifest', 'sha256'
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir: epath.Path, keep_newest: int, keep_best: int, metric: str) -> None:
+        """`metric`: evaluation metric, larger is better, by which the best are kept."""
+        self._directory = workdir / 'checkpoints'
+        self._set_aside = workdir / 'damaged'
+        policies = ocp.checkpoint_managers
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep_newest),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics[metric],
+                        n=keep_best,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+        self._manager: ocp.CheckpointManager | None = None
+
+    def steps(self) -> list[int]:
+        """The steps of the committed checkpoints, in order."""
+        return (
+            sorted(ocp.utils.checkpoint_steps(self._directory)) if self._directory.exists() else []
+        )
+
+    def newest_header(self) -> Header | None:
+        """The header of the newest checkpoint that has a whole one; None without a checkpoint."""
+        return self._newest_whole(lambda step: read_header(self._directory / str(step)))
+
+    def restore(self, target: TrainState) -> TrainState:
+        """The newest checkpoint that is whole, in the shapes and shardings of `target`.
+
+        A damaged one is named in a warning and moved to `damaged/`, never deleted. Raises BadInput
+        when `target` is another model's state, or when no checkpoint is whole.
+        """
+        manager = self._open()
+
+        def read(step: int) -> TrainState:
+            header = read_header(self._directory / str(step))
+            refuse_other_model(header['manifest']['structure'], structure(target))
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            state = manager.restore(step, args=items)['state']
+            found = (root_key_hex(state), state_fingerprint(state))
+            expected = (header['manifest']['root_key'], header['manifest']['state_fingerprint'])
+            if found != expected:
+                raise ValueError(f'fingerprint of the state is {found[1]}, expected {expected[1]}')
+            return state
+
+        restored = self._newest_whole(read)
+        assert restored is not None, 'restore without a checkpoint'
+        manager.reload()
+        return restored
+
+    def save(self, state: TrainState, header: Header, metrics: dict[str, float] | None) -> None:
+        """Copies the state to the host and returns; files are written and committed meanwhile."""
+        manifest = header['manifest'] | {
+            'structure': structure(state),
+            'root_key': root_key_hex(state),
+            'state_fingerprint': state_fingerprint(state),
+        }
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            run=ocp.args.JsonSave(seal(header | {'manifest': manifest})),
+        )
+        self._open().save(int(jax.device_get(state.step)), args=items, metrics=metrics, force=True)
+
+    def close(self) -> None:
+        """Waits until the last save is committed."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            self._manager = ocp.CheckpointManager(self._directory, options=self._options)
+        return self._manager
+
+    def _newest_whole(self, read: Any) -> Any:
+        """`read(step)` of the newest step for which no process raises; the others are set aside."""
+        steps = self.steps()
+        for step in reversed(steps):
+            result, problem = None, ''
+            try:
+                result = read(step)
+            except BadInput:
+                raise
+            except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
+                problem = (str(error).splitlines() or [''])[0] or type(error).__name__
+            if backend.on_all_processes(not problem):
+                return result
+            logging.warning(
+                'checkpoint %s is damaged (%s): moved to %s, using the one before',
+                self._directory / str(step), problem or 'on another process', self._set_aside,
+            )  # fmt: skip
+            self._move_aside(step)
+        if steps:
+            raise BadInput(
+                f'{self._set_aside}: none of the {len(steps)} checkpoints is whole; mend one and '
+                f'move it back to {self._directory}, or start over in another workdir'
+            )
+        return None
+
+    def _move_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            self._set_aside.mkdir(parents=True, exist_ok=True)
+            number = len(list(self._set_aside.glob(f'{step}*')))
+            name = f'{step}.{number}' if number else str(step)
+            (self._directory / str(step)).rename(self._set_aside / name)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f'set aside {step}')
+
+
+def seal(header: Header) -> Header:
+    """The header with the SHA-256 of its canonical JSON."""
+    body = json.loads(json.dumps({k: v for k, v in header.items() if k != 'sha256'}))
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return body | {'sha256': digest}
+
+
+def read_header(checkpoint: epath.Path) -> Header:
+    """A checkpoint's `run` item. Raises ValueError when a bit of it is not as it was written."""
+    header = json.loads((checkpoint / 'run' / 'metadata').read_text())
+    if not isinstance(header, dict) or seal(header) != header:
+        raise ValueError('the run description (config, vocabulary, manifest) is not as written')
+    return header
+
+
+def refuse_other_model(saved: dict[str, str], now: dict[str, str]) -> None:
+    """Raises BadInput naming the first array that only one has, or that differs in shape."""
+    for path in [*saved, *now]:
+        if saved.get(path) != now.get(path):
+            raise BadInput(
+                f'this model does not fit the checkpoint: {path} was '
+                f'{saved.get(path, "not there")}, is {now.get(path, "not there")}; '
+                'start another model in another workdir'
+            )

@@ -1,0 +1,108 @@
+"""The run's book: one row of exact bits for every step, in files that are never changed.
+
+A row is a NumPy record: the finished step, fingerprints of batch, dropout keys and parameters
+(uint32), gradient norm and loss sums (float32). A segment `ledger/FIRST-LAST.npy` is written when
+a checkpoint is, before it, so the rows up to a checkpoint exist whenever the checkpoint does.
+"""
+
+import collections
+import io
+import logging
+
+import jax
+import numpy as np
+from etils import epath
+
+from configs.schema import BadInput
+
+IN_FLIGHT = 2  # steps that the device may have queued before the host waits for a row
+
+
+class Ledger:
+    """Takes the rows of steps as they are dispatched, gives them back as they are finished."""
+
+    def __init__(self, directory: epath.Path, columns: dict[str, str], start: int) -> None:
+        """`columns`: the words of a step's row, name -> NumPy type.
+
+        Continues after `start` finished steps: rows beyond are of a future that was lost.
+        """
+        self._directory, self._start = directory, start
+        self._dtype = np.dtype(list(columns.items()))
+        self._pending: collections.deque[jax.Array] = collections.deque()
+        self._unwritten: list[np.ndarray] = []
+        self._writes = jax.process_index() == 0
+        if self._writes:
+            for path, first, _ in segments(directory):
+                if first > start:
+                    path.unlink()
+
+    def tail(self, every: int) -> list[np.ndarray]:
+        """The rows since the last multiple of `every` steps, which a resumed run stands on."""
+        first = self._start - self._start % every + 1
+        if first > self._start:
+            return []
+        try:
+            return list(read(self._directory, first))
+        except BadInput as problem:
+            logging.warning('%s; the run goes on without these rows', problem)
+            return []
+
+    def add(self, row: jax.Array) -> list[np.ndarray]:
+        """Takes the newest step's row; returns the rows that are finished, without a bubble."""
+        self._pending.append(row)
+        return self._finish(IN_FLIGHT)
+
+    def drain(self) -> list[np.ndarray]:
+        """Waits for every step dispatched and returns the rows not returned yet."""
+        return self._finish(0)
+
+    def _finish(self, keep: int) -> list[np.ndarray]:
+        done = []
+        while len(self._pending) > keep:
+            words = jax.device_get(self._pending.popleft()).astype('<u4')
+            done.append(words.view(self._dtype)[0])
+        self._unwritten += done
+        return done
+
+    def write_segment(self) -> None:
+        """Writes the finished rows that are in no file yet."""
+        rows, self._unwritten = self._unwritten, []
+        if not rows or not self._writes:
+            return
+        buffer = io.BytesIO()
+        np.save(buffer, np.array(rows, self._dtype), allow_pickle=False)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        name = f'{rows[0]["step"]:09d}-{rows[-1]["step"]:09d}.npy'
+        partial = self._directory / (name + '.partial')
+        partial.write_bytes(buffer.getvalue())
+        partial.rename(self._directory / name)
+
+
+def segments(directory: epath.Path) -> list[tuple[epath.Path, int, int]]:
+    """(file, first step, last step) of every segment, in order."""
+    if not directory.exists():
+        return []
+    paths = sorted(path for path in directory.iterdir() if path.name.endswith('.npy'))
+    return [(path, *map(int, path.stem.split('-'))) for path in paths]
+
+
+def read(directory: epath.Path, first: int = 1) -> np.ndarray:
+    """The rows from step `first` on. Raises BadInput when a segment is missing, cut or damaged."""
+    parts, expected = [], None
+    for path, start, stop in segments(directory):
+        if stop < first:
+            continue
+        try:
+            rows = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise BadInput(f'{path}: not a ledger segment, damaged or cut ({error})') from error
+        if expected is not None and start != expected:
+            raise BadInput(f'{path}: expected a segment from step {expected}; one is missing')
+        if rows.dtype.names is None or rows['step'].tolist() != list(range(start, stop + 1)):
+            raise BadInput(f'{path}: expected the rows of steps {start} to {stop}')
+        parts.append(rows)
+        expected = stop + 1
+    if not parts:
+        raise BadInput(f'{directory}: expected ledger segments (FIRST-LAST.npy), found none')
+    rows = np.concatenate(parts)
+    return rows[rows['step'] >= first]

@@ -1,0 +1,172 @@
+"""What a person sees of a run: log lines, TensorBoard, summary.json. Process 0 alone writes."""
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from tensorboardX import SummaryWriter
+
+from configs.schema import Config
+from training.layout import Layout
+from training.state import TrainState, root_key_hex
+
+Metrics = dict[str, float]
+
+
+def start_logging() -> None:
+    """Plain lines with the time of day on standard output; from process 0, warnings from all."""
+    logging.basicConfig(
+        level=logging.INFO if is_writer() else logging.WARNING,
+        format='%(asctime)s %(message)s',
+        datefmt='%H:%M:%S',
+        stream=sys.stdout,
+        force=True,
+    )
+    for chatty in ('absl', 'jax', 'orbax', 'grain'):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+def is_writer() -> bool:
+    """Whether this process writes what people read."""
+    return jax.process_index() == 0
+
+
+def start_report(layout: Layout, task_summary: str, state: TrainState) -> None:
+    """What a person wants to know before the first step."""
+    mesh, shards = layout.mesh, layout.num_shards
+    layouts = [str(2**k) for k in range(shards.bit_length())] if layout.reduction == 'tree' else []
+    logging.info('data: %s', task_summary)
+    logging.info(
+        'devices: %d x %s in %d process(es); %d shard(s), %d on each device; %s',
+        mesh.size, mesh.devices.flat[0].device_kind, jax.process_count(), shards,
+        layout.shards_per_device,
+        f'a resume on {" or ".join(layouts)} devices gives the same bits' if layouts
+        else "reduction='psum': a resume needs this device count",
+    )  # fmt: skip
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    logging.info('parameters: %s, root key %s', f'{parameters:,}', root_key_hex(state))
+    step = int(state.step)
+    logging.info('resumed after step %d', step) if step else logging.info('new run')
+
+
+class RunLog:
+    """A line and TensorBoard scalars every `log_every` steps, from the rows of the ledger."""
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        metrics: Callable[[Metrics], Metrics],
+        schedule: Callable[[int], Any],
+        config: Config,
+        tail: Iterable[np.ndarray],
+    ) -> None:
+        """`tail`: rows of the interval that a resumed run stands in, so that its line is whole."""
+        self._rows = list(tail)
+        self._events = SummaryWriter(str(workdir / 'tensorboard')) if is_writer() else None
+        self._metrics, self._schedule, self._config = metrics, schedule, config
+        self._marked, self._timed_steps = time.perf_counter(), 0
+        self._seconds_per_step: list[float] = []
+
+    def add(self, rows: Iterable[np.ndarray]) -> None:
+        """Takes the rows of finished steps; logs where an interval ends."""
+        for row in rows:
+            self._rows.append(row)
+            self._timed_steps += 1
+            if row['step'] % self._config.log_every == 0 or row['step'] == self._config.num_steps:
+                self._log_interval()
+
+    def _log_interval(self) -> None:
+        rows, self._rows = np.array(self._rows), []
+        step = int(rows['step'][-1])
+        now = time.perf_counter()
+        self._seconds_per_step.append((now - self._marked) / self._timed_steps)
+        self._marked, self._timed_steps = now, 0
+        totals = interval_totals(rows)
+        scalars = self._metrics(totals)
+        scalars['learning_rate'] = float(self._schedule(step - 1))
+        scalars['gradient_norm'] = float(np.mean(rows['grad_norm'], dtype=np.float64))
+        speed = 1 / self._seconds_per_step[-1]
+        scalars['examples_per_second'] = speed * self._config.batch_size
+        scalars['tokens_per_second'] = speed * totals['tokens'] / len(rows)
+        minutes, seconds = divmod(round((self._config.num_steps - step) / speed), 60)
+        logging.info('%s  %s  left %d:%02d', self._place(step), line(scalars), minutes, seconds)
+        self.write('train', step, scalars)
+
+    def evaluation(self, step: int, metrics: Metrics) -> None:
+        """A line and scalars for one evaluation."""
+        logging.info('%s  evaluation  %s', self._place(step), line(metrics))
+        self.write('evaluation', step, metrics)
+
+    def _place(self, step: int) -> str:
+        total = self._config.num_steps
+        return f'step {step:{len(str(total))}}/{total}'
+
+    def write(self, group: str, step: int, scalars: Metrics) -> None:
+        """TensorBoard scalars `group/name`."""
+        if self._events is not None:
+            for name, value in scalars.items():
+                self._events.add_scalar(f'{group}/{name}', value, step)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside (an evaluation, say) does not count towards the training rates."""
+        before = time.perf_counter()
+        yield
+        self._marked += time.perf_counter() - before
+
+    @property
+    def examples_per_second(self) -> float:
+        """In training, the median over log intervals; 0 where no interval was finished."""
+        if not self._seconds_per_step:
+            return 0.0
+        return self._config.batch_size / float(np.median(self._seconds_per_step))
+
+    def close(self) -> None:
+        """Flushes what TensorBoard reads."""
+        if self._events is not None:
+            self._events.close()
+
+
+def interval_totals(rows: np.ndarray) -> Metrics:
+    """The sums of a step's ledger row, added over rows in float64."""
+    assert rows.dtype.names is not None
+    sums = [name for name in rows.dtype.names if rows.dtype[name] == np.float32]
+    return {name: float(np.sum(rows[name], dtype=np.float64)) for name in sums}
+
+
+def line(scalars: Metrics) -> str:
+    """'loss 0.3012  accuracy 0.8751 ...'"""
+
+    def number(value: float) -> str:
+        return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
+
+    return '  '.join(
+        f'{name.replace("_per_second", "/s")} {number(value)}' for name, value in scalars.items()
+    )
+
+
+def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
+    """Writes text files into the workdir, each whole or not at all."""
+    if not is_writer():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        partial = workdir / f'{name}.partial'
+        partial.write_text(text.rstrip() + '\n')
+        partial.replace(workdir / name)
+
+
+def read_summary(workdir: epath.Path, step: int) -> dict[str, Any] | None:
+    """The workdir's summary.json if it is of this step."""
+    try:
+        summary = json.loads((workdir / 'summary.json').read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return summary if summary['step'] == step else None

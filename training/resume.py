@@ -1,0 +1,110 @@
+"""Whether a launch continues the run in its workdir, and what checkpoints tell of the run."""
+
+import dataclasses
+import logging
+from typing import Any
+
+from configs import schema
+from configs.schema import BadInput, Config
+from training import backend, keys
+from training.checkpoints import Header
+
+
+def plan(
+    config: Config,
+    task_facts: dict[str, Any],
+    saved: Header | None,
+    devices: int,
+    workdir: Any,
+    allow_changes: bool,
+) -> tuple[Config, Header]:
+    """The config to go on with, and what this launch's checkpoints tell of the run.
+
+    A new run takes `num_shards` from the config or, by default, from the number of devices. A
+    saved run keeps its shards and its seed. Raises BadInput, with a diff, when anything that
+    decides the bits is not what it was, unless `allow_changes`; then the manifest records it.
+    """
+    num_shards, overrides = config.num_shards or devices, []
+    if saved is not None:
+        found = changes(config, saved) + task_changes(saved['task'], task_facts)
+        refuse_changes(found, workdir, allow_changes)
+        overrides = saved['manifest']['overrides'] + found
+        num_shards = config.num_shards or saved['manifest']['num_shards']
+        config = dataclasses.replace(config, seed=saved['config']['seed'])
+    manifest = {
+        'key_format': keys.KEY_FORMAT,
+        'num_shards': num_shards,
+        'overrides': overrides,
+        **backend.environment(),
+    }
+    header = {'config': schema.to_dict(config), 'task': task_facts, 'manifest': manifest}
+    return config, header
+
+
+def changes(config: Config, header: Header) -> list[str]:
+    """What would lead this launch away from the saved run: 'field: then -> now'.
+
+    Warns of what may change the bits without being anybody's mistake.
+    """
+    saved, manifest = header['config'], header['manifest']
+    if manifest['key_format'] != keys.KEY_FORMAT:
+        raise BadInput(
+            f'checkpoint has key format {manifest["key_format"]}, this code {keys.KEY_FORMAT}; '
+            'use the code that wrote it'
+        )
+    if saved['seed'] != config.seed:
+        logging.warning(
+            'config.seed = %d has no effect: the root key of the checkpoint, made from seed %d, '
+            'decides this run', config.seed, saved['seed'],
+        )  # fmt: skip
+    now = backend.environment()
+    for name in ('versions', 'platform', 'device_kind', 'processor'):
+        if manifest[name] != now[name]:
+            logging.warning(
+                '%s: %s when the checkpoint was written, now %s. Batches and masks stay the same, '
+                'numbers agree to rounding (rung 4)', name, manifest[name], now[name],
+            )  # fmt: skip
+    found = schema.trajectory_changes(config, saved | {'num_shards': manifest['num_shards']})
+    if config.num_shards == 0:
+        found = [change for change in found if not change.startswith('num_shards:')]
+    if now['platform'] == 'cpu' and manifest['threads'] != now['threads']:
+        found.append(
+            f'PJRT_NPROC: {manifest["threads"]} -> {now["threads"]} (the size of the CPU thread '
+            f'pool changes roundings; set PJRT_NPROC={manifest["threads"]})'
+        )
+    if config.reduction == 'psum' and manifest['device_count'] != now['device_count']:
+        found.append(
+            f'device_count: {manifest["device_count"]} -> {now["device_count"]} '
+            "(only reduction='tree' gives the same bits on another device count)"
+        )
+    return found
+
+
+def task_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What the task reads differently from the saved run, the first difference of each fact."""
+    found = []
+    for name, then in saved.items():
+        if then == now.get(name):
+            continue
+        if isinstance(then, list) and isinstance(now.get(name), list):
+            pairs = list(zip(then, now[name], strict=False))
+            place = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+            found.append(
+                f'{name}: {len(then)} -> {len(now[name])} entries, the first difference at '
+                f'{place}: {then[place : place + 1]} -> {now[name][place : place + 1]}'
+            )
+        else:
+            found.append(f'{name}: {then!r} -> {now.get(name)!r}')
+    return found
+
+
+def refuse_changes(found: list[str], workdir: Any, allowed: bool) -> None:
+    """Raises BadInput with the diff, unless the user allowed the changes."""
+    if not found:
+        return
+    if not allowed:
+        raise BadInput(
+            f'{workdir} holds another run: {"; ".join(found)}. Use the old values, another '
+            f'--workdir, or --allow_changes to go on with the new ones (recorded in the manifest)'
+        )
+    logging.warning('going on with changes: %s', '; '.join(found))
