@@ -38,7 +38,7 @@ def prepare(num_shards: int) -> None:
     Call it before the first device is touched. Raises BadInput when the environment holds another
     value of what is pinned.
     """
-    devices = jax.config.read('jax_num_cpu_devices')
+    devices = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     if devices < 1:
         devices = devices_for(os.cpu_count() or 1, num_shards)
         jax.config.update('jax_num_cpu_devices', devices)
