@@ -29,7 +29,7 @@ from training.optimizer import make_optimizer, make_schedule
 from training.state import make_create_state, root_key_hex, state_fingerprint
 from training.step import make_train_step, row_columns
 
-CONFIG = config_flags.DEFINE_config_file('config', 'configs/reviews.py', 'What to run.')
+CONFIG = config_flags.DEFINE_config_file('config', None, 'What to run.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives; one that is there goes on.')
 ALLOW_CHANGES = flags.DEFINE_bool(
     'allow_changes', False, 'Go on although config, data or devices lead the run elsewhere.'

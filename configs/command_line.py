@@ -50,8 +50,7 @@ def loaded_config(holder: flags.FlagHolder[Any]) -> Config:
     """The checked config of a --config flag. Raises BadInput when file or config is unusable."""
     config = holder.value
     if not isinstance(config, Config):
-        file = getattr(flags.FLAGS['config'], 'config_filename', '')
-        raise BadInput(f'--config={file}: expected a Python file whose get_config() gives a Config')
+        raise BadInput('--config: expected a file as in configs/reviews.py, with a get_config()')
     check(config)
     return config
 

@@ -1,7 +1,17 @@
-"""placeholder"""
+"""The embedded film reviews: no download, done in about a minute on two CPU cores.
 
-from configs.schema import Config
+Command:  make train            (python train.py --config=configs/reviews.py --workdir=runs/reviews)
+"""
+
+from configs.schema import Config, DataConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:
-    return Config(num_steps=1000, num_shards=8)
+    """Five epochs of 10,000 sentences; 8 shards, so a resume may use 1, 2, 4 or 8 devices."""
+    return Config(
+        num_steps=800,
+        num_shards=8,
+        data=DataConfig(source='reviews', bucket_lengths=(12, 20, 28, 42)),
+        model=ModelConfig(embedding_size=64, hidden_size=64),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50),
+    )

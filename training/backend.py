@@ -24,6 +24,7 @@ PINNED_XLA_FLAGS = {
     '--xla_gpu_exclude_nondeterministic_ops': 'true',
 }
 LEAST_THREADS = 8
+MOST_DEVICES = 8  # simulated, where neither num_shards nor the environment says how many
 
 # A mesh of one device skips XLA's SPMD pipeline, whose early common-subexpression elimination
 # leads to other fusions and so to other roundings. Without that pass both compile alike.
@@ -40,7 +41,7 @@ def prepare(num_shards: int) -> None:
     """
     devices = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     if devices < 1:
-        devices = devices_for(os.cpu_count() or 1, num_shards)
+        devices = devices_for(os.cpu_count() or 1, num_shards or MOST_DEVICES)
         jax.config.update('jax_num_cpu_devices', devices)
     least = max(num_shards, devices)
     threads = os.environ.setdefault('PJRT_NPROC', str(max(LEAST_THREADS, least)))
@@ -62,9 +63,9 @@ def prepare(num_shards: int) -> None:
 
 
 def devices_for(cores: int, num_shards: int) -> int:
-    """The largest power of two that divides `num_shards` (0 and 1: one) and is at most `cores`."""
+    """The largest power of two that divides `num_shards` and is at most `cores`."""
     count = 1
-    while num_shards and num_shards % (2 * count) == 0 and 2 * count <= cores:
+    while num_shards % (2 * count) == 0 and 2 * count <= cores:
         count *= 2
     return count
 

@@ -113,7 +113,7 @@ class Checkpoints:
             except BadInput:
                 raise
             except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
-                problem = (str(error).splitlines() or [''])[0] or type(error).__name__
+                problem = (str(error).splitlines() or [''])[0][:300] or type(error).__name__
             if backend.on_all_processes(not problem):
                 return result
             logging.warning(

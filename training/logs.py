@@ -22,6 +22,8 @@ Metrics = dict[str, float]
 
 def start_logging() -> None:
     """Plain lines with the time of day on standard output; from process 0, warnings from all."""
+    for chatty in ('absl', 'jax', 'orbax', 'grain'):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     logging.basicConfig(
         level=logging.INFO if is_writer() else logging.WARNING,
         format='%(asctime)s %(message)s',
@@ -29,8 +31,6 @@ def start_logging() -> None:
         stream=sys.stdout,
         force=True,
     )
-    for chatty in ('absl', 'jax', 'orbax', 'grain'):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
 def is_writer() -> bool:

@@ -54,7 +54,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        floats = jnp.stack([optax.global_norm(grads), *(sums[name] for name in sorted(sums))])
+        floats = jnp.stack([optax.tree.norm(grads), *(sums[name] for name in sorted(sums))])
         facts = jnp.stack([step.astype(jnp.uint32), *prints, fingerprint(params)])
         row = jnp.concatenate([facts, lax.bitcast_convert_type(floats, jnp.uint32)])
         return state.replace(step=step, params=params, opt_state=opt_state), row

@@ -1,0 +1,83 @@
+"""Runs of train.py for tests: a configuration that is done in seconds, and its outcome."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILED = tempfile.mkdtemp(prefix='keyfold-compiled-')  # shared by the processes of one session
+
+SMALL = {
+    'num_steps': 24,
+    'num_shards': 8,
+    'batch_size': 16,
+    'eval_batch_size': 64,
+    'eval_every': 12,
+    'checkpoint_every': 6,
+    'log_every': 5,
+    'data.num_train': 300,
+    'data.num_eval': 100,
+    'data.min_frequency': 2,
+    'data.bucket_lengths': '(16,28,42)',
+    'data.window_batches': 4,
+    'model.embedding_size': 8,
+    'model.hidden_size': 8,
+    'optimizer.clip_norm': 0.05,
+    'optimizer.warmup_steps': 4,
+}
+
+
+def command(workdir: Path, config: str = 'configs/reviews.py', **overrides: Any) -> list[str]:
+    """The command line of a small run; overrides by dotted name, with __ for the dot."""
+    named = {name.replace('__', '.'): value for name, value in overrides.items()}
+    return [
+        sys.executable,
+        'train.py',
+        f'--config={config}',
+        f'--workdir={workdir}',
+        *(f'--config.{name}={value}' for name, value in (SMALL | named).items()),
+    ]
+
+
+def environment(devices: int, **extra: str) -> dict[str, str]:
+    """The environment of a run on simulated CPU devices."""
+    return os.environ | {
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_NUM_CPU_DEVICES': str(devices),
+        'JAX_COMPILATION_CACHE_DIR': COMPILED,
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        **extra,
+    }
+
+
+def start(workdir: Path, devices: int = 2, **overrides: Any) -> subprocess.Popen[str]:
+    """Starts a small run and returns at once."""
+    return subprocess.Popen(
+        command(workdir, **overrides),
+        cwd=ROOT,
+        env=environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(workdir: Path, devices: int = 2, **overrides: Any) -> str:
+    """Runs to the end, and returns what was printed."""
+    process = start(workdir, devices, **overrides)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def outcome(workdir: Path) -> dict[str, Any]:
+    """All that two runs must share to be the same run: summary, and the bits of every step."""
+    summary = json.loads((workdir / 'summary.json').read_text())
+    kept = ('step', 'eval', 'state_fingerprint', 'root_key', 'num_shards')
+    book = sorted((workdir / 'ledger').glob('*.npy'))
+    rows = b''.join(path.read_bytes() for path in book)
+    return {name: summary[name] for name in kept} | {'ledger': rows}

@@ -1,0 +1,202 @@
+"""Rungs 1 and 2 of the ladder: the same bits again, and the same bits after any kill."""
+
+import dataclasses
+import logging
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
+
+import train
+from configs import reviews
+from configs.schema import BadInput, Config, DataConfig, ModelConfig
+from tests import runs
+
+LOSS = re.compile(r'step +(\d+)/\d+  (?!evaluation)(loss .*?accuracy [\d.]+)')
+
+
+def small_config(**top: Any) -> Config:
+    """The configuration of tests/runs.py, for a run in this process."""
+    return dataclasses.replace(
+        reviews.get_config(),
+        num_steps=12,
+        batch_size=16,
+        eval_batch_size=64,
+        eval_every=6,
+        checkpoint_every=6,
+        log_every=4,
+        data=DataConfig(num_train=200, num_eval=70, bucket_lengths=(20, 42), window_batches=4),
+        model=ModelConfig(embedding_size=8, hidden_size=8),
+        **top,
+    )
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Every run here compiles the same programs: keep them from one run to the next."""
+    compilation_cache.set_cache_dir(runs.COMPILED)
+    yield
+    jax.config.update('jax_compilation_cache_dir', None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """Outcome and output of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp('undisturbed')
+    output = runs.finish(workdir)
+    return runs.outcome(workdir), output
+
+
+@pytest.mark.slow
+def test_same_command_twice_gives_the_same_bits_on_1_and_on_8_devices(
+    tmp_path: Path, undisturbed: tuple[dict[str, Any], str]
+) -> None:
+    for devices in (1, 8):
+        runs.finish(tmp_path / str(devices), devices=devices)
+        assert runs.outcome(tmp_path / str(devices)) == undisturbed[0]
+
+
+@pytest.mark.slow
+def test_run_killed_at_random_moments_equals_undisturbed_run_bit_for_bit(
+    tmp_path: Path, undisturbed: tuple[dict[str, Any], str]
+) -> None:
+    moments = random.Random(20)
+    for seed in (0, 7, 8, 9):  # another seed on a resume warns and has no effect
+        process = runs.start(tmp_path, seed=seed)
+        assert process.stdout is not None
+        for _ in range(moments.randint(4, 8)):
+            process.stdout.readline()
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    printed = runs.finish(tmp_path, seed=10)
+    assert runs.outcome(tmp_path) == undisturbed[0]
+    assert 'config.seed = 10 has no effect' in printed
+    logged = dict(LOSS.findall(undisturbed[1]))
+    assert dict(LOSS.findall(printed)).items() <= logged.items()
+
+
+@pytest.mark.slow
+def test_run_killed_inside_a_save_equals_undisturbed_run_bit_for_bit(
+    tmp_path: Path, undisturbed: tuple[dict[str, Any], str]
+) -> None:
+    torn: list[Path] = []
+    for _ in range(5):
+        process = runs.start(tmp_path)
+        while process.poll() is None and not torn:
+            torn = list((tmp_path / 'checkpoints').glob('[1-9]*tmp*'))
+        process.kill()
+        process.communicate()
+        torn = list((tmp_path / 'checkpoints').glob('[1-9]*tmp*'))
+        if torn or process.returncode == 0:
+            break
+    assert torn, 'no kill fell into a save'
+    runs.finish(tmp_path)
+    assert runs.outcome(tmp_path) == undisturbed[0]
+
+
+def test_finished_run_says_so_and_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = train.train(small_config(), epath.Path(tmp_path))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.json')}
+    with caplog.at_level(logging.INFO):
+        second = train.train(small_config(), epath.Path(tmp_path))
+    assert 'the run is finished at step 12' in caplog.text
+    assert second == first
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.json')} == before
+
+
+@pytest.mark.slow
+def test_run_stopped_and_prolonged_equals_the_long_run(tmp_path: Path) -> None:
+    def config(steps: int) -> Config:
+        whole = small_config()
+        whole.optimizer.schedule = 'constant'
+        return dataclasses.replace(whole, num_steps=steps)
+
+    train.train(config(6), epath.Path(tmp_path / 'a'))
+    resumed = train.train(config(12), epath.Path(tmp_path / 'a'))
+    whole = train.train(config(12), epath.Path(tmp_path / 'b'))
+    assert resumed['state_fingerprint'] == whole['state_fingerprint']
+    assert resumed['eval'] == whole['eval']
+
+
+@pytest.mark.slow
+def test_damaged_newest_checkpoint_is_passed_over_without_changing_a_bit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = train.train(small_config(), epath.Path(tmp_path))
+    header = tmp_path / 'checkpoints' / '12' / 'run' / 'metadata'
+    header.write_text(header.read_text().replace('movie', 'novie'))
+    (tmp_path / 'summary.json').unlink()
+    resumed = train.train(small_config(), epath.Path(tmp_path))
+    assert 'is damaged' in caplog.text
+    assert (tmp_path / 'damaged' / '12').is_dir()
+    assert resumed['state_fingerprint'] == whole['state_fingerprint']
+
+
+@pytest.mark.slow
+def test_no_whole_checkpoint_stops_the_run_instead_of_starting_over(tmp_path: Path) -> None:
+    train.train(small_config(), epath.Path(tmp_path))
+    for header in tmp_path.glob('checkpoints/*/run/metadata'):
+        header.write_text('{}')
+    with pytest.raises(BadInput, match=r'none of the .* checkpoints is whole'):
+        train.train(small_config(), epath.Path(tmp_path))
+    assert len(list((tmp_path / 'damaged').iterdir())) >= 2
+
+
+def test_change_of_trajectory_is_refused_with_a_diff_unless_allowed(tmp_path: Path) -> None:
+    train.train(small_config(), epath.Path(tmp_path))
+    other = small_config()
+    other.model.dropout = 0.4
+    other.batch_size = 32
+    with pytest.raises(BadInput, match=r'batch_size: 16 -> 32; model.dropout: 0.2 -> 0.4'):
+        train.train(other, epath.Path(tmp_path))
+    other.num_steps = 14
+    train.train(other, epath.Path(tmp_path), allow_changes=True)
+    header = (tmp_path / 'checkpoints' / '14' / 'run' / 'metadata').read_text()
+    assert 'batch_size: 16 -> 32' in header
+
+
+@pytest.mark.slow
+def test_free_knobs_and_seed_may_change_without_changing_a_bit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference = train.train(small_config(), epath.Path(tmp_path / 'a'))
+    first = small_config()
+    first.optimizer.decay_steps = first.num_steps
+    train.train(dataclasses.replace(first, num_steps=6), epath.Path(tmp_path / 'b'))
+    other = dataclasses.replace(first, seed=5, log_every=3, eval_every=4, checkpoint_every=4)
+    resumed = train.train(other, epath.Path(tmp_path / 'b'))
+    assert 'config.seed = 5 has no effect' in caplog.text
+    assert resumed['root_key'] == reference['root_key']
+    assert resumed['state_fingerprint'] == reference['state_fingerprint']
+    assert resumed['eval'] == reference['eval']
+
+
+def test_changed_training_data_is_refused(tmp_path: Path) -> None:
+    train.train(small_config(), epath.Path(tmp_path))
+    other = small_config()
+    other.data.num_eval = 71
+    with pytest.raises(BadInput, match='evaluation_data'):
+        train.train(other, epath.Path(tmp_path))
+
+
+@pytest.mark.slow
+def test_best_and_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    config = small_config(keep_newest=1, keep_best=1)
+    config.num_steps, config.checkpoint_every, config.eval_every = 20, 2, 2
+    train.train(config, epath.Path(tmp_path))
+    kept = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()}
+    assert 20 in kept
+    assert len(kept) <= 2
