@@ -1,8 +1,9 @@
 """The command line: flags are read, and a mistake is told in one line, with exit code 2."""
 
+import contextlib
 import difflib
-import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -50,7 +51,13 @@ def loaded_config(holder: flags.FlagHolder[Any]) -> Config:
     """The checked config of a --config flag. Raises BadInput when file or config is unusable."""
     config = holder.value
     if not isinstance(config, Config):
-        raise BadInput('--config: expected a file as in configs/reviews.py, with a get_config()')
+        problem = 'expected a file whose get_config() gives a Config'
+        with contextlib.suppress(AttributeError):
+            try:
+                _ = config.seed
+            except OSError as error:  # ml_collections keeps it until a field is asked for
+                problem = str(error)
+        raise BadInput(f'--config: {problem}')
     check(config)
     return config
 
@@ -66,8 +73,12 @@ def usable_workdir(workdir: str | None) -> epath.Path:
     parent = next(p for p in (path, *path.parents) if p.exists())
     if not parent.is_dir():
         raise BadInput(f'--workdir={workdir}: expected a folder, {parent} is a file')
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise BadInput(f'--workdir={workdir}: {parent} can not be written; choose another folder')
+    try:
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise BadInput(
+            f'--workdir={workdir}: can not write in {parent} ({error.strerror})'
+        ) from error
     return path
 
 

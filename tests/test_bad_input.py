@@ -1,0 +1,128 @@
+"""A mistake gets one line that names it, exit code 2, and leaves everything as it was."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+import train
+from configs import command_line, reviews, schema
+from configs.schema import BadInput, Config
+from tests import runs
+
+MISTAKES = {
+    'unknown field': (
+        ['--config.batchsize=4'],
+        r'--config.batchsize: no such config field; did you mean --config.batch_size?',
+    ),
+    'unknown section': (['--config.modle.dropout=0.1'], 'did you mean --config.model.dropout?'),
+    'mistyped value': (
+        ['--config.seed=many'],
+        'flag --config.seed=many: invalid literal for int()',
+    ),
+    'value out of range': (
+        ['--config.model.dropout=1.5'],
+        'config.model.dropout = 1.5: expected a number in [0, 1)',
+    ),
+    'unknown flag': (['--wrokdir=x'], "Unknown command line flag 'wrokdir'"),
+    'word that is no flag': (['runs/x'], 'runs/x: expected only flags'),
+    'missing config file': (['--config=configs/none.py'], 'configs/none.py'),
+    'batch that shards do not divide': (
+        ['--config.batch_size=20'],
+        'config.batch_size = 20: expected a multiple of the 8 shards, as in 24',
+    ),
+    'devices that do not divide shards': (
+        ['--config.num_shards=1'],
+        'config.num_shards = 1 can not be spread over 2 devices: expected a device count of 1',
+    ),
+    'missing data file': (['--config.data.source=files'], 'train'),
+}
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_mistake_on_the_command_line_is_one_line_and_exit_code_2(
+    tmp_path: Path, mistake: str
+) -> None:
+    arguments, expected = MISTAKES[mistake]
+    workdir = tmp_path / 'run'
+    launch = [sys.executable, 'train.py', '--config=configs/reviews.py']
+    done = subprocess.run(
+        [*launch, f'--workdir={workdir}', *arguments],
+        cwd=runs.ROOT,
+        env=runs.environment(devices=2),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done
+    assert done.stderr.count('\n') == 1, done.stderr
+    assert done.stderr.startswith('error: ')
+    assert expected in done.stderr
+    assert not workdir.exists()
+
+
+def test_workdir_that_is_a_file_or_not_writable_or_missing_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / 'file'
+    file.write_text('precious')
+    with pytest.raises(BadInput, match=f'{file} is a file'):
+        command_line.usable_workdir(str(file))
+    with pytest.raises(BadInput, match=f'{file} is a file'):
+        command_line.usable_workdir(str(file / 'run'))
+    with pytest.raises(BadInput, match='can not write in /proc'):
+        command_line.usable_workdir('/proc/run')
+    with pytest.raises(BadInput, match='expected the folder'):
+        command_line.usable_workdir(None)
+    assert file.read_text() == 'precious'
+    assert command_line.usable_workdir(str(tmp_path / 'a' / 'b')) == epath.Path(tmp_path / 'a/b')
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [
+        ('seed', -1),
+        ('seed', 2**32),
+        ('num_steps', 0),
+        ('prng_impl', 'unsafe_rbg'),
+        ('reduction', 'mean'),
+        ('log_every', 0),
+        ('data.bucket_lengths', (16, 8)),
+        ('data.bucket_lengths', ()),
+        ('data.bucket_lengths', ('8',)),
+        ('data.text_features', ()),
+        ('data.source', 'http'),
+        ('model.compute_dtype', 'float16'),
+        ('optimizer.learning_rate', float('nan')),
+        ('optimizer.momentum', 1.0),
+        ('optimizer.name', 'adam'),
+    ],
+)
+def test_value_that_makes_no_sense_is_named_with_what_would(field: str, value: object) -> None:
+    config: Config = reviews.get_config()
+    *sections, name = field.split('.')
+    part: object = config
+    for section in sections:
+        part = getattr(part, section)
+    setattr(part, name, value)
+    with pytest.raises(BadInput) as refused:
+        schema.check(config)
+    assert str(refused.value).startswith(f'config.{field} = {value!r}: expected ')
+    assert '\n' not in str(refused.value)
+
+
+def test_number_of_shards_is_a_power_of_two(tmp_path: Path) -> None:
+    config = dataclasses.replace(reviews.get_config(), num_shards=24, batch_size=48)
+    with pytest.raises(BadInput, match='num_shards = 24: expected a power of two'):
+        train.train(config, epath.Path(tmp_path))
+
+
+def test_pinned_environment_can_not_be_changed_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_autotune_level=4')
+    with pytest.raises(BadInput, match='XLA_FLAGS: found --xla_gpu_autotune_level=4, expected'):
+        train.backend.prepare(8)
+    monkeypatch.setenv('PJRT_NPROC', '2')
+    with pytest.raises(BadInput, match='PJRT_NPROC = 2: expected at least 8'):
+        train.backend.prepare(8)
