@@ -58,9 +58,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-@pytest.mark.parametrize(
-    ('shards', 'devices'), [(s, n) for s in SHARDS for n in DEVICES if n <= s]
-)
+@pytest.mark.parametrize(('shards', 'devices'), [(s, n) for s in SHARDS for n in DEVICES if n <= s])
 def test_shards_are_added_in_the_documented_tree(
     layout: MakeLayout, shards: int, devices: int
 ) -> None:

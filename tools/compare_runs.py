@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -40,16 +40,10 @@ class Run(NamedTuple):
     final: dict[str, Any]  # root key, and what is known of the state after the last row
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, as train.py does."""
-
-    def error(self, message: str) -> NoReturn:
-        refuse(message)
-
-
 def main(argv: Sequence[str]) -> int:
     """Prints the comparison; returns the exit code."""
-    parser = Parser(prog='compare_runs', description=(__doc__ or '').split('\n')[0])
+    parser = argparse.ArgumentParser('compare_runs', description=(__doc__ or '').split('\n')[0])
+    parser.error = refuse  # type: ignore  # a mistake is one line
     parser.add_argument('run_a', help='workdir of a run')
     parser.add_argument('run_b', help='workdir of another')
     parser.add_argument('--plot', metavar='FILE.png', help='draw both losses and their difference')
@@ -86,8 +80,8 @@ def load(workdir: str) -> Run:
     except ValueError as error:
         raise BadInput(f'{workdir}: a checkpoint or summary.json is damaged ({error})') from error
     for step, facts in ((newest, header.get('manifest', {})), (summary.get('step'), summary)):
-        names = ('root_key', 'state_fingerprint', 'eval') if step == last else ('root_key',)
-        final |= {name: facts[name] for name in names if name in facts}
+        of_last = ('root_key', 'state_fingerprint', 'eval')[: 3 if step == last else 1]
+        final |= {name: facts[name] for name in of_last if name in facts}
     return Run(workdir, rows, header, final)
 
 
@@ -200,20 +194,19 @@ def plot(a: Run, b: Run, file: str) -> None:
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     losses = [run.rows['loss'].astype(np.float64) / run.rows['weight'] for run in (a, b)]
     steps = min(map(len, losses))
-    difference = losses[1][:steps] - losses[0][:steps]
-    upper.plot(a.rows['step'], losses[0], 'tab:blue', linewidth=3, alpha=0.4, label=f'A: {a.name}')
-    upper.plot(b.rows['step'], losses[1], 'black', linewidth=1, label=f'B: {b.name}')
-    lower.plot(a.rows['step'][:steps], difference, 'black', linewidth=1)
-    sizes = np.abs(difference[difference != 0])
-    if sizes.size and sizes.max() > 1000 * sizes.min():  # from a last bit to the whole loss
-        lower.set_yscale('symlog', linthresh=float(sizes.min()))
+    apart = np.abs(losses[1][:steps] - losses[0][:steps])
+    upper.plot(a.rows['step'], losses[0], 'tab:orange', linewidth=3, label=f'A: {a.name}')
+    upper.plot(b.rows['step'], losses[1], 'black', linewidth=0.8, label=f'B: {b.name}')
+    seen = np.where(apart > 0, apart, np.nan) if (apart > 0).any() else apart
+    lower.plot(a.rows['step'][:steps], seen, 'k.', markersize=3)
+    lower.set_yscale('log' if (apart > 0).any() else 'linear')  # from a last bit to the whole loss
     title = f'{steps} steps, the same bits'
     if parted := first_difference(a.rows[:steps], b.rows[:steps]):
         title = f'the runs part at step {parted[0] + 1}: {parted[1][0]}'
         for panel in (upper, lower):
             panel.axvline(parted[0] + 1, color='tab:red', linewidth=1, linestyle='--')
     upper.set(title=title, ylabel='mean loss of the step')
-    lower.set(xlabel='step', ylabel='loss of B - loss of A')
+    lower.set(xlabel='step', ylabel='|loss of A - loss of B|')
     upper.legend()
     try:
         figure.savefig(file, dpi=150)
