@@ -119,9 +119,9 @@ def test_same_bits_in_bfloat16(tmp_path: Path) -> None:
     short = {'num_steps': 6, 'data__bucket_lengths': '(42,)', 'model__compute_dtype': 'bfloat16'}
     runs.finish(tmp_path / 'one', devices=1, **short)
     runs.finish(tmp_path / 'eight', devices=8, **short)
-    finish_pod('2x2', tmp_path / 'pod', **short)
-    assert runs.outcome(tmp_path / 'one') == runs.outcome(tmp_path / 'eight')
-    assert runs.outcome(tmp_path / 'one') == runs.outcome(tmp_path / 'pod')
+    finish_pod('2x1', tmp_path / 'pod', **short)
+    for layout in ('eight', 'pod'):
+        assert runs.outcome(tmp_path / layout) == runs.outcome(tmp_path / 'one'), layout
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_only_process_0_writes_logs_and_every_line_tells_its_process(tmp_path: P
     short = {'num_steps': 6, 'data__bucket_lengths': '(42,)'}
     lines = finish_pod('2x1', tmp_path / 'run', **short).splitlines()
     assert all(re.match(r'\[[01]\] ', line) for line in lines), lines
-    assert sum('evaluation' in line for line in lines if line.startswith('[0]')) == 1
+    assert sum('  evaluation  loss' in line for line in lines if line.startswith('[0]')) == 1
     told = [line for line in lines if line.startswith('[1]')]
     assert not any('step' in line or 'finished' in line for line in told), told
     assert len(list((tmp_path / 'run' / 'tensorboard').iterdir())) == 1
@@ -225,7 +225,9 @@ def test_processes_with_different_configs_are_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_process_that_fails_alone_leaves_no_other_waiting(tmp_path: Path) -> None:
     run, missing = tmp_path / 'run', {'data__source': 'files', 'data__train': 'none.tsv'}
+    began = time.monotonic()
     (good, told), (bad, output) = start_by_hand([run, run], {}, missing)
+    assert time.monotonic() - began < 200, "that was JAX's own limit, 300 s"
     assert bad == 2, output
     assert 'none.tsv' in errors(output)[0]
     assert good != 0, told
