@@ -97,7 +97,7 @@ def test_a_longer_bucket_changes_logits_by_rounding_only(
 def test_attention_is_zero_on_padding_and_sums_to_one() -> None:
     words = jax.random.normal(jax.random.key(0), (4, WIDTH, 16))
     lengths = jnp.array([1, 2, 7, WIDTH])
-    mask = jnp.arange(WIDTH) < lengths[:, None]
+    mask = jnp.arange(WIDTH)[None] < lengths[:, None]
     layer = KeysOnlyAttention(8, jnp.float32)
     weights, _ = layer.init_with_output(jax.random.key(1), words, mask)
     assert weights.dtype == jnp.float32

@@ -55,7 +55,7 @@ class BagOfWords(nn.Module):
         """token_ids: int32[B, T], lengths: int32[B] -> logits float32[B, 3]."""
         words = nn.Embed(30, 8, name='embedding')(token_ids)
         words = nn.Dropout(self.dropout, deterministic=not train, name='dropout')(words)
-        mask = jnp.arange(token_ids.shape[1]) < lengths[:, None]
+        mask = jnp.arange(token_ids.shape[1])[None] < lengths[:, None]
         hidden = nn.tanh(nn.Dense(8, name='hidden')((words * mask[..., None]).mean(axis=1)))
         return nn.Dense(3, name='logits')(hidden)
 

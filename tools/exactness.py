@@ -1,6 +1,6 @@
 """Trains a config for a few steps on several layouts and compares the bits.
 
-    python -m tools.exactness --config=configs/reviews.py [--config.FIELD=VALUE ...]
+    python -m tools.exactness --config=FILE [--config.FIELD=VALUE ...]
         [--layouts=1,2,4,8,2x4,4x2] [--steps=6]
 
 A layout is a number of simulated CPU devices in one process, or PROCESSESxDEVICES. Each runs in
@@ -26,7 +26,7 @@ from tools import compare_runs
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-CONFIG = config_flags.DEFINE_config_file('config', 'configs/reviews.py', 'What to train.')
+CONFIG = config_flags.DEFINE_config_file('config', None, 'What to train.')
 LAYOUTS = flags.DEFINE_list(
     'layouts', '1,2,4,8,2x4,4x2', 'Devices in one process, or PROCESSESxDEVICES.'
 )
@@ -39,8 +39,9 @@ def main(argv: Sequence[str]) -> None:
     devices = {layout: device_count(layout) for layout in LAYOUTS.value}
     shards = config.num_shards or max(devices.values(), default=1)
     usable = [layout for layout in devices if shards % devices[layout] == 0]
-    for layout in devices.keys() - usable:
-        print(f'{layout:>6}  left out: {devices[layout]} devices do not divide {shards} shards')
+    for layout, count in devices.items():
+        if layout not in usable:
+            print(f'{layout:>6}  left out: {count} devices do not divide {shards} shards')
     if len(usable) < 2:
         raise BadInput(f'--layouts: expected at least two that divide {shards} shards')
     with tempfile.TemporaryDirectory(prefix='exactness-') as folder:
