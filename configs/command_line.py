@@ -39,7 +39,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 def unknown_field(error: str, argv: Sequence[str]) -> str:
     """Names the first override that is no knob, and the knob with the nearest name."""
-    known = [f'config.{name}' for name, _, _ in knobs(Config())]
+    config = flags.FLAGS['config'].value  # loaded before any override is looked at
+    fields = knobs(config if isinstance(config, Config) else Config())
+    known = [f'config.{name}' for name, _, _ in fields]
     given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('--config.')]
     wrong = next((name for name in given if name not in known), error)
     nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)

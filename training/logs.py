@@ -99,10 +99,14 @@ class RunLog:
         logging.info('%s  %s  left %d:%02d', self._place(step), line(scalars), minutes, seconds)
         self.write('train', step, scalars)
 
-    def evaluation(self, step: int, metrics: Metrics) -> None:
-        """A line and scalars for one evaluation."""
+    def evaluation(self, step: int, metrics: Metrics, samples: list[str]) -> None:
+        """A line and scalars for one evaluation; a line for each sample, and their text."""
         logging.info('%s  evaluation  %s', self._place(step), line(metrics))
         self.write('evaluation', step, metrics)
+        for sample in samples:
+            logging.info('%s  sample  %s', self._place(step), sample)
+        if samples and self._events is not None:
+            self._events.add_text('evaluation/samples', '    ' + '\n    '.join(samples), step)
 
     def _place(self, step: int) -> str:
         total = self._config.num_steps
