@@ -41,14 +41,13 @@ def is_writer() -> bool:
 def start_report(layout: Layout, task_summary: str, state: TrainState) -> None:
     """What a person wants to know before the first step."""
     mesh, shards = layout.mesh, layout.num_shards
-    layouts = [str(2**k) for k in range(shards.bit_length())] if layout.reduction == 'tree' else []
+    counts = [2**k for k in range(shards.bit_length())] if layout.reduction == 'tree' else []
     logging.info('data: %s', task_summary)
     logging.info(
-        'devices: %d x %s in %d process(es); %d shard(s), %d on each device; %s',
-        mesh.size, mesh.devices.flat[0].device_kind, jax.process_count(), shards,
-        layout.shards_per_device,
-        f'a resume on {" or ".join(layouts)} devices gives the same bits' if layouts
-        else "reduction='psum': a resume needs this device count",
+        '%d %s devices in %d process(es), %d of %d shards on each; a resume gives the same bits '
+        'on a device count of %s',
+        mesh.size, mesh.devices.flat[0].device_kind, jax.process_count(),
+        layout.shards_per_device, shards, ', '.join(map(str, counts or [mesh.size])),
     )  # fmt: skip
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     logging.info('parameters: %s, root key %s', f'{parameters:,}', root_key_hex(state))
@@ -96,7 +95,8 @@ class RunLog:
         scalars['examples_per_second'] = speed * self._config.batch_size
         scalars['tokens_per_second'] = speed * totals['tokens'] / len(rows)
         minutes, seconds = divmod(round((self._config.num_steps - step) / speed), 60)
-        logging.info('%s  %s  left %d:%02d', self._place(step), line(scalars), minutes, seconds)
+        shown = {name: value for name, value in scalars.items() if name != 'gradient_norm'}
+        logging.info('%s  %s  left %d:%02d', self._place(step), line(shown), minutes, seconds)
         self.write('train', step, scalars)
 
     def evaluation(self, step: int, metrics: Metrics, samples: list[str]) -> None:
@@ -173,4 +173,4 @@ def read_summary(workdir: epath.Path, step: int) -> dict[str, Any] | None:
         summary = json.loads((workdir / 'summary.json').read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return summary if summary['step'] == step else None
+    return summary if isinstance(summary, dict) and summary.get('step') == step else None
