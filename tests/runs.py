@@ -38,6 +38,7 @@ SMALL = {
         'data.num_train': 300,
         'data.num_eval': 100,
         'data.bucket_lengths': '(6,7)',
+        'data.window_batches': 8,
         'model.word_dropout': 0.1,
         'model.embedding_dropout': 0.1,
         'model.dropout': 0.2,

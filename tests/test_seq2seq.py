@@ -32,14 +32,14 @@ def small_config(**top: Any) -> Config:
     """A tiny addition run that draws everything that can be drawn."""
     config = dataclasses.replace(
         addition_config.get_config(),
-        num_steps=6,
+        num_steps=8,
         num_shards=8,
         batch_size=16,
         eval_batch_size=64,
-        eval_every=3,
-        checkpoint_every=3,
-        log_every=3,
-        data=PairsConfig(num_train=300, num_eval=70, bucket_lengths=(6, 7), window_batches=4),
+        eval_every=4,
+        checkpoint_every=4,
+        log_every=4,
+        data=PairsConfig(num_train=300, num_eval=70, bucket_lengths=(6, 7), window_batches=8),
         model=Seq2SeqConfig(
             embedding_size=8,
             hidden_size=8,
