@@ -46,13 +46,15 @@ def main(_: Sequence[str]) -> None:
     backend.prepare(config.num_shards)
     backend.join_processes(JOIN_TIMEOUT.value)
     logs.start_logging()
-    train(config, workdir, ALLOW_CHANGES.value)
+    with backend.bounded_end():
+        train(config, workdir, ALLOW_CHANGES.value)
 
 
 def train(config: Config, workdir: epath.Path, allow_changes: bool = False) -> dict[str, Any]:
     """Brings the run in `workdir` to its last step. Returns what its summary.json holds."""
     task = tasks.make_task(config)
-    backend.require_same_on_all_processes(schema.to_dict(config), task.facts)
+    launch = {'workdir': str(workdir), 'allow_changes': allow_changes}
+    backend.require_same_on_all_processes(schema.to_dict(config), task.facts, launch)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
     mesh = make_mesh()

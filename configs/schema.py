@@ -25,10 +25,12 @@ def knob(default: Any, meaning: str, check: Check | None = None, *, free: bool =
 
 
 def at_least(low: float) -> Check:
+    """A finite number that is not smaller."""
     return lambda value: math.isfinite(value) and value >= low, f'a number >= {low}'
 
 
 def fraction() -> Check:
+    """A rate or a probability, less than one."""
     return lambda value: 0 <= value < 1, 'a number in [0, 1)'
 
 
@@ -45,10 +47,13 @@ def digit_counts() -> Check:
 
 
 def one_of(*names: str) -> Check:
+    """One of a few words."""
     return lambda value: value in names, 'one of ' + ', '.join(names)
 
 
 def increasing_lengths() -> Check:
+    """Widths of buckets, short to long."""
+
     def ok(value: tuple[int, ...]) -> bool:
         lengths = list(value)
         return (
@@ -61,6 +66,7 @@ def increasing_lengths() -> Check:
 
 
 def names() -> Check:
+    """At least one name."""
     return (
         lambda value: bool(value) and all(isinstance(n, str) and n for n in value),
         "names, as in ('sentence',)",

@@ -124,9 +124,11 @@ class _Writer:
         self._random = random.Random(seed).random
 
     def chance(self, probability: float) -> bool:
+        """True with this probability."""
         return self._random() < probability
 
     def pick(self, options: list[str]) -> str:
+        """One of the options, each as likely as the next."""
         return options[int(self._random() * len(options))]
 
     def fill(self, rule: str, positive: bool, **bound: str) -> str:

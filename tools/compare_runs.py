@@ -19,7 +19,8 @@ from configs.command_line import refuse
 from configs.schema import BadInput
 from training import ledger_files
 
-# Within a step, what comes first can change what follows, and not the other way round.
+# Within a step, what comes first can change what follows, and not the other way round. Other sums
+# than the loss (right answers, tokens) stand with it.
 CAUSES = {
     'batch': 'the data (batch fingerprint)',
     'keys': 'the dropout keys (their fingerprint)',
@@ -27,22 +28,22 @@ CAUSES = {
     'grad_norm': 'the gradient (its norm)',
     'parameters': 'the parameters after the update (their fingerprint)',
 }
-
-OF_THE_STATE = ('structure', 'state_fingerprint', 'root_key')  # not of the environment
+OF_A_STATE = ('structure', 'state_fingerprint')  # in the manifest, but not facts around the run
 
 
 class Run(NamedTuple):
     """What a workdir tells of its run."""
 
     name: str
-    rows: np.ndarray  # the ledger
-    header: dict[str, Any]  # of the newest checkpoint: config, task, manifest
-    summary: dict[str, Any]  # empty while the run is not finished
+    rows: np.ndarray  # the ledger, from step 1
+    header: dict[str, Any]  # of the newest checkpoint: config, task, manifest; empty without one
+    final: dict[str, Any]  # root key, and what is known of the state after the last row
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints the comparison; returns the exit code."""
-    parser = argparse.ArgumentParser(prog='compare_runs', description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser('compare_runs', description=(__doc__ or '').split('\n')[0])
+    parser.error = refuse  # type: ignore  # a mistake is one line
     parser.add_argument('run_a', help='workdir of a run')
     parser.add_argument('run_b', help='workdir of another')
     parser.add_argument('--plot', metavar='FILE.png', help='draw both losses and their difference')
@@ -66,136 +67,151 @@ def load(workdir: str) -> Run:
     if not path.is_dir():
         raise BadInput(f'{workdir}: expected the workdir of a run, found no folder')
     rows = ledger_files.read(path / 'ledger')
-    if rows['step'][0] != 1:
-        raise BadInput(f'{workdir}/ledger: begins at step {rows["step"][0]}, expected step 1')
-    headers = sorted(path.glob('checkpoints/*/run/metadata'), key=step_of)
-    summary = path / 'summary.json'
+    last = int(rows['step'][-1])
+    files = {int(p.parts[-3]): p for p in path.glob('checkpoints/*/run/metadata')
+             if p.parts[-3].isdecimal()}  # fmt: skip
+    newest = max(files, default=0)
+    if newest > last:
+        raise BadInput(f'{path}/ledger: ends at step {last}, a checkpoint is of step {newest}')
+    summary_file, final = path / 'summary.json', dict[str, Any]()
     try:
-        header = json.loads(headers[-1].read_text()) if headers else {}
-        return Run(
-            workdir, rows, header, json.loads(summary.read_text()) if summary.exists() else {}
-        )
+        header = json.loads(files[newest].read_text()) if files else {}
+        summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
     except ValueError as error:
         raise BadInput(f'{workdir}: a checkpoint or summary.json is damaged ({error})') from error
-
-
-def step_of(header: epath.Path) -> int:
-    """The step of the checkpoint that a header belongs to; -1 for one that is being written."""
-    step = header.parent.parent.name
-    return int(step) if step.isdigit() else -1
+    for step, facts in ((newest, header.get('manifest', {})), (summary.get('step'), summary)):
+        of_last = ('root_key', 'state_fingerprint', 'eval')[: 3 if step == last else 1]
+        final |= {name: facts[name] for name in of_last if name in facts}
+    return Run(workdir, rows, header, final)
 
 
 def refuse_other_model(a: Run, b: Run) -> None:
     """Raises BadInput when the runs train different models, or count different sums."""
-    columns = [dict.fromkeys(run.rows.dtype.names or (), 'there') for run in (a, b)]
     arrays = [run.header.get('manifest', {}).get('structure', {}) for run in (a, b)]
-    for one, other in (columns, arrays if all(arrays) else columns):
+    columns = [dict.fromkeys(run.rows.dtype.names or (), 'a ledger column') for run in (a, b)]
+    for one, other in (arrays if all(arrays) else columns, columns):
         for name in [*one, *other]:
             if one.get(name) != other.get(name):
                 raise BadInput(
                     f'{a.name} and {b.name} train different models: {name} is '
-                    f'{one.get(name, "missing")} and {other.get(name, "missing")}'
+                    f'{one.get(name, "missing")} in one, {other.get(name, "missing")} in the other'
                 )
 
 
 def circumstances(a: Run, b: Run) -> Iterator[str]:
-    """A line for every knob, fact of the task and fact of the environment that is not the same."""
-    yield f'A: {a.name}, {len(a.rows)} steps    B: {b.name}, {len(b.rows)} steps'
+    """A line for each run, and for every knob and every fact around it that is not the same."""
+    yield f'A: {a.name}, {len(a.rows)} steps'
+    yield f'B: {b.name}, {len(b.rows)} steps'
     if not (a.header and b.header):
         yield 'no checkpoint in one of them: config and environment can not be compared'
         return
     for section in ('config', 'task', 'manifest'):
-        one, other = a.header[section], b.header[section]
+        one, other = (flat(run.header.get(section, {})) for run in (a, b))
         for name in sorted(one.keys() | other.keys()):
-            if name not in OF_THE_STATE and one.get(name) != other.get(name):
-                yield f'  {section}: {name}: {brief(one.get(name))} and {brief(other.get(name))}'
+            if one.get(name) != other.get(name):
+                yield f'  {section}: {name}: {change(one.get(name), other.get(name))}'
 
 
-def brief(value: Any) -> str:
-    """A value, or how much there is of it."""
-    text = json.dumps(value)
-    return text if len(text) <= 100 else f'{text[:80]}... ({len(text)} characters)'
+def flat(facts: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Nested facts under dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        if name not in OF_A_STATE:
+            dotted = prefix + name
+            found |= flat(value, f'{dotted}.') if isinstance(value, dict) else {dotted: value}
+    return found
+
+
+def change(one: Any, other: Any) -> str:
+    """'one -> other'; of long lists, such as a vocabulary, the first place that is not the same."""
+    if isinstance(one, list) and isinstance(other, list) and len(one) + len(other) > 12:
+        place = next(i for i in range(len(one) + 1) if one[i : i + 1] != other[i : i + 1])
+        one, other, sizes = one[place : place + 1], other[place : place + 1], (len(one), len(other))
+        return f'{sizes[0]} and {sizes[1]} entries, from {place} on: {change(one, other)}'
+    return ' -> '.join(json.dumps(value) for value in (one, other))
 
 
 def compare(a: Run, b: Run) -> tuple[bool, list[str]]:
     """(whether they are the same run, the verdict in words)."""
     steps = min(len(a.rows), len(b.rows))
-    parted = first_difference(a.rows[:steps], b.rows[:steps])
-    if parted is not None:
-        row, column = parted
+    if parted := first_difference(a.rows[:steps], b.rows[:steps]):
+        row, (first, *others) = parted
         return False, [
-            f'The runs part at step {a.rows["step"][row]}. The first to differ is '
-            f'{CAUSES[column]}: {shown(a.rows[row], column)} and {shown(b.rows[row], column)}.',
-            f'The {row} steps before are the same, bit for bit.',
+            f'The runs part at step {row + 1}'
+            + (f'; the {row} before are the same, bit for bit.' if row else '.'),
+            f'First to differ: {CAUSES[cause_of(first)]}: '
+            f'{shown(a.rows[row], first)} -> {shown(b.rows[row], first)}.',
+            *([f'In its wake, in the same step: {", ".join(others)}.'] if others else []),
         ]
+    if a.final.get('root_key') != b.final.get('root_key') and a.final and b.final:
+        return False, [f'Other root keys: {a.final.get("root_key")} -> {b.final.get("root_key")}.']
     if len(a.rows) != len(b.rows):
-        return False, [f'The runs are the same, bit for bit, as far as both go: {steps} steps.']
-    for name in ('root_key', 'state_fingerprint', 'eval'):
-        if a.summary and b.summary and a.summary.get(name) != b.summary.get(name):
-            both = f'{a.summary.get(name)} and {b.summary.get(name)}'
-            return False, [
-                f'All {steps} steps are the same, but the summaries differ: {name}: {both}.'
-            ]
-    final = a.summary.get('state_fingerprint', 'not written yet')
-    return True, [f'The same run: {steps} steps, bit for bit. Final state: {final}']
+        sizes = f'A has {len(a.rows)} steps, B {len(b.rows)}'
+        return False, [f'Identical as far as both go, bit for bit: {sizes}.']
+    for name in ('state_fingerprint', 'eval'):
+        one, other = a.final.get(name), b.final.get(name)
+        if one and other and one != other:
+            return False, [f'All {steps} steps are the same, but {name}: {change(one, other)}.']
+    final = a.final.get('state_fingerprint') or b.final.get('state_fingerprint', 'not known')
+    return True, [f'The same run, bit for bit: {steps} steps, final state {final}.']
 
 
-def first_difference(a: np.ndarray, b: np.ndarray) -> tuple[int, str] | None:
-    """(row, column) of the first difference: the first step, in it the first of CAUSES."""
-    differs = {name: bits(a, name) != bits(b, name) for name in a.dtype.names or ()}
-    sums = [column for name, column in differs.items() if name not in CAUSES and name != 'step']
-    differs['loss'] = np.logical_or.reduce([differs['loss'], *sums])
-    anywhere = np.logical_or.reduce([differs[name] for name in CAUSES])
-    if not anywhere.any():
+def cause_of(column: str) -> str:
+    """The entry of CAUSES that a ledger column belongs to."""
+    return column if column in CAUSES else 'loss'
+
+
+def first_difference(a: np.ndarray, b: np.ndarray) -> tuple[int, list[str]] | None:
+    """(row, columns in order of CAUSES) of what is not the same in the first row that differs."""
+    order = list(CAUSES)
+    columns = [name for name in a.dtype.names or () if name != 'step']
+    columns.sort(key=lambda name: (order.index(cause_of(name)), name not in CAUSES))
+    words = [np.stack([rows[name].view('<u4') for name in columns]) for rows in (a, b)]
+    differs = words[0] != words[1]
+    if not differs.any():
         return None
-    row = int(anywhere.argmax())
-    return row, next(name for name in CAUSES if differs[name][row])
-
-
-def bits(rows: np.ndarray, column: str) -> np.ndarray:
-    """A column's exact bits, uint32."""
-    return np.ascontiguousarray(rows[column]).view('<u4')
+    row = int(differs.any(axis=0).argmax())
+    return row, [name for name, column in zip(columns, differs, strict=True) if column[row]]
 
 
 def shown(row: np.void, column: str) -> str:
-    """A value of a row as people read it, floats with their bits."""
+    """A value of a row as people read it, floats with their bits. The loss is the step's mean."""
+    word = f'0x{row[column].view("<u4"):08x}'
+    if row.dtype[column].kind != 'f':
+        return word
     if column == 'loss':
-        return f'{row["loss"] / row["weight"]:.9g} (sum 0x{row["loss"].view("<u4"):08x})'
-    if column == 'grad_norm':
-        return f'{row[column]:.9g} (0x{row[column].view("<u4"):08x})'
-    return f'0x{row[column]:08x}'
+        return f'{float(row["loss"]) / float(row["weight"]):.9g} (its sum {word})'
+    return f'{"" if column in CAUSES else column + " "}{row[column]:.9g} ({word})'
 
 
 def plot(a: Run, b: Run, file: str) -> None:
     """Draws both losses, and their difference below, into a PNG file."""
-    import matplotlib as mpl
-
-    mpl.use('Agg')
-    from matplotlib import pyplot
-
-    figure, (upper, lower) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(9, 6), height_ratios=(3, 2)
-    )
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BadInput('--plot needs matplotlib: pip install matplotlib') from error
+    figure = Figure((9, 6), layout='constrained')
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     losses = [run.rows['loss'].astype(np.float64) / run.rows['weight'] for run in (a, b)]
-    for run, loss, style in zip((a, b), losses, ('-', '--'), strict=True):
-        upper.plot(run.rows['step'], loss, style, linewidth=1, label=run.name)
     steps = min(map(len, losses))
-    difference = losses[1][:steps] - losses[0][:steps]
-    lower.plot(a.rows['step'][:steps], difference, linewidth=1, color='black')
-    if difference.any():
-        smallest = np.abs(difference[difference != 0]).min()
-        lower.set_yscale('symlog', linthresh=float(smallest))
-    parted = first_difference(a.rows[:steps], b.rows[:steps])
-    if parted is not None:
+    apart = np.abs(losses[1][:steps] - losses[0][:steps])
+    upper.plot(a.rows['step'], losses[0], 'tab:orange', linewidth=3, label=f'A: {a.name}')
+    upper.plot(b.rows['step'], losses[1], 'black', linewidth=0.8, label=f'B: {b.name}')
+    seen = np.where(apart > 0, apart, np.nan) if (apart > 0).any() else apart
+    lower.plot(a.rows['step'][:steps], seen, 'k.', markersize=3)
+    lower.set_yscale('log' if (apart > 0).any() else 'linear')  # from a last bit to the whole loss
+    title = f'{steps} steps, the same bits'
+    if parted := first_difference(a.rows[:steps], b.rows[:steps]):
+        title = f'the runs part at step {parted[0] + 1}: {parted[1][0]}'
         for panel in (upper, lower):
-            panel.axvline(a.rows['step'][parted[0]], color='tab:red', linewidth=0.8)
-    upper.set_ylabel('mean loss of the step')
-    lower.set_ylabel('B - A' if difference.any() else 'B - A: zero at every step')
-    lower.set_xlabel('step')
+            panel.axvline(parted[0] + 1, color='tab:red', linewidth=1, linestyle='--')
+    upper.set(title=title, ylabel='mean loss of the step')
+    lower.set(xlabel='step', ylabel='|loss of A - loss of B|')
     upper.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise BadInput(f'--plot={file}: can not be written ({error})') from error
 
 
 if __name__ == '__main__':

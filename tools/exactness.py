@@ -1,14 +1,13 @@
 """Trains a config for a few steps on several layouts and compares the bits.
 
-    python -m tools.exactness --config=configs/reviews.py [--layouts=1,2,4,8,2x4,4x2] [--steps=6]
-        [--config.FIELD=VALUE ...]
+    python -m tools.exactness --config=FILE [--config.FIELD=VALUE ...]
+        [--layouts=1,2,4,8,2x4,4x2] [--steps=6]
 
 A layout is a number of simulated CPU devices in one process, or PROCESSESxDEVICES. Each runs in
 processes of its own: layouts that share a process share a thread pool, which hides differences.
 Exit code 0: all the same, bit for bit. 1: not. 2: bad input, or a layout that did not run.
 """
 
-import argparse
 import os
 import re
 import subprocess
@@ -18,38 +17,59 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.command_line import refuse
-from configs.schema import BadInput
+from absl import flags
+from ml_collections import config_flags
+
+from configs import command_line
+from configs.schema import BadInput, Config
 from tools import compare_runs
 
 PROJECT = Path(__file__).resolve().parent.parent
-LAYOUTS = '1,2,4,8,2x4,4x2'
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'What to train.')
+LAYOUTS = flags.DEFINE_list(
+    'layouts', '1,2,4,8,2x4,4x2', 'Devices in one process, or PROCESSESxDEVICES.'
+)
+STEPS = flags.DEFINE_integer('steps', 6, 'Training steps on every layout.', lower_bound=1)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Prints a line for every layout; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog='exactness', description=__doc__.split('\n')[0], allow_abbrev=False
-    )
-    parser.add_argument('--layouts', default=LAYOUTS, help=f'default {LAYOUTS}')
-    parser.add_argument('--steps', type=int, default=6, help='training steps, default 6')
-    given, flags = parser.parse_known_args(argv)
-    layouts = given.layouts.split(',')
-    try:
-        if wrong := [text for text in layouts if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)?', text)]:
-            raise BadInput(f'--layouts: {wrong[0]!r}, expected devices or PROCESSESxDEVICES')
-        with tempfile.TemporaryDirectory(prefix='exactness-') as folder:
-            return compare(Path(folder), layouts, short(flags, given.steps))
-    except BadInput as error:
-        refuse(error)
+def main(argv: Sequence[str]) -> None:
+    """Prints a line for every layout, and ends with the exit code."""
+    config = command_line.loaded_config(CONFIG)
+    devices = {layout: device_count(layout) for layout in LAYOUTS.value}
+    shards = config.num_shards or max(devices.values(), default=1)
+    usable = [layout for layout in devices if shards % devices[layout] == 0]
+    for layout, count in devices.items():
+        if layout not in usable:
+            print(f'{layout:>6}  left out: {count} devices do not divide {shards} shards')
+    if len(usable) < 2:
+        raise BadInput(f'--layouts: expected at least two that divide {shards} shards')
+    with tempfile.TemporaryDirectory(prefix='exactness-') as folder:
+        sys.exit(compare(Path(folder), usable, short_run(config, shards)))
 
 
-def short(flags: Sequence[str], steps: int) -> list[str]:
-    """The flags of a run of so many steps, with an evaluation at the end."""
-    if steps < 1:
-        raise BadInput(f'--steps={steps}: expected at least 1')
+def device_count(layout: str) -> int:
+    """Devices of all processes. Raises BadInput when `layout` is none."""
+    if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)?', layout):
+        raise BadInput(f'--layouts: {layout!r}, expected devices or PROCESSESxDEVICES')
+    processes, _, devices = layout.rpartition('x')
+    return int(processes or 1) * int(devices)
+
+
+def short_run(config: Config, shards: int) -> list[str]:
+    """The flags of this command's config, cut to a few steps with an evaluation at the end."""
     every = ('num_steps', 'eval_every', 'checkpoint_every', 'log_every')
-    return [*flags, *(f'--config.{name}={steps}' for name in every)]
+    knobs = dict.fromkeys(every, STEPS.value) | {
+        'num_shards': shards,
+        'optimizer.decay_steps': config.optimizer.decay_steps or config.num_steps,
+    }
+    given, args = [], iter(sys.argv[1:])
+    for arg in args:
+        if re.fullmatch('--?(layouts|steps)', arg):
+            next(args, None)  # its value stands apart
+        elif not re.match('--?(layouts|steps)=', arg):
+            given.append(arg)
+    return [*given, *(f'--config.{name}={value}' for name, value in knobs.items())]
 
 
 def compare(folder: Path, layouts: Sequence[str], flags: Sequence[str]) -> int:
@@ -66,8 +86,8 @@ def compare(folder: Path, layouts: Sequence[str], flags: Sequence[str]) -> int:
         first = first or layout
         one, other = (compare_runs.load(str(folder / name)) for name in (first, layout))
         same, verdict = compare_runs.compare(one, other)
-        told = 'the same bits' if same else f'not the bits of {first}: {verdict[0]}'
-        print(took, other.summary['state_fingerprint'][:16], told, flush=True)
+        told = 'the same bits' if same else f'not the bits of {first}. {" ".join(verdict)}'
+        print(took, other.final['state_fingerprint'][:16], told, flush=True)
         code = max(code, int(not same))
     return code
 
@@ -94,4 +114,4 @@ def run(layout: str, flags: Sequence[str]) -> str:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    command_line.run(main)

@@ -5,14 +5,21 @@ of the core count (or PJRT_NPROC) and the device count: pinned at no less than t
 the same on every layout of a run. docs/reproducibility.md has what was measured.
 """
 
+import contextlib
 import json
+import logging
 import os
 import platform
+import socket
+import sys
+import threading
 import zlib
+from collections.abc import Iterator
 from importlib import metadata
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -24,6 +31,7 @@ PINNED_XLA_FLAGS = {
     '--xla_gpu_exclude_nondeterministic_ops': 'true',
 }
 LEAST_THREADS = 8
+LEAVE_SECONDS = 10  # in which the processes of a pod that fail together leave it together
 MOST_DEVICES = 8  # simulated, where neither num_shards nor the environment says how many
 
 # A mesh of one device skips XLA's SPMD pipeline, whose early common-subexpression elimination
@@ -85,21 +93,94 @@ def join_processes(timeout_seconds: int) -> None:
     )
     if not address and not cluster:
         return
+    logging.getLogger('jax').setLevel(logging.WARNING)  # it tells each process's way to the others
     explicit: dict[str, Any] = {}
+    if address:
+        refuse_bad_address(address)
     if address and 'JAX_NUM_PROCESSES' in env:
         explicit = {
             'coordinator_address': address,
-            'num_processes': int(env['JAX_NUM_PROCESSES']),
-            'process_id': int(env.get('JAX_PROCESS_ID', '-1')),
+            'num_processes': number_in('JAX_NUM_PROCESSES'),
+            'process_id': number_in('JAX_PROCESS_ID'),
             'cluster_detection_method': 'deactivate',
         }
+    problem = (
+        f'JAX_COORDINATOR_ADDRESS = {address or "from the cluster"}: could not join the others'
+    )
+    # When JAX's own time is up it ends the process from C++ with SIGABRT: be there before it.
+    late = threading.Timer(timeout_seconds, give_up, (f'{problem} within {timeout_seconds} s',))
+    late.daemon = True
+    late.start()
     try:
-        jax.distributed.initialize(initialization_timeout=timeout_seconds, **explicit)
+        jax.distributed.initialize(initialization_timeout=timeout_seconds + 60, **explicit)
+        meet()
     except (RuntimeError, ValueError) as error:
-        raise BadInput(
-            f'JAX_COORDINATOR_ADDRESS = {address or "from the cluster"}: could not join the other '
-            f'processes within {timeout_seconds} s ({str(error).splitlines()[0]})'
-        ) from error
+        raise BadInput(f'{problem} ({str(error).splitlines()[0]})') from error
+    finally:
+        late.cancel()
+
+
+def meet() -> None:
+    """Connects all processes, and all devices, of a pod with each other.
+
+    On CPU they have 30 seconds for it, counted from when the first one needs the others. Now they
+    are side by side; later one may still be reading data or compiling.
+    """
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), 'all')
+    parts = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('all'))
+    ones = jax.make_array_from_process_local_data(parts, np.ones(jax.local_device_count()))
+    jax.block_until_ready(jnp.sum(ones))
+    multihost_utils.process_allgather(np.zeros(1))
+
+
+def refuse_bad_address(address: str) -> None:
+    """Raises BadInput unless it is HOST:PORT and, on process 0, the port is free.
+
+    On a port that is in use JAX's coordinator would crash.
+    """
+    port = address.rpartition(':')[2]
+    if ':' not in address or not port.isdecimal():
+        raise BadInput(f'JAX_COORDINATOR_ADDRESS = {address}: expected HOST:PORT')
+    if os.environ.get('JAX_PROCESS_ID') == '0':
+        try:
+            socket.create_server(('', int(port))).close()
+        except OSError as error:
+            raise BadInput(
+                f'JAX_COORDINATOR_ADDRESS = {address}: the port is not free ({error.strerror}); '
+                'choose another for all processes'
+            ) from error
+
+
+def number_in(variable: str) -> int:
+    """An environment variable's whole number. Raises BadInput when it is none."""
+    text = os.environ.get(variable, '')
+    if not text.isdecimal():
+        raise BadInput(f'{variable} = {text!r}: expected a whole number')
+    return int(text)
+
+
+def give_up(problem: str) -> NoReturn:
+    """Ends the process from any thread, with one line and exit code 2."""
+    sys.stderr.write(f'error: {problem}; see that all processes are started and reach it\n')
+    sys.stderr.flush()
+    os._exit(2)
+
+
+@contextlib.contextmanager
+def bounded_end() -> Iterator[None]:
+    """An error inside ends this process soon, even where the others of its pod go on waiting.
+
+    JAX leaves a pod through a barrier. When all fail alike they meet there; else time runs out.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() > 1:
+            code = 2 if isinstance(error, BadInput) else 1
+            end = threading.Timer(LEAVE_SECONDS, os._exit, (code,))
+            end.daemon = True
+            end.start()
+        raise
 
 
 def require_same_on_all_processes(*facts: dict[str, Any]) -> None:

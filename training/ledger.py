@@ -40,7 +40,7 @@ class Ledger:
     def tail(self, every: int) -> list[np.ndarray]:
         """The rows since the last multiple of `every` steps, which a resumed run stands on."""
         first = self._start - self._start % every + 1
-        if first > self._start:
+        if first > self._start or not self._writes:  # the writer has removed the lost future
             return []
         try:
             return list(read(self._directory, first))

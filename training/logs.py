@@ -22,7 +22,8 @@ Metrics = dict[str, float]
 
 def start_logging() -> None:
     """Plain lines with the time of day on standard output; from process 0, warnings from all."""
-    for chatty in ('absl', 'jax', 'orbax', 'grain'):
+    logging.getLogger('jax').setLevel(logging.WARNING)
+    for chatty in ('absl', 'orbax', 'grain'):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     logging.basicConfig(
         level=logging.INFO if is_writer() else logging.WARNING,

@@ -1,0 +1,174 @@
+"""A pod on your laptop: one run in several processes of this machine, on simulated devices.
+
+    python -m launch.local_pod --processes=2 --devices_per_process=4 -- --config=... --workdir=...
+
+What stands after ` -- ` goes to every train.py. Lines are prefixed with the process they come
+from. When one process fails the others are stopped, since they would wait for it; the exit code
+is that of the first that failed. None outlives the launcher (on Linux not even its `kill -9`).
+"""
+
+import argparse
+import ctypes
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from configs.command_line import refuse
+
+PROJECT = Path(__file__).resolve().parent.parent
+GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL
+GLOO_NOISE = 'peer ranks. Expected number of'  # XLA's CPU collectives greet every peer
+PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as train.py does."""
+
+    def error(self, message: str) -> NoReturn:
+        refuse(f"{message}; the flags of train.py come after ' -- '")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the pod; returns the exit code."""
+    parser = Parser(prog='launch.local_pod', allow_abbrev=False, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument('--processes', type=positive, default=2)
+    parser.add_argument('--devices_per_process', type=positive, default=4)
+    parser.add_argument('flags', nargs='*', metavar='-- FLAGS', help='flags of train.py')
+    given = parser.parse_args(argv)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    processes: list[subprocess.Popen[str]] = []
+    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+    try:
+        for env in environments(given.processes, given.devices_per_process):
+            processes.append(start(given.flags, env))
+        relays = watch(processes, ended)
+        failed = first_failure(processes, ended)
+    finally:
+        stop(processes)
+    for thread in relays:
+        thread.join(timeout=1)  # a stray child of the process may hold its output open
+    if failed is None:
+        return 0
+    code = processes[failed].returncode
+    told = f'exit code {code}' if code > 0 else f'signal {signal.Signals(-code).name}'
+    print(f'process {failed} ended with {told}; the others were stopped', file=sys.stderr)
+    return code if code > 0 else 128 - code  # as a shell tells an end by a signal
+
+
+def positive(text: str) -> int:
+    """A count, from its flag."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number >= 1')
+    return int(text)
+
+
+def environments(count: int, devices: int) -> list[dict[str, str]]:
+    """The environment of each process, in which JAX's own settings make it part of the pod."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{probe.getsockname()[1]}'
+    pod = {
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_NUM_CPU_DEVICES': str(devices),
+        'JAX_COORDINATOR_ADDRESS': address,
+        'JAX_COORDINATOR_BIND_ADDRESS': address,  # closed to other machines
+        'JAX_NUM_PROCESSES': str(count),
+        'PYTHONUNBUFFERED': '1',
+    }
+    return [os.environ | pod | {'JAX_PROCESS_ID': str(index)} for index in range(count)]
+
+
+def start(flags: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    """Starts one train.py, in a process group of its own: Ctrl-C reaches the launcher alone."""
+    return subprocess.Popen(
+        [sys.executable, 'train.py', *flags],
+        cwd=PROJECT,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+        process_group=0,
+        preexec_fn=end_with_parent(),
+    )
+
+
+def end_with_parent() -> Callable[[], None] | None:
+    """What a child does first so that it is killed when its parent dies; None where it can not."""
+    if not sys.platform.startswith('linux'):
+        return None
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def ask() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the child could ask
+            os._exit(1)
+
+    return ask
+
+
+def watch(
+    processes: list[subprocess.Popen[str]], ended: queue.SimpleQueue[int]
+) -> list[threading.Thread]:
+    """Starts to print every process's lines, whole, and to put its index where it has ended.
+
+    Returns the threads that print.
+    """
+    lock = threading.Lock()
+
+    def relay(index: int) -> None:
+        for line in processes[index].stdout or ():
+            if GLOO_NOISE in line:
+                continue
+            with lock:
+                print(f'[{index}] {line.rstrip()}', flush=True)
+
+    def tell_end(index: int) -> None:
+        processes[index].wait()
+        ended.put(index)
+
+    jobs = [(job, index) for index in range(len(processes)) for job in (relay, tell_end)]
+    threads = [threading.Thread(target=job, args=(index,), daemon=True) for job, index in jobs]
+    for thread in threads:
+        thread.start()
+    return threads[::2]
+
+
+def first_failure(
+    processes: list[subprocess.Popen[str]], ended: queue.SimpleQueue[int]
+) -> int | None:
+    """Waits for all processes, or for the first that fails. Returns its index."""
+    for _ in processes:
+        index = ended.get()
+        if processes[index].returncode:
+            return index
+    return None
+
+
+def stop(processes: list[subprocess.Popen[str]]) -> None:
+    """Asks those still running to end, and after a few seconds ends them."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # or a second Ctrl-C would leave some running
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+        while time.monotonic() < deadline and any(p.poll() is None for p in processes):
+            time.sleep(0.05)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,177 @@
+"""The promises of model/classifier.py."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tasks
+from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK
+from model.classifier import KeysOnlyAttention, TextClassifier, WordDropout
+from training import keys
+
+Classifier = Callable[..., TextClassifier]
+TokenBatch = Callable[..., dict[str, np.ndarray]]
+ROWS, WIDTH = 16, 12
+
+
+@pytest.fixture(scope='module')
+def params(classifier: Classifier) -> Any:
+    """Parameters of the tiny classifier."""
+    return jax.jit(tasks.classifier_init(classifier()))(jax.random.key(0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(model: TextClassifier, params: Any, ids: Any, lengths: Any) -> jax.Array:
+    """What the model says in evaluation, without any key."""
+    return jnp.asarray(model.apply({'params': params}, ids, lengths, train=False))
+
+
+def other_padding(batch: dict[str, np.ndarray], seed: int) -> np.ndarray:
+    """The token ids with arbitrary ids where padding was."""
+    ids = batch['token_ids']
+    noise = np.random.default_rng(seed).integers(0, 30, ids.shape, np.int32)
+    return np.where(np.arange(ids.shape[1]) < batch['lengths'][:, None], ids, noise)
+
+
+def test_word_dropout_never_touches_padding_or_marks() -> None:
+    ids = jnp.tile(jnp.arange(30, dtype=jnp.int32), (200, 1))
+    layer = WordDropout(0.5, UNK, FIRST_WORD)
+    dropped = np.asarray(
+        layer.apply({}, ids, deterministic=False, rngs={'dropout': jax.random.key(1)})
+    )
+    for special in (PAD, UNK, BOS, EOS):
+        assert (dropped[:, special] == special).all()
+    words = dropped[:, FIRST_WORD:]
+    assert ((words == ids[:, FIRST_WORD:]) | (words == UNK)).all()
+    assert (words == UNK).any(axis=0).all()
+    assert dropped.dtype == np.int32
+
+
+def test_word_dropout_is_the_identity_in_evaluation_and_at_rate_zero() -> None:
+    ids = jnp.tile(jnp.arange(30, dtype=jnp.int32), (5, 1))
+    evaluation = WordDropout(0.5, UNK, FIRST_WORD).apply({}, ids, deterministic=True)
+    no_rate = WordDropout(0.0, UNK, FIRST_WORD).apply({}, ids, deterministic=False)
+    np.testing.assert_array_equal(evaluation, ids)
+    np.testing.assert_array_equal(no_rate, ids)
+
+
+def test_what_stands_in_padding_does_not_change_a_bit_of_logits(
+    classifier: Classifier, params: Any, token_batch: TokenBatch
+) -> None:
+    model, batch = classifier(), token_batch(ROWS, WIDTH)
+    expected = logits(model, params, batch['token_ids'], batch['lengths'])
+    for seed in range(2):
+        ids = other_padding(batch, seed)
+        assert (ids != batch['token_ids']).any()
+        np.testing.assert_array_equal(logits(model, params, ids, batch['lengths']), expected)
+
+
+def test_what_stands_in_padding_does_not_change_a_bit_of_training(
+    classifier: Classifier, params: Any, token_batch: TokenBatch
+) -> None:
+    model = classifier(word_dropout=0.3, embedding_dropout=0.3, dropout=0.3)
+    rngs = keys.shard_rngs(keys.root_key(0, 'threefry2x32'), 0, 0)
+    sums = tasks.classifier_loss_sums(model)
+    gradient = jax.jit(jax.grad(lambda params, batch: sums(params, batch, rngs)['loss']))
+    batch = token_batch(ROWS, WIDTH)
+    expected = gradient(params, batch)
+    found = gradient(params, batch | {'token_ids': other_padding(batch, 0)})
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_longer_bucket_changes_logits_by_rounding_only(
+    classifier: Classifier, params: Any, token_batch: TokenBatch
+) -> None:
+    model, batch = classifier(), token_batch(ROWS, WIDTH)
+    short = logits(model, params, batch['token_ids'], batch['lengths'])
+    wide = np.pad(batch['token_ids'], ((0, 0), (0, 9)))
+    long = logits(model, params, wide, batch['lengths'])
+    np.testing.assert_allclose(long, short, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_is_zero_on_padding_and_sums_to_one() -> None:
+    words = jax.random.normal(jax.random.key(0), (4, WIDTH, 16))
+    lengths = jnp.array([1, 2, 7, WIDTH])
+    mask = jnp.arange(WIDTH)[None] < lengths[:, None]
+    layer = KeysOnlyAttention(8, jnp.float32)
+    weights, _ = layer.init_with_output(jax.random.key(1), words, mask)
+    assert weights.dtype == jnp.float32
+    assert (np.asarray(weights)[~mask] == 0.0).all()
+    assert (np.asarray(weights)[mask] > 0.0).all()
+    np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
+
+
+def test_the_shortest_rows_give_finite_logits(classifier: Classifier, params: Any) -> None:
+    ids = np.full((ROWS, WIDTH), PAD, np.int32)
+    ids[1:, :2] = BOS, EOS
+    lengths = np.full(ROWS, 2, np.int32)
+    lengths[0] = 0
+    assert np.isfinite(logits(classifier(), params, ids, lengths)).all()
+
+
+@pytest.mark.parametrize('num_classes', [2, 5])
+def test_any_number_of_classes(classifier: Classifier, num_classes: int) -> None:
+    model = classifier(num_classes=num_classes)
+    params = jax.eval_shape(tasks.classifier_init(model), jax.random.key(0))
+    ids = jax.ShapeDtypeStruct((3, WIDTH), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((3,), jnp.int32)
+    found = jax.eval_shape(
+        lambda p, ids, lengths: model.apply({'params': p}, ids, lengths, train=False),
+        params, ids, lengths,
+    )  # fmt: skip
+    assert (found.shape, found.dtype) == ((3, num_classes), jnp.float32)
+
+
+def test_the_sst2_model_has_the_parameters_of_its_reference(classifier: Classifier) -> None:
+    """flax's example has 5,460,548 with one logit; ours has one logit of 256 weights more."""
+    model = classifier(vocab_size=13_523, num_classes=2, embedding_size=300, hidden_size=256)
+    params = jax.eval_shape(tasks.classifier_init(model), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 5_460_548 + 256
+
+
+def test_evaluation_draws_nothing(
+    classifier: Classifier, params: Any, token_batch: TokenBatch
+) -> None:
+    model = classifier(word_dropout=0.5, embedding_dropout=0.5, dropout=0.5)
+    batch = token_batch(ROWS, WIDTH)
+    program = jax.make_jaxpr(lambda params: tasks.classifier_loss_sums(model)(params, batch, None))(
+        params
+    )
+    assert 'random_bits' not in str(program)
+    expected = logits(classifier(), params, batch['token_ids'], batch['lengths'])
+    found = logits(model, params, batch['token_ids'], batch['lengths'])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_bfloat16_is_for_activations_alone(
+    classifier: Classifier, params: Any, token_batch: TokenBatch
+) -> None:
+    model, batch = classifier(dtype=jnp.bfloat16), token_batch(ROWS, WIDTH)
+    shapes = jax.eval_shape(tasks.classifier_init(model), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
+    exact = logits(classifier(), params, batch['token_ids'], batch['lengths'])
+    rounded = logits(model, params, batch['token_ids'], batch['lengths'])
+    assert rounded.dtype == jnp.float32
+    assert (rounded != exact).any()
+    np.testing.assert_allclose(rounded, exact, atol=0.03)
+
+
+def test_loss_sums_add_over_rows_and_follow_their_weights(
+    classifier: Classifier, params: Any, token_batch: TokenBatch
+) -> None:
+    loss_sums = tasks.classifier_loss_sums(classifier())
+    sums = jax.jit(lambda batch: loss_sums(params, batch, None))
+    batch = token_batch(ROWS, WIDTH)
+    whole = sums(batch)
+    # The same shapes thrice: rows without weight do not count.
+    first = sums(batch | {'weights': batch['weights'] * (np.arange(ROWS) < 5)})
+    rest = sums(batch | {'weights': batch['weights'] * (np.arange(ROWS) >= 5)})
+    for name, value in whole.items():
+        np.testing.assert_allclose(first[name] + rest[name], value, rtol=1e-5)
+    assert whole['tokens'] == pytest.approx(float(batch['weights'] @ batch['lengths']), rel=1e-5)
+    assert whole['weight'] == pytest.approx(float(batch['weights'].sum()), rel=1e-5)

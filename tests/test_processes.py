@@ -1,0 +1,306 @@
+"""The promises about several processes: the same bits as in one, and no process waits for ever."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import runs
+
+ONE_PROCESS = (1, 2, 4, 8)
+PODS = ('2x4', '4x2')
+PATIENCE = 600  # seconds that anything may take on a busy machine before it counts as hanging
+
+
+def start_pod(layout: str, workdir: Path, **overrides: Any) -> subprocess.Popen[str]:
+    """Starts a small run on PROCESSESxDEVICES."""
+    processes, devices = layout.split('x')
+    flags = [f'--processes={processes}', f'--devices_per_process={devices}']
+    return start(['-m', 'launch.local_pod', *flags, '--', *small(workdir, **overrides)])
+
+
+def start(args: list[str], devices: int = 2, **env: str) -> subprocess.Popen[str]:
+    """Starts a Python program of the project."""
+    return subprocess.Popen(
+        [sys.executable, *args],
+        cwd=runs.ROOT,
+        env=runs.environment(devices, **env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def small(workdir: Path, **overrides: Any) -> list[str]:
+    """The flags of a small run."""
+    return runs.command(workdir, **overrides)[2:]
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """(exit code, output) of a process that must end by itself."""
+    try:
+        output, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+def finish_pod(layout: str, workdir: Path, **overrides: Any) -> str:
+    """Runs a pod to its end, and returns what was printed."""
+    code, output = ended(start_pod(layout, workdir, **overrides))
+    assert code == 0, output
+    return output
+
+
+def trainers(workdir: Path) -> dict[int, int]:
+    """The processes of train.py in a workdir that are alive: index in the pod -> process id."""
+    found = {}
+    for folder in Path('/proc').glob('[0-9]*'):
+        try:
+            command = (folder / 'cmdline').read_text().split('\0')
+            env = (folder / 'environ').read_text()
+        except OSError:
+            continue
+        if f'--workdir={workdir}' in command and 'train.py' in command:
+            found[int(re.findall(r'JAX_PROCESS_ID=(\d+)', env)[0])] = int(folder.name)
+    return found
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    """Returns as soon as `condition()` holds."""
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run on one device."""
+    workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+    runs.finish(workdir, devices=1)
+    return workdir
+
+
+@pytest.mark.slow
+def test_same_bits_on_1_2_4_8_devices_and_on_2x4_and_4x2_processes(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """With word dropout, dropout, clipping, AdamW, warm-up, three widths and evaluation on."""
+    header = json.loads((undisturbed / 'checkpoints/24/run/metadata').read_text())
+    on = ('model.word_dropout', 'model.embedding_dropout', 'model.dropout', 'optimizer.clip_norm')
+    assert all(header['config'][name] > 0 for name in on)
+    assert header['config']['optimizer.name'] == 'adamw'
+    assert header['config']['optimizer.schedule'] == 'cosine'
+    expected = runs.outcome(undisturbed)
+    assert expected['ledger'].count(b'NUMPY') == 4
+    for devices in ONE_PROCESS[1:]:
+        runs.finish(tmp_path / str(devices), devices=devices)
+        assert runs.outcome(tmp_path / str(devices)) == expected, f'on {devices} devices'
+    for layout in PODS:
+        finish_pod(layout, tmp_path / layout)
+        assert runs.outcome(tmp_path / layout) == expected, f'on {layout}'
+        manifest = json.loads((tmp_path / layout / 'checkpoints/24/run/metadata').read_text())
+        assert manifest['manifest']['process_count'] == int(layout[0])
+        assert manifest['manifest']['device_count'] == 8
+
+
+@pytest.mark.slow
+def test_same_bits_in_bfloat16(tmp_path: Path) -> None:
+    short = {'num_steps': 6, 'data__bucket_lengths': '(42,)', 'model__compute_dtype': 'bfloat16'}
+    runs.finish(tmp_path / 'one', devices=1, **short)
+    runs.finish(tmp_path / 'eight', devices=8, **short)
+    finish_pod('2x1', tmp_path / 'pod', **short)
+    for layout in ('eight', 'pod'):
+        assert runs.outcome(tmp_path / layout) == runs.outcome(tmp_path / 'one'), layout
+
+
+@pytest.mark.slow
+def test_run_moved_between_layouts_equals_undisturbed_run(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """8 devices -> 2 processes x 2 -> 1 device -> 4: only the number of steps grows."""
+    run, always = tmp_path / 'run', {'optimizer__decay_steps': 24}
+    runs.finish(run, devices=8, num_steps=6, **always)
+    output = finish_pod('2x2', run, num_steps=12, **always)
+    assert 'resumed after step 6' in output
+    assert 'resumed after step 12' in runs.finish(run, devices=1, num_steps=18, **always)
+    assert 'resumed after step 18' in runs.finish(run, devices=4, **always)
+    assert runs.outcome(run) == runs.outcome(undisturbed)
+
+
+@pytest.mark.slow
+def test_dead_process_stops_the_others_and_nothing_is_lost(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / 'run'
+    pod = start_pod('2x2', run)
+    wait_for(lambda: (run / 'checkpoints' / '0').exists() or pod.poll() is not None)
+    os.kill(trainers(run)[1], signal.SIGKILL)
+    code, output = ended(pod)
+    assert code == 128 + signal.SIGKILL, output
+    assert output.splitlines()[-1] == 'process 1 ended with signal SIGKILL; the others were stopped'
+    assert not trainers(run)
+    runs.finish(run, devices=2)
+    assert runs.outcome(run) == runs.outcome(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_launcher(tmp_path: Path, number: signal.Signals) -> None:
+    if not sys.platform.startswith('linux'):
+        pytest.skip('looks for processes in /proc')
+    run = tmp_path / 'run'
+    pod = start_pod('2x1', run)
+    wait_for(lambda: (run / 'checkpoints').exists() or pod.poll() is not None)
+    assert len(trainers(run)) == 2
+    pod.send_signal(number)
+    code, output = ended(pod)
+    assert code == (-number if number == signal.SIGKILL else 128 + number), output
+    wait_for(lambda: not trainers(run))
+
+
+@pytest.mark.slow
+def test_only_process_0_writes_logs_and_every_line_tells_its_process(tmp_path: Path) -> None:
+    short = {'num_steps': 6, 'data__bucket_lengths': '(42,)'}
+    lines = finish_pod('2x1', tmp_path / 'run', **short).splitlines()
+    assert all(re.match(r'\[[01]\] ', line) for line in lines), lines
+    assert sum('  evaluation  loss' in line for line in lines if line.startswith('[0]')) == 1
+    told = [line for line in lines if line.startswith('[1]')]
+    assert not any('step' in line or 'finished' in line for line in told), told
+    assert len(list((tmp_path / 'run' / 'tensorboard').iterdir())) == 1
+    assert [path.name for path in (tmp_path / 'run' / 'ledger').iterdir()] == [
+        '000000001-000000006.npy'
+    ]
+    assert not list((tmp_path / 'run').rglob('*tmp*'))
+    again = finish_pod('2x1', tmp_path / 'run', **short)
+    assert 'the run is finished at step 6' in again
+
+
+def start_by_hand(workdirs: list[Path], *overrides: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    """(exit code, output) of each process of a pod whose processes have other flags each."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{probe.getsockname()[1]}'
+    pod = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(len(overrides))}
+    processes = [
+        start(['train.py', *small(workdir, **knobs)], **pod, JAX_PROCESS_ID=str(index))
+        for index, (workdir, knobs) in enumerate(zip(workdirs, overrides, strict=True))
+    ]
+    try:
+        yield from [ended(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def errors(output: str) -> list[str]:
+    """The lines that tell an error."""
+    assert 'Traceback' not in output, output
+    return [line for line in output.splitlines() if line.startswith('error: ')]
+
+
+@pytest.mark.slow
+def test_processes_with_different_configs_are_named(tmp_path: Path) -> None:
+    run = tmp_path / 'run'
+    ends = start_by_hand([run, run], {}, {'batch_size': 32})
+    for process, (code, output) in enumerate(ends):
+        assert code == 2, output
+        (told,) = errors(output)
+        value = runs.SMALL['batch_size'] if process == 0 else 32
+        assert f'batch_size is not the same on process {1 - process}' in told
+        assert f'on process {process}, which has {value}' in told
+    assert not run.exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_leaves_no_other_waiting(tmp_path: Path) -> None:
+    run, missing = tmp_path / 'run', {'data__source': 'files', 'data__train': 'none.tsv'}
+    began = time.monotonic()
+    (good, told), (bad, output) = start_by_hand([run, run], {}, missing)
+    assert time.monotonic() - began < 200, "that was JAX's own limit, 300 s"
+    assert bad == 2, output
+    assert 'none.tsv' in errors(output)[0]
+    assert good != 0, told
+    assert not run.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('process', [0, 1])
+def test_unreachable_coordinator_fails_in_bounded_time(tmp_path: Path, process: int) -> None:
+    """Process 1 finds no coordinator; process 0 is one, and the others do not come."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{probe.getsockname()[1]}'
+    pod = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2'}
+    flags = [*small(tmp_path / 'run'), '--join_timeout=4']
+    code, output = ended(start(['train.py', *flags], **pod, JAX_PROCESS_ID=str(process)))
+    assert code == 2, output
+    (told,) = errors(output)
+    assert f'JAX_COORDINATOR_ADDRESS = {address}: ' in told
+    assert 'within 4 s' in told
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('env', 'told'),
+    [
+        ({'JAX_COORDINATOR_ADDRESS': 'localhost'}, 'localhost: expected HOST:PORT'),
+        ({'JAX_PROCESS_ID': 'one'}, "JAX_PROCESS_ID = 'one': expected a whole number"),
+        ({'JAX_NUM_PROCESSES': ''}, "JAX_NUM_PROCESSES = '': expected a whole number"),
+        ({'JAX_PROCESS_ID': '2'}, 'Got process_id=2, num_processes=2'),
+        ({'JAX_PROCESS_ID': '0'}, 'the port is not free'),
+    ],
+)
+def test_a_mistake_in_the_environment_is_one_line(
+    tmp_path: Path, env: dict[str, str], told: str
+) -> None:
+    with socket.create_server(('', 0)) as taken:
+        address = f'127.0.0.1:{taken.getsockname()[1]}'
+        pod = {
+            'JAX_COORDINATOR_ADDRESS': address,
+            'JAX_NUM_PROCESSES': '2',
+            'JAX_PROCESS_ID': '1',
+        }
+        process = start(['train.py', *small(tmp_path / 'run')], **(pod | env))
+        code, output = ended(process)
+    assert code == 2, output
+    (line,) = errors(output)
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [['--processes=0'], ['--processes=two'], ['--devices=4'], ['--config=configs/reviews.py']],
+)
+def test_a_mistake_in_the_launchers_flags_is_one_line(flags: list[str]) -> None:
+    code, output = ended(start(['-m', 'launch.local_pod', *flags]))
+    assert code == 2
+    (line,) = output.splitlines()
+    assert line.startswith('error: ')
+    assert flags[0].partition('=')[0] in line
+    assert "after ' -- '" in line
+
+
+@pytest.mark.slow
+def test_exactness_names_the_layouts_and_leaves_out_what_does_not_divide(tmp_path: Path) -> None:
+    flags = small(tmp_path, num_shards=2, data__bucket_lengths='(42,)')
+    flags = [flag for flag in flags if not flag.startswith('--workdir')]
+    command = ['-m', 'tools.exactness', *flags, '--layouts=1,2,4', '--steps', '2']
+    code, output = ended(start(command))
+    assert code == 0, output
+    assert '4  left out: 4 devices do not divide 2 shards' in output
+    assert len(re.findall(r' s  [0-9a-f]{16} the same bits', output)) == 2
+    code, output = ended(start([*command, '--config.reduction=psum', '--config.num_shards=8']))
+    assert code == 1, output
+    assert 'not the bits of 1. The runs part at step' in output
