@@ -3,11 +3,13 @@
     JAX_NUM_CPU_DEVICES=8 python -m benchmarks.step_costs [--repeat=15]
 
 The full-size SST-2 model on random batches, 8 shards. Every round times each variant once, so that
-a noisy machine is noisy for all; printed are medians and their ratios to the first variant.
+a noisy machine is noisy for all. Printed are medians over the rounds: of the time, and of its ratio
+to that of the variant before in the same round.
 """
 
 import argparse
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +21,7 @@ import numpy as np
 
 from configs import sst2
 from model.classifier import TextClassifier
-from tasks import classifier_init, classifier_loss_sums
+from tasks.classification import classifier_init, classifier_sums
 from training import backend, keys, step
 from training.layout import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
@@ -36,7 +38,8 @@ def main() -> None:
     config = dataclasses.replace(sst2.get_config(), num_shards=8)
     backend.prepare(config.num_shards)
     layout = make_layout(config, config.num_shards, make_mesh())
-    with mock.patch.object(step, 'fingerprint', no_fingerprint):
+    without = functools.partial(mock.patch.object, step, new=no_fingerprint)
+    with without('fingerprint'), without('shared_fingerprint'):
         variants = {
             'psum, no ledger': prepared(config, dataclasses.replace(layout, reduction='psum')),
             'tree, no ledger': prepared(config, layout),
@@ -48,13 +51,14 @@ def main() -> None:
             began = time.perf_counter()
             one_step()
             times[name].append(time.perf_counter() - began)
-    base = float(np.median(times['psum, no ledger']))
     print(
         f'{layout.mesh.size} devices, {layout.num_shards} shards, {WIDTH} tokens, {repeat} rounds'
     )
+    before = times['psum, no ledger']
     for name, seconds in times.items():
-        median = float(np.median(seconds))
-        print(f'{name:16} {1000 * median:8.1f} ms   {median / base:.3f}')
+        ratio = np.median(np.divide(seconds, before))
+        print(f'{name:16} {1000 * np.median(seconds):8.1f} ms   {ratio:.3f}')
+        before = seconds
 
 
 def no_fingerprint(*_: Any) -> jax.Array:
@@ -70,7 +74,7 @@ def prepared(config: Any, layout: Layout) -> Callable[[], None]:
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
     create = make_create_state(classifier_init(model), optimizer, layout)
     state = [create(keys.root_key(0, config.prng_impl))]
-    train_step = step.make_train_step(classifier_loss_sums(model), optimizer, layout)
+    train_step = step.make_train_step(classifier_sums(model), optimizer, layout)
     random = np.random.default_rng(0)
     batch = layout.put(
         {

@@ -113,7 +113,7 @@ class Seq2Seq(nn.Module):
         )
         self.source_dropout = nn.Dropout(self.embedding_dropout)
         cell = nn.OptimizedLSTMCell(self.hidden_size, dtype=self.dtype)
-        self.encoder = nn.RNN(cell, return_carry=True)
+        self.encoder = nn.RNN(cell, return_carry=True, reverse=True)
         over_time = {
             'variable_broadcast': 'params',
             'split_rngs': {'params': False, 'dropout': True, 'sample': True},

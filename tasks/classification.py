@@ -46,8 +46,8 @@ def make_task(config: Config) -> Task:
         train=train,
         evaluation=evaluation,
         init=classifier_init(model),
-        loss_sums=lambda params, batch, rngs, step: sums(params, batch, rngs),
-        eval_sums=lambda params, batch: sums(params, batch, None),
+        loss_sums=sums,
+        eval_sums=sums,
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=classifier_metrics,
         best_metric='accuracy',
@@ -102,13 +102,15 @@ def classifier_init(model: TextClassifier) -> Callable[[jax.Array], Any]:
     return init
 
 
-def classifier_sums(model: TextClassifier) -> Callable[[Any, Batch, Rngs | None], Sums]:
+def classifier_sums(model: TextClassifier) -> Callable[..., Sums]:
     """Sums over rows of softmax cross entropy, right answers, tokens and weights.
 
-    Without rngs nothing is dropped.
+    Without rngs nothing is dropped, which is evaluation. No schedule follows the step.
     """
 
-    def sums(params: Any, batch: Batch, rngs: Rngs | None) -> Sums:
+    def sums(
+        params: Any, batch: Batch, rngs: Rngs | None = None, _: jax.Array | None = None
+    ) -> Sums:
         token_ids, lengths, labels = batch['token_ids'], batch['lengths'], batch['labels']
         train = rngs is not None
         logits = jnp.asarray(

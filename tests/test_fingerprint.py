@@ -1,11 +1,17 @@
 """The promises of training/fingerprint.py."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from training.fingerprint import fingerprint, sha256_of
+from training.fingerprint import fingerprint, sha256_of, shared_fingerprint
+from training.layout import DATA, Layout
+from training.step import on_mesh
 
 SIZE = 64
 
@@ -56,6 +62,19 @@ def test_fingerprint_of_parts_adds_up_to_the_fingerprint_of_the_whole(parts: int
             {k: jnp.asarray(v[start : start + size]) for k, v in tree.items()}, start
         )
     assert total == fingerprint(jax.tree.map(jnp.asarray, tree))
+
+
+@pytest.mark.parametrize('devices', [1, 2, 4, 8])
+def test_fingerprint_that_devices_share_is_that_of_the_whole(
+    layout: Callable[..., Layout], devices: int
+) -> None:
+    """Sizes that devices do not divide among them, too."""
+    rng = np.random.default_rng(0)
+    shapes = [(), (1,), (3,), (8,), (9,), (5, 7), (4, 16)]
+    tree = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    shared = functools.partial(shared_fingerprint, axis=DATA, devices=devices)
+    program = on_mesh(shared, layout(devices), in_specs=P(), out_specs=P())
+    assert program(jax.device_put(tree, layout(devices).replicated)) == fingerprint(tree)
 
 
 def test_fingerprint_does_not_depend_on_compilation() -> None:

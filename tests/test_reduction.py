@@ -8,14 +8,23 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-import tasks
 from model.classifier import TextClassifier
+from tasks import classification
 from training import keys, reduction
 from training.layout import DATA, Layout
-from training.step import make_gradient, on_mesh, own_shards, reduce_over_devices, shard_rows
+from training.state import make_create_state
+from training.step import (
+    make_gradient,
+    make_update,
+    on_mesh,
+    own_shards,
+    reduce_over_devices,
+    shard_rows,
+)
 
 MakeLayout = Callable[..., Layout]
 DEVICES = (1, 2, 4, 8)
@@ -114,23 +123,28 @@ def collectives(program: str) -> dict[str, list[int]]:
     return dict(found)
 
 
-def test_gradient_moves_the_bytes_of_a_ring_in_three_collectives(
+def test_step_moves_the_bytes_of_a_ring_in_two_collectives_and_two_small_ones(
     layout: MakeLayout, classifier: Callable[..., TextClassifier]
 ) -> None:
     model = classifier(
         vocab_size=10_000, embedding_size=64, hidden_size=128,
         word_dropout=0.1, embedding_dropout=0.1, dropout=0.1,
     )  # fmt: skip
-    root = keys.root_key(0, 'threefry2x32')
-    params = jax.eval_shape(tasks.classifier_init(model), root)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    create = make_create_state(classification.classifier_init(model), optimizer, layout(8))
+    state = jax.eval_shape(create, keys.root_key(0, 'threefry2x32'))
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert size > 900_000
     ids, row = jax.ShapeDtypeStruct((16, 8), jnp.int32), jax.ShapeDtypeStruct((16,), jnp.int32)
     weights = jax.ShapeDtypeStruct((16,), jnp.float32)
     batch = {'token_ids': ids, 'lengths': row, 'labels': row, 'weights': weights}
-    gradient = make_gradient(tasks.classifier_loss_sums(model), layout(8))
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    found = collectives(gradient.lower(params, root, step, batch).compile().as_text())
+    gradient = make_gradient(classification.classifier_sums(model), layout(8))
+    gradient_args = (state.params, state.root_key, state.step, batch)
+    results = jax.eval_shape(gradient, *gradient_args)
+    found = collectives(gradient.lower(*gradient_args).compile().as_text())
+    after = collectives(
+        make_update(optimizer, layout(8)).lower(state, *results).compile().as_text()
+    )
 
     assert {name: len(sizes) for name, sizes in found.items()} == {
         'all-to-all': 1,
@@ -138,6 +152,7 @@ def test_gradient_moves_the_bytes_of_a_ring_in_three_collectives(
         'all-reduce': 1,
     }
     assert found['all-reduce'] == [8]  # two fingerprints; for random numbers, nothing at all
+    assert after == {'all-reduce': [4]}  # the fingerprint of the parameters
     moved = 7 / 8 * (found['all-to-all'][0] + found['all-gather'][0])
     ring = 2 * 7 / 8 * 4 * size
     assert moved == pytest.approx(ring, rel=0.05)

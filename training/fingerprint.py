@@ -17,19 +17,42 @@ def fingerprint(tree: Any, start: jax.Array | int = 0) -> jax.Array:
     """
     total = jnp.uint32(0)
     for leaf in jax.tree.leaves(tree):
-        bits = lax_bits(leaf).reshape(-1)
-        mixed = (bits ^ (bits >> 16)) * jnp.uint32(0x9E3779B1)
-        mixed = mixed ^ (mixed >> 15)
+        bits = lax_bits(leaf)
         position = jnp.arange(bits.size, dtype=jnp.uint32) + jnp.uint32(start)
-        total = total * jnp.uint32(31) + jnp.sum(mixed * (2 * position + 1), dtype=jnp.uint32)
+        total = total * jnp.uint32(31) + jnp.sum(weighted(bits, position), dtype=jnp.uint32)
     return total
 
 
+def shared_fingerprint(tree: Any, axis: str, devices: int) -> jax.Array:
+    """`fingerprint` of a tree that every device of a mesh axis has, of which each reads a part.
+
+    Call it inside shard_map.
+    """
+    total = jnp.uint32(0)
+    for leaf in jax.tree.leaves(tree):
+        bits = lax_bits(leaf)
+        size = -(-bits.size // devices)
+        first = jax.lax.axis_index(axis) * size
+        start = jnp.minimum(first, bits.size - size)  # the last parts may be shorter, or empty
+        position = start + jnp.arange(size)
+        terms = weighted(jax.lax.dynamic_slice(bits, (start,), (size,)), position)
+        own = jnp.sum(jnp.where(position >= first, terms, 0), dtype=jnp.uint32)
+        total = total * jnp.uint32(31) + own
+    return jax.lax.psum(total, axis)
+
+
+def weighted(bits: jax.Array, position: jax.Array) -> jax.Array:
+    """The term uint32[N] of each element, which its position decides too."""
+    mixed = (bits ^ (bits >> 16)) * jnp.uint32(0x9E3779B1)
+    mixed = mixed ^ (mixed >> 15)
+    return mixed * (2 * position.astype(jnp.uint32) + 1)
+
+
 def lax_bits(leaf: jax.Array) -> jax.Array:
-    """The bits of an array as uint32."""
+    """The bits of an array as uint32[N]."""
     if leaf.dtype.itemsize == 4:
-        return jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-    return jax.lax.bitcast_convert_type(leaf, jnp.uint16).astype(jnp.uint32)
+        return jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
+    return jax.lax.bitcast_convert_type(leaf, jnp.uint16).reshape(-1).astype(jnp.uint32)
 
 
 def sha256_of(tree: Any) -> str:

@@ -38,14 +38,18 @@ def sum_own_shards(partial: Callable[[jax.Array], Any], first: jax.Array, count:
     return jax.tree.map(lambda pair: pair[0] + pair[1], halves)
 
 
+def padding(size: int, devices: int) -> int:
+    """How many values make a vector of this size one that `sum_devices` takes."""
+    return -size % (devices * ROWS * LANES)
+
+
 def sum_devices(vector: jax.Array, axis: str, devices: int) -> jax.Array:
     """The tree sum of float32[P] over a mesh axis, on every device. Call it inside shard_map."""
     if devices == 1:
         return vector
-    padding = -vector.size % (devices * ROWS * LANES)
-    slices = jnp.pad(vector, (0, padding)).reshape(devices, -1, LANES)
     # Each device gives slice i to device i, adds the n versions of its own, and shares the sum.
-    slices = lax.all_to_all(slices, axis, split_axis=0, concat_axis=0)
-    while slices.shape[0] > 1:
-        slices = slices[0::2] + slices[1::2]
-    return lax.all_gather(slices[0], axis, tiled=True).reshape(-1)[: vector.size]
+    slices = vector.reshape(devices, -1, LANES)
+    parts = list(lax.all_to_all(slices, axis, split_axis=0, concat_axis=0))
+    while len(parts) > 1:
+        parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=True)]
+    return lax.all_gather(parts[0], axis, tiled=True).reshape(-1)

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from training import keys, reduction
 from training.backend import COMPILER_OPTIONS
-from training.fingerprint import fingerprint
+from training.fingerprint import fingerprint, shared_fingerprint
 from training.layout import DATA, Layout
 from training.state import TrainState
 
@@ -46,21 +46,7 @@ def make_train_step(
 
     The state's buffers are donated.
     """
-    gradient = make_gradient(loss_sums, layout)
-
-    def update(
-        state: TrainState, grads: Any, sums: Sums, prints: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
-        grads = jax.tree.map(lambda g: g / sums['weight'], grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        step = state.step + 1
-        floats = jnp.stack([optax.tree.norm(grads), *(sums[name] for name in sorted(sums))])
-        facts = jnp.stack([step.astype(jnp.uint32), *prints, fingerprint(params)])
-        row = jnp.concatenate([facts, lax.bitcast_convert_type(floats, jnp.uint32)])
-        return state.replace(step=step, params=params, opt_state=opt_state), row
-
-    update = on_mesh(update, layout, in_specs=P(), out_specs=P(), donate=(0,))
+    gradient, update = make_gradient(loss_sums, layout), make_update(optimizer, layout)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         return update(state, *gradient(state.params, state.root_key, state.step, batch))
@@ -100,6 +86,27 @@ def make_gradient(
     return on_mesh(device_gradient, layout, in_specs=(P(), P(), P(), P(DATA)), out_specs=P())
 
 
+def make_update(
+    optimizer: optax.GradientTransformation, layout: Layout
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """(state, summed gradient, sums, fingerprints) -> (next state, row). Donates the state."""
+
+    def update(
+        state: TrainState, grads: Any, sums: Sums, prints: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        grads = jax.tree.map(lambda g: g / sums['weight'], grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        floats = jnp.stack([optax.tree.norm(grads), *(sums[name] for name in sorted(sums))])
+        print_of_params = shared_fingerprint(params, DATA, layout.mesh.size)
+        facts = jnp.stack([step.astype(jnp.uint32), *prints, print_of_params])
+        row = jnp.concatenate([facts, lax.bitcast_convert_type(floats, jnp.uint32)])
+        return state.replace(step=step, params=params, opt_state=opt_state), row
+
+    return on_mesh(update, layout, in_specs=P(), out_specs=P(), donate=(0,))
+
+
 def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Any, Batch], Sums]:
     """(params, global batch) -> sums over the batch. Draws no random number."""
 
@@ -128,10 +135,14 @@ def shard_rows(shards: Batch, index: jax.Array) -> Batch:
 
 def reduce_over_devices(tree: Any, layout: Layout) -> Any:
     """The sum over devices of a tree of float32 arrays, in one message per device and direction."""
-    vector, unravel = ravel_pytree(tree)
+    size = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    padding = jnp.zeros(reduction.padding(size, layout.mesh.size))
+    vector, unravel = ravel_pytree((tree, padding))
     if layout.reduction == 'psum':
-        return unravel(lax.psum(vector, DATA))
-    return unravel(reduction.sum_devices(vector, DATA, layout.mesh.size))
+        vector = lax.psum(vector, DATA)
+    else:
+        vector = reduction.sum_devices(vector, DATA, layout.mesh.size)
+    return unravel(vector)[0]
 
 
 def on_mesh(
