@@ -73,7 +73,7 @@ def train(config: Config, workdir: epath.Path, allow_changes: bool = False) -> d
     else:
         state = create_state(seed_key)
     start = int(state.step)
-    logs.start_report(layout, task.summary, state)
+    logs.start_report(layout, task.summary, state, resumed=bool(saved))
     if start >= config.num_steps and (summary := logs.read_summary(workdir, start)):
         logging.info('the run is finished at step %d: %s', start, summary['eval'])
         return summary

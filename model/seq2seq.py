@@ -84,8 +84,8 @@ class DecoderCell(nn.Module):
 class Seq2Seq(nn.Module):
     """Logits of a target sequence, given a source sequence; also decodes without a target.
 
-    Padding does not change a bit: the encoder's state is taken where each source truly ends, and
-    a step of the decoder sees only the steps before it.
+    Padding does not change a bit: the encoder starts where each source truly ends, and a step of
+    the decoder sees only the steps before it.
     """
 
     source_vocab_size: int
@@ -165,7 +165,11 @@ class Seq2Seq(nn.Module):
         return self.decoder.greedy((state, first), jnp.arange(width))[1]
 
     def encode(self, sources: jax.Array, source_lengths: jax.Array, train: bool) -> LSTMState:
-        """sources: int32[B, T], source_lengths: int32[B] -> the state after each true end."""
+        """sources: int32[B, T], source_lengths: int32[B] -> the state after each first token.
+
+        Each source is read from its true end to its start, which brings the first tokens of source
+        and target close together (Sutskever et al., 2014, https://arxiv.org/abs/1409.3215).
+        """
         sources = self.word_dropped(sources, deterministic=not train)
         words = self.source_dropout(self.embedding(sources), deterministic=not train)
         state, _ = self.encoder(words, seq_lengths=source_lengths)

@@ -294,7 +294,7 @@ def plain_greedy(params: Any, source: np.ndarray, width: int) -> list[int]:
 
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     state = np.zeros(8), np.zeros(8)
-    for token in source:
+    for token in source[::-1]:
         state = lstm(params['encoder']['cell'], state, params['embedding']['embedding'][token])
     decoder, token, decoded = params['decoder'], BOS, []
     while token != EOS and len(decoded) < width:

@@ -39,7 +39,7 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def start_report(layout: Layout, task_summary: str, state: TrainState) -> None:
+def start_report(layout: Layout, task_summary: str, state: TrainState, resumed: bool) -> None:
     """What a person wants to know before the first step."""
     mesh, shards = layout.mesh, layout.num_shards
     counts = [2**k for k in range(shards.bit_length())] if layout.reduction == 'tree' else []
@@ -52,8 +52,7 @@ def start_report(layout: Layout, task_summary: str, state: TrainState) -> None:
     )  # fmt: skip
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     logging.info('parameters: %s, root key %s', f'{parameters:,}', root_key_hex(state))
-    step = int(state.step)
-    logging.info('resumed after step %d', step) if step else logging.info('new run')
+    logging.info(f'resumed after step {state.step}' if resumed else 'new run')
 
 
 class RunLog:
