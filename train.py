@@ -73,7 +73,7 @@ def train(config: Config, workdir: epath.Path, allow_changes: bool = False) -> d
     else:
         state = create_state(seed_key)
     start = int(state.step)
-    logs.start_report(layout, task.summary, state)
+    logs.start_report(layout, task.summary, state, resumed=bool(saved))
     if start >= config.num_steps and (summary := logs.read_summary(workdir, start)):
         logging.info('the run is finished at step %d: %s', start, summary['eval'])
         return summary
@@ -84,7 +84,7 @@ def train(config: Config, workdir: epath.Path, allow_changes: bool = False) -> d
     train_step = make_train_step(task.loss_sums, optimizer, layout)
     batches = train_batches(task.train, config, epoch_words, rows, start)
     held_out = functools.partial(eval_batches, task.evaluation, config, eval_rows)
-    evaluate = make_evaluate(task.loss_sums, task.metrics, layout, held_out)
+    evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
     ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start)
     log = logs.RunLog(workdir, task.metrics, schedule, config, ledger.tail(config.log_every))
 
@@ -105,8 +105,8 @@ def train(config: Config, workdir: epath.Path, allow_changes: bool = False) -> d
             if last or step % config.eval_every == 0:
                 log.add(ledger.drain())
                 with log.paused():
-                    metrics = evaluate(state.params)
-                log.evaluation(step, metrics)
+                    metrics, samples = evaluate(state.params), task.samples(state.params)
+                log.evaluation(step, metrics, samples)
             if last or step % config.checkpoint_every == 0:
                 save(metrics)
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from configs import sst2
 from model.classifier import TextClassifier
-from tasks import classifier_init, classifier_loss_sums
+from tasks.classification import classifier_init, classifier_sums
 from training import backend, keys, step
 from training.layout import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
@@ -74,7 +74,7 @@ def prepared(config: Any, layout: Layout) -> Callable[[], None]:
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
     create = make_create_state(classifier_init(model), optimizer, layout)
     state = [create(keys.root_key(0, config.prng_impl))]
-    train_step = step.make_train_step(classifier_loss_sums(model), optimizer, layout)
+    train_step = step.make_train_step(classifier_sums(model), optimizer, layout)
     random = np.random.default_rng(0)
     batch = layout.put(
         {

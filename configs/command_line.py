@@ -39,12 +39,24 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 def unknown_field(error: str, argv: Sequence[str]) -> str:
     """Names the first override that is no knob, and the knob with the nearest name."""
-    known = [f'config.{name}' for name, _, _ in knobs(Config())]
+    known = [f'config.{name}' for name, _, _ in knobs(config_before_overrides(argv))]
     given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('--config.')]
     wrong = next((name for name in given if name not in known), error)
     nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
     hint = f'; did you mean --{nearest[0]}?' if nearest else '; configs/schema.py lists all'
     return f'--{wrong}: no such config field{hint}'
+
+
+def config_before_overrides(argv: Sequence[str]) -> Config:
+    """What the file after --config gives; a Config of the default task if that is unusable."""
+    words = iter(argv)
+    for word in words:
+        name, _, path = word.lstrip('-').partition('=')
+        if name == 'config' != word:
+            with contextlib.suppress(Exception):  # a file with mistakes is told of elsewhere
+                config = flags.FLAGS['config'].parser.parse(path or next(words))
+                return config if isinstance(config, Config) else Config()
+    return Config()
 
 
 def loaded_config(holder: flags.FlagHolder[Any]) -> Config:

@@ -5,16 +5,23 @@ the run (its bits) unless it is marked `free`: on resume a trajectory knob must 
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
+
+from configs.checks import (
+    Check,
+    at_least,
+    digit_counts,
+    fraction,
+    increasing_lengths,
+    names,
+    one_of,
+    probability,
+)
 
 
 class BadInput(Exception):
     """A mistake the user can mend, in one line: what was found, what is expected, what to do."""
-
-
-Check = tuple[Callable[[Any], bool], str]
 
 
 def knob(default: Any, meaning: str, check: Check | None = None, *, free: bool = False) -> Any:
@@ -24,46 +31,24 @@ def knob(default: Any, meaning: str, check: Check | None = None, *, free: bool =
     )
 
 
-def at_least(low: float) -> Check:
-    """A finite number that is not smaller."""
-    return lambda value: math.isfinite(value) and value >= low, f'a number >= {low}'
+@dataclasses.dataclass
+class BatchingConfig:
+    """How examples become batches, whatever the task."""
 
-
-def fraction() -> Check:
-    """A rate or a probability, less than one."""
-    return lambda value: 0 <= value < 1, 'a number in [0, 1)'
-
-
-def one_of(*names: str) -> Check:
-    """One of a few words."""
-    return lambda value: value in names, 'one of ' + ', '.join(names)
-
-
-def increasing_lengths() -> Check:
-    """Widths of buckets, short to long."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        lengths = list(value)
-        return (
-            bool(lengths)
-            and all(type(n) is int and n >= 3 for n in lengths)
-            and lengths == sorted(set(lengths))
-        )
-
-    return ok, 'increasing whole numbers >= 3 (two sentence marks and a word), as in (8,16,32)'
-
-
-def names() -> Check:
-    """At least one name."""
-    return (
-        lambda value: bool(value) and all(isinstance(n, str) and n for n in value),
-        "names, as in ('sentence',)",
+    bucket_lengths: tuple[int, ...] = knob(
+        (8, 16, 24, 32, 48),
+        'padded widths of training batches, tokens with marks; no example is wider than the last',
+        increasing_lengths(),
+    )
+    window_batches: int = knob(16, 'global batches that are sorted by length together', at_least(1))
+    loader_threads: int = knob(
+        2, 'threads that assemble batches ahead of the step', at_least(1), free=True
     )
 
 
 @dataclasses.dataclass
-class DataConfig:
-    """What the model reads."""
+class DataConfig(BatchingConfig):
+    """What the classifier reads."""
 
     source: str = knob(
         'reviews', 'where the examples come from', one_of('reviews', 'tfds', 'files')
@@ -81,15 +66,34 @@ class DataConfig:
     num_train: int = knob(10_000, 'reviews: training sentences', at_least(1))
     num_eval: int = knob(1_500, 'reviews: evaluation sentences', at_least(1))
     min_frequency: int = knob(3, 'words seen less often in training are unknown', at_least(1))
-    bucket_lengths: tuple[int, ...] = knob(
-        (8, 16, 24, 32, 48),
-        'padded widths of training batches, tokens with marks; the last truncates',
-        increasing_lengths(),
+
+
+@dataclasses.dataclass
+class PairsConfig(BatchingConfig):
+    """What the encoder-decoder reads: pairs of a source and a target text."""
+
+    source: str = knob('addition', 'where the pairs come from', one_of('addition', 'tfds', 'files'))
+    name: str = knob('', 'tfds: data set, as in para_crawl/ende')
+    data_dir: str = knob(
+        '', "tfds: folder of prepared data sets ('' = TFDS_DATA_DIR or TFDS's default)", free=True
     )
-    window_batches: int = knob(16, 'global batches that are sorted by length together', at_least(1))
-    loader_threads: int = knob(
-        2, 'threads that assemble batches ahead of the step', at_least(1), free=True
+    train: str = knob('train', 'tfds: training split; files: path of the .tsv, .csv or .jsonl file')
+    evaluation: str = knob('validation', 'tfds: evaluation split; files: path')
+    source_feature: str = knob('source', 'tfds, files: feature or column with the source')
+    target_feature: str = knob('target', 'tfds, files: feature or column with the target')
+    unit: str = knob('character', 'tfds, files: what has an id', one_of('character', 'word'))
+    min_frequency: int = knob(
+        1, 'tfds, files: units seen less often in training are unknown', at_least(1)
     )
+    too_long: str = knob(
+        'error', 'tfds, files: a side wider than the last bucket', one_of('error', 'cut')
+    )
+    operand_digits: tuple[int, ...] = knob(
+        (2, 3), 'addition: digits of the smaller and of the larger operand', digit_counts()
+    )
+    num_train: int = knob(85_000, 'addition: training pairs', at_least(1))
+    num_eval: int = knob(5_000, 'addition: evaluation pairs, none in training', at_least(1))
+    split_seed: int = knob(0, 'addition: which pairs are held out', at_least(0))
 
 
 @dataclasses.dataclass
@@ -101,6 +105,34 @@ class ModelConfig:
     word_dropout: float = knob(0.1, 'probability that a word becomes the unknown word', fraction())
     embedding_dropout: float = knob(0.2, 'dropout after the embedding', fraction())
     dropout: float = knob(0.2, 'dropout after LSTM, attention and hidden layer', fraction())
+    compute_dtype: str = knob(
+        'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
+    )
+
+
+@dataclasses.dataclass
+class Seq2SeqConfig:
+    """The encoder-decoder (model/seq2seq.py)."""
+
+    embedding_size: int = knob(32, 'width of a token vector', at_least(1))
+    hidden_size: int = knob(128, 'width of the encoder and of the decoder', at_least(1))
+    word_dropout: float = knob(
+        0.0, 'probability that a source token becomes the unknown one', fraction()
+    )
+    embedding_dropout: float = knob(0.0, 'dropout after the source embedding', fraction())
+    dropout: float = knob(0.0, 'dropout before the logits', fraction())
+    forcing: str = knob(
+        'constant',
+        'teacher forcing: how the probability to read the true token falls from step to step',
+        one_of('constant', 'linear', 'inverse_sigmoid'),
+    )
+    forcing_floor: float = knob(
+        1.0, 'probability that teacher forcing stays at, or comes down to', probability()
+    )
+    forcing_steps: int = knob(
+        1000, 'linear: steps from 1 to the floor; inverse_sigmoid: k, half after k ln k steps',
+        at_least(1),
+    )  # fmt: skip
     compute_dtype: str = knob(
         'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
     )
@@ -126,7 +158,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass
 class Config:
-    """One run."""
+    """One run. The type of `model` says which task is learned (tasks/)."""
 
     seed: int = knob(0, 'makes the root key of a new run; a resumed run keeps its own', free=True)
     prng_impl: str = knob(
@@ -148,8 +180,8 @@ class Config:
     log_every: int = knob(50, 'steps between log lines', at_least(1), free=True)
     keep_newest: int = knob(2, 'newest checkpoints kept', at_least(1), free=True)
     keep_best: int = knob(1, 'best checkpoints kept, by evaluation metric', at_least(0), free=True)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig | PairsConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig | Seq2SeqConfig = dataclasses.field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
 
 

@@ -10,8 +10,29 @@ from input_pipeline.vocabulary import PAD, Vocabulary
 HostBatch = dict[str, np.ndarray]
 
 
+class Ragged:
+    """Sequences of ids of any lengths, kept as one flat array."""
+
+    def __init__(self, sequences: Sequence[np.ndarray]) -> None:
+        """`sequences`: N times int32[T], each of its own T."""
+        self.lengths = np.array([ids.size for ids in sequences], np.int32)
+        self._starts = np.cumsum(self.lengths) - self.lengths
+        self.ids = np.concatenate(sequences)
+
+    def padded(self, rows: np.ndarray, width: int) -> np.ndarray:
+        """The sequences `rows` (int64[B]) as int32[B, width]."""
+        positions = np.arange(width)
+        flat = np.minimum(self._starts[rows, None] + positions, self.ids.size - 1)
+        return np.where(positions < self.lengths[rows, None], self.ids[flat], np.int32(PAD))
+
+
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Hex SHA-256 of whole numbers as int32, array after array."""
+    return hashlib.sha256(b''.join(a.astype('<i4').tobytes() for a in arrays)).hexdigest()
+
+
 class LabelledTexts:
-    """A split of labelled texts, encoded once and kept as one flat array.
+    """A split of labelled texts, encoded once.
 
     Shapes: N examples, B rows of a batch, T padded width.
     """
@@ -20,12 +41,10 @@ class LabelledTexts:
         self, texts: Sequence[str], labels: np.ndarray, vocabulary: Vocabulary, max_length: int
     ) -> None:
         """`labels`: int32[N]. Texts longer than `max_length` ids are cut off."""
-        encoded = [vocabulary.encode(text, max_length) for text in texts]
+        self._texts = Ragged([vocabulary.encode(text, max_length) for text in texts])
         self.labels = np.asarray(labels, np.int32)
-        self.lengths = np.array([ids.size for ids in encoded], np.int32)
+        self.lengths = self._texts.lengths
         self.num_truncated = sum(len(text.split()) > max_length - 2 for text in texts)
-        self._starts = np.cumsum(self.lengths) - self.lengths
-        self._ids = np.concatenate(encoded)
 
     def __len__(self) -> int:
         """N."""
@@ -33,17 +52,13 @@ class LabelledTexts:
 
     def batch(self, rows: np.ndarray, width: int) -> HostBatch:
         """token_ids int32[B, T], lengths and labels int32[B], weights float32[B] (ones)."""
-        lengths = self.lengths[rows]
-        positions = np.arange(width)
-        flat = np.minimum(self._starts[rows, None] + positions, self._ids.size - 1)
         return {
-            'token_ids': np.where(positions < lengths[:, None], self._ids[flat], np.int32(PAD)),
-            'lengths': lengths,
+            'token_ids': self._texts.padded(rows, width),
+            'lengths': self.lengths[rows],
             'labels': self.labels[rows],
             'weights': np.ones(len(rows), np.float32),
         }
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of all ids, lengths and labels."""
-        arrays = (self._ids, self.lengths, self.labels)
-        return hashlib.sha256(b''.join(a.astype('<i4').tobytes() for a in arrays)).hexdigest()
+        return fingerprint(self._texts.ids, self.lengths, self.labels)

@@ -1,4 +1,4 @@
-"""The labelled texts that every text source hands on, and the errors they share."""
+"""What every text source hands on, labelled texts or pairs of texts, and the errors they share."""
 
 import difflib
 import reprlib
@@ -30,6 +30,26 @@ class TextDataset(NamedTuple):
     train: TextSplit
     evaluation: TextSplit
     label_names: tuple[str, ...]
+
+
+class PairSplit(NamedTuple):
+    """One split, read whole: `N` sources and `N` targets, in the source's order."""
+
+    sources: list[str]
+    targets: list[str]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, str]]) -> 'PairSplit':
+        """From (source, target) one by one."""
+        sources, targets = zip(*pairs, strict=True)
+        return cls(list(sources), list(targets))
+
+
+class PairDataset(NamedTuple):
+    """A training split and an evaluation split of pairs."""
+
+    train: PairSplit
+    evaluation: PairSplit
 
 
 def join_features(texts: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Labelled texts from the user's own .tsv, .csv and .jsonl files.
+"""Labelled texts, and pairs of texts, from the user's own .tsv, .csv and .jsonl files.
 
 Tables start with a header line that names the columns. A .csv file quotes as the csv module does;
 a .tsv file does not quote at all, so a lone double quote in a sentence is an ordinary character.
@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from configs.schema import BadInput
-from input_pipeline.examples import TextDataset, TextSplit, brief, join_features, not_among
+from input_pipeline.examples import (
+    PairDataset,
+    PairSplit,
+    TextDataset,
+    TextSplit,
+    brief,
+    join_features,
+    not_among,
+)
 
 _Records = Iterator[tuple[str, Mapping[str, object]]]  # Where each stands ('a.tsv:17'); its values.
 _Examples = list[tuple[str, str, str]]  # Where each stands, its text and its label.
@@ -44,6 +52,28 @@ def read_text_files(
     if len(names) == 1:
         raise BadInput(f'{train_file}: only label {brief.repr(names[0])}, expected two or more')
     return TextDataset(_split(train, names), _split(evaluation, names), names)
+
+
+def read_pair_files(
+    train_file: str, eval_file: str, source_feature: str, target_feature: str
+) -> PairDataset:
+    """Reads both files whole. Raises BadInput as `read_text_files` does, for an empty side too."""
+    train, evaluation = (
+        PairSplit.of(_read_pairs(file, source_feature, target_feature))
+        for file in (train_file, eval_file)
+    )
+    return PairDataset(train, evaluation)
+
+
+def _read_pairs(file: str, source_feature: str, target_feature: str) -> list[tuple[str, str]]:
+    names = (source_feature, target_feature)
+    pairs = []
+    for where, record in _records(file, names):
+        source, target = (_word(where, name, record[name], 'some text') for name in names)
+        pairs.append((source, target))
+    if not pairs:
+        raise BadInput(f'{file}: no examples, expected one or more lines of data')
+    return pairs
 
 
 def _read(file: str, text_features: Sequence[str], label_feature: str) -> _Examples:

@@ -1,4 +1,4 @@
-"""Labelled texts from TensorFlow Datasets (TFDS), read without TensorFlow.
+"""Labelled texts, and pairs of texts, from TensorFlow Datasets (TFDS), without TensorFlow.
 
 Only the ArrayRecord file format can be read that way; data sets are prepared in it on first use.
 TFDS is imported where it is needed: it loads slowly, and other sources do without it.
@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +18,14 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from configs.schema import BadInput
-from input_pipeline.examples import TextDataset, TextSplit, join_features, not_among
+from input_pipeline.examples import (
+    PairDataset,
+    PairSplit,
+    TextDataset,
+    TextSplit,
+    join_features,
+    not_among,
+)
 
 _FORMAT = 'array_record'
 _PROBE_SECONDS = 5.0
@@ -57,6 +64,32 @@ def read_tfds(
         for split in (train_split, eval_split)
     )
     return TextDataset(train, evaluation, tuple(builder.info.features[label_feature].names))
+
+
+def read_tfds_pairs(
+    name: str,
+    train_split: str,
+    eval_split: str,
+    source_feature: str,
+    target_feature: str,
+    data_dir: str = '',
+) -> PairDataset:
+    """Reads both splits whole, as `read_tfds` does; both features are of type Text, none empty."""
+    names = (source_feature, target_feature)
+    builder = _builder(name, data_dir)
+    _prepare(builder)
+    for feature in names:
+        _require_feature(builder, feature, 'Text')
+
+    def pairs(split: str) -> Iterator[tuple[str, str]]:
+        for where, features in _examples(builder, split):
+            source, target = _texts(where, features, names)
+            if not source or not target:
+                empty = names[1] if source else names[0]
+                raise BadInput(f'{where}: feature {empty!r} is empty, expected some text')
+            yield source, target
+
+    return PairDataset(PairSplit.of(pairs(train_split)), PairSplit.of(pairs(eval_split)))
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -143,29 +176,43 @@ def _require_feature(builder: Any, name: str, kind: str) -> None:
 def _read_split(
     builder: Any, split: str, text_features: Sequence[str], label_feature: str
 ) -> TextSplit:
-    # Parsed here, as TFDS's own decoding of whole examples takes more than ten times as long.
-    from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
-
-    where = f'TFDS data set {builder.info.full_name!r}, {split!r}'
     texts: list[str] = []
     labels: list[int] = []
-    for position, record in enumerate(_records(builder, where, split)):
-        features = Example.FromString(record).features.feature
-        try:
-            parts = [features[name].bytes_list.value[0].decode().strip() for name in text_features]
-            labels.append(features[label_feature].int64_list.value[0])
-        except (IndexError, UnicodeDecodeError) as error:
-            raise BadInput(f'{where}: example {position}: {_first_line(error)}') from error
+    for where, features in _examples(builder, split):
+        parts = _texts(where, features, text_features)
         if not any(parts):
-            raise BadInput(f'{where}: example {position} has no text')
+            raise BadInput(f'{where} has no text')
         texts.append(join_features(parts))
+        label = features[label_feature].int64_list.value
+        labels.append(label[0] if label else -1)
     classes = builder.info.features[label_feature].num_classes
     if unlabelled := sum(not 0 <= label < classes for label in labels):
         raise BadInput(
-            f'{where}: {unlabelled} of {len(labels)} examples have no label, expected a split '
-            'with labels (test splits often come without)'
+            f'{_place(builder, split)}: {unlabelled} of {len(labels)} examples have no label, '
+            'expected a split with labels (test splits often come without)'
         )
     return TextSplit(texts, np.array(labels, np.int32))
+
+
+def _examples(builder: Any, split: str) -> Iterator[tuple[str, Any]]:
+    """Where each example stands, and its features by name."""
+    # Parsed here, as TFDS's own decoding of whole examples takes more than ten times as long.
+    from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
+
+    place = _place(builder, split)
+    for position, record in enumerate(_records(builder, place, split)):
+        yield f'{place}: example {position}', Example.FromString(record).features.feature
+
+
+def _texts(where: str, features: Any, names: Sequence[str]) -> list[str]:
+    try:
+        return [features[name].bytes_list.value[0].decode().strip() for name in names]
+    except (IndexError, UnicodeDecodeError) as error:
+        raise BadInput(f'{where}: {_first_line(error)}') from error
+
+
+def _place(builder: Any, split: str) -> str:
+    return f'TFDS data set {builder.info.full_name!r}, {split!r}'
 
 
 def _records(builder: Any, where: str, split: str) -> Sequence[bytes]:

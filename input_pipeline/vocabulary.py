@@ -1,6 +1,7 @@
-"""Words as numbers."""
+"""Words or characters as numbers."""
 
 import collections
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -11,33 +12,54 @@ FIRST_WORD = len(SPECIALS)
 
 
 class Vocabulary:
-    """The words of the training split; a text is split at white space.
+    """The units of the training split: words, which white space separates, or characters.
 
-    Ids: 0 padding, 1 unknown, 2 and 3 the marks around every text, then words, frequent first.
+    Ids: 0 padding, 1 unknown, 2 and 3 the marks around a text, then units, frequent first.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
-        """`words`: without the specials, in the order of their ids."""
+    def __init__(self, words: Sequence[str], unit: str = 'word') -> None:
+        """`words`: without the specials, in the order of their ids; `unit`: or 'character'."""
         self.words = tuple(words)
+        self.unit = unit
         self._ids = {word: FIRST_WORD + index for index, word in enumerate(self.words)}
 
     @classmethod
-    def of(cls, texts: Iterable[str], min_frequency: int) -> 'Vocabulary':
-        """The words seen at least `min_frequency` times; equally frequent ones by spelling."""
-        counts = collections.Counter(word for text in texts for word in text.split())
+    def of(cls, texts: Iterable[str], min_frequency: int, unit: str = 'word') -> 'Vocabulary':
+        """The units seen at least `min_frequency` times; equally frequent ones by spelling."""
+        counts = collections.Counter(word for text in texts for word in units(text, unit))
         frequent = [(-count, word) for word, count in counts.items() if count >= min_frequency]
-        return cls([word for _, word in sorted(frequent)])
+        return cls([word for _, word in sorted(frequent)], unit)
 
     def __len__(self) -> int:
         """The number of ids."""
         return FIRST_WORD + len(self.words)
 
     def encode(self, text: str, max_length: int) -> np.ndarray:
-        """The ids of BOS, words, EOS: int32[T], 2 <= T <= max_length; words beyond are cut off."""
-        words = text.split()[: max_length - 2]
-        ids = [BOS, *(self._ids.get(word, UNK) for word in words), EOS]
-        return np.array(ids, np.int32)
+        """The ids of BOS, units, EOS: int32[T], 2 <= T <= max_length; units beyond are cut off."""
+        return np.array([BOS, *self._lookup(text)[: max_length - 2], EOS], np.int32)
+
+    def encode_open(self, text: str, max_length: int) -> np.ndarray:
+        """The ids of units and EOS, without BOS: int32[T], 1 <= T <= max_length."""
+        return np.array([*self._lookup(text)[: max_length - 1], EOS], np.int32)
+
+    def _lookup(self, text: str) -> list[int]:
+        return [self._ids.get(word, UNK) for word in units(text, self.unit)]
+
+    def unknown(self, text: str) -> list[str]:
+        """The units of a text that have no id."""
+        return [word for word in units(text, self.unit) if word not in self._ids]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to EOS or padding; other marks show as in the vocabulary file."""
+        names = (*SPECIALS, *self.words)
+        until_end = itertools.takewhile(lambda index: index not in (PAD, EOS), ids)
+        return (' ' if self.unit == 'word' else '').join(names[index] for index in until_end)
 
     def file_text(self) -> str:
         """A line for every id."""
         return '\n'.join((*SPECIALS, *self.words)) + '\n'
+
+
+def units(text: str, unit: str) -> Sequence[str]:
+    """The words or the characters of a text."""
+    return text if unit == 'character' else text.split()

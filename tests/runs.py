@@ -11,7 +11,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 COMPILED = tempfile.mkdtemp(prefix='keyfold-compiled-')  # shared by the processes of one session
 
-SMALL = {
+STEPS = {
     'num_steps': 24,
     'num_shards': 8,
     'batch_size': 16,
@@ -19,15 +19,33 @@ SMALL = {
     'eval_every': 12,
     'checkpoint_every': 6,
     'log_every': 5,
-    'data.num_train': 300,
-    'data.num_eval': 100,
-    'data.min_frequency': 2,
-    'data.bucket_lengths': '(16,28,42)',
     'data.window_batches': 4,
     'model.embedding_size': 8,
     'model.hidden_size': 8,
     'optimizer.clip_norm': 0.05,
     'optimizer.warmup_steps': 4,
+}
+SMALL = {
+    'configs/reviews.py': STEPS
+    | {
+        'data.num_train': 300,
+        'data.num_eval': 100,
+        'data.min_frequency': 2,
+        'data.bucket_lengths': '(16,28,42)',
+    },
+    'configs/addition.py': STEPS
+    | {
+        'data.num_train': 300,
+        'data.num_eval': 100,
+        'data.bucket_lengths': '(6,7)',
+        'data.window_batches': 8,
+        'model.word_dropout': 0.1,
+        'model.embedding_dropout': 0.1,
+        'model.dropout': 0.2,
+        'model.forcing': 'linear',
+        'model.forcing_floor': 0.2,
+        'model.forcing_steps': 20,
+    },
 }
 
 
@@ -39,7 +57,7 @@ def command(workdir: Path, config: str = 'configs/reviews.py', **overrides: Any)
         'train.py',
         f'--config={config}',
         f'--workdir={workdir}',
-        *(f'--config.{name}={value}' for name, value in (SMALL | named).items()),
+        *(f'--config.{name}={value}' for name, value in (SMALL[config] | named).items()),
     ]
 
 

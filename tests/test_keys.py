@@ -17,12 +17,12 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import tasks
 from configs.schema import Config, DataConfig, OptimizerConfig
 from input_pipeline.batches import batch_order, train_batches
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.vocabulary import FIRST_WORD, UNK
 from model.classifier import TextClassifier, WordDropout
+from tasks import classification
 from training import keys
 from training.layout import DATA, Layout
 from training.optimizer import make_optimizer, make_schedule
@@ -135,8 +135,8 @@ def test_all_keys_of_a_small_run_are_distinct(
     optimizer = make_optimizer(OptimizerConfig(), make_schedule(OptimizerConfig(), 3))
     seed_key = keys.root_key(0, 'threefry2x32')
     root = hex_words(seed_key)
-    state = make_create_state(tasks.classifier_init(model), optimizer, layout(8))(seed_key)
-    step = make_train_step(tasks.classifier_loss_sums(model), optimizer, layout(8))
+    state = make_create_state(classification.classifier_init(model), optimizer, layout(8))(seed_key)
+    step = make_train_step(classification.classifier_sums(model), optimizer, layout(8))
     parameters = len(jax.tree.leaves(state.params))
     for _ in range(3):
         state, _ = step(state, layout(8).put(token_batch(8, 6)))
@@ -159,12 +159,12 @@ def test_missing_dropout_stream_is_an_error_not_a_fallback(
     token_batch: Callable[..., dict[str, np.ndarray]],
 ) -> None:
     model = classifier(dropout=0.5)
-    params = jax.eval_shape(tasks.classifier_init(model), root)
+    params = jax.eval_shape(classification.classifier_init(model), root)
     rngs = keys.shard_rngs(root, 0, 0)
     assert 'params' not in rngs  # which is what Linen falls back to
     del rngs['dropout']
     with pytest.raises(flax.errors.InvalidRngError, match='dropout'):
-        jax.eval_shape(tasks.classifier_loss_sums(model), params, token_batch(2, 6), rngs)
+        jax.eval_shape(classification.classifier_sums(model), params, token_batch(2, 6), rngs)
 
 
 def test_keys_are_derived_in_one_module() -> None:
@@ -219,7 +219,9 @@ def trainer_masks(layout: Layout, root: jax.Array, step: int) -> np.ndarray:
     A row of the batch holds its shard's index; its loss is that shard's parameters times its mask.
     """
 
-    def loss_sums(params: jax.Array, rows: dict[str, jax.Array], rngs: Any) -> dict[str, jax.Array]:
+    def loss_sums(
+        params: jax.Array, rows: dict[str, jax.Array], rngs: Any, _: jax.Array
+    ) -> dict[str, jax.Array]:
         return {'loss': params[rows['shard'][0]] @ mask(rngs)}
 
     gradient = make_gradient(loss_sums, layout)

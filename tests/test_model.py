@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import tasks
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK
 from model.classifier import KeysOnlyAttention, TextClassifier, WordDropout
+from tasks import classification
 from training import keys
 
 Classifier = Callable[..., TextClassifier]
@@ -22,7 +22,7 @@ ROWS, WIDTH = 16, 12
 @pytest.fixture(scope='module')
 def params(classifier: Classifier) -> Any:
     """Parameters of the tiny classifier."""
-    return jax.jit(tasks.classifier_init(classifier()))(jax.random.key(0))
+    return jax.jit(classification.classifier_init(classifier()))(jax.random.key(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -76,7 +76,7 @@ def test_what_stands_in_padding_does_not_change_a_bit_of_training(
 ) -> None:
     model = classifier(word_dropout=0.3, embedding_dropout=0.3, dropout=0.3)
     rngs = keys.shard_rngs(keys.root_key(0, 'threefry2x32'), 0, 0)
-    sums = tasks.classifier_loss_sums(model)
+    sums = classification.classifier_sums(model)
     gradient = jax.jit(jax.grad(lambda params, batch: sums(params, batch, rngs)['loss']))
     batch = token_batch(ROWS, WIDTH)
     expected = gradient(params, batch)
@@ -117,7 +117,7 @@ def test_the_shortest_rows_give_finite_logits(classifier: Classifier, params: An
 @pytest.mark.parametrize('num_classes', [2, 5])
 def test_any_number_of_classes(classifier: Classifier, num_classes: int) -> None:
     model = classifier(num_classes=num_classes)
-    params = jax.eval_shape(tasks.classifier_init(model), jax.random.key(0))
+    params = jax.eval_shape(classification.classifier_init(model), jax.random.key(0))
     ids = jax.ShapeDtypeStruct((3, WIDTH), jnp.int32)
     lengths = jax.ShapeDtypeStruct((3,), jnp.int32)
     found = jax.eval_shape(
@@ -130,7 +130,7 @@ def test_any_number_of_classes(classifier: Classifier, num_classes: int) -> None
 def test_the_sst2_model_has_the_parameters_of_its_reference(classifier: Classifier) -> None:
     """flax's example has 5,460,548 with one logit; ours has one logit of 256 weights more."""
     model = classifier(vocab_size=13_523, num_classes=2, embedding_size=300, hidden_size=256)
-    params = jax.eval_shape(tasks.classifier_init(model), jax.random.key(0))
+    params = jax.eval_shape(classification.classifier_init(model), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 5_460_548 + 256
 
 
@@ -139,9 +139,9 @@ def test_evaluation_draws_nothing(
 ) -> None:
     model = classifier(word_dropout=0.5, embedding_dropout=0.5, dropout=0.5)
     batch = token_batch(ROWS, WIDTH)
-    program = jax.make_jaxpr(lambda params: tasks.classifier_loss_sums(model)(params, batch, None))(
-        params
-    )
+    program = jax.make_jaxpr(
+        lambda params: classification.classifier_sums(model)(params, batch, None)
+    )(params)
     assert 'random_bits' not in str(program)
     expected = logits(classifier(), params, batch['token_ids'], batch['lengths'])
     found = logits(model, params, batch['token_ids'], batch['lengths'])
@@ -152,7 +152,7 @@ def test_bfloat16_is_for_activations_alone(
     classifier: Classifier, params: Any, token_batch: TokenBatch
 ) -> None:
     model, batch = classifier(dtype=jnp.bfloat16), token_batch(ROWS, WIDTH)
-    shapes = jax.eval_shape(tasks.classifier_init(model), jax.random.key(0))
+    shapes = jax.eval_shape(classification.classifier_init(model), jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
     exact = logits(classifier(), params, batch['token_ids'], batch['lengths'])
     rounded = logits(model, params, batch['token_ids'], batch['lengths'])
@@ -164,7 +164,7 @@ def test_bfloat16_is_for_activations_alone(
 def test_loss_sums_add_over_rows_and_follow_their_weights(
     classifier: Classifier, params: Any, token_batch: TokenBatch
 ) -> None:
-    loss_sums = tasks.classifier_loss_sums(classifier())
+    loss_sums = classification.classifier_sums(classifier())
     sums = jax.jit(lambda batch: loss_sums(params, batch, None))
     batch = token_batch(ROWS, WIDTH)
     whole = sums(batch)

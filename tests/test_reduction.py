@@ -12,8 +12,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-import tasks
 from model.classifier import TextClassifier
+from tasks import classification
 from training import keys, reduction
 from training.layout import DATA, Layout
 from training.state import make_create_state
@@ -131,14 +131,14 @@ def test_step_moves_the_bytes_of_a_ring_in_two_collectives_and_two_small_ones(
         word_dropout=0.1, embedding_dropout=0.1, dropout=0.1,
     )  # fmt: skip
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    create = make_create_state(tasks.classifier_init(model), optimizer, layout(8))
+    create = make_create_state(classification.classifier_init(model), optimizer, layout(8))
     state = jax.eval_shape(create, keys.root_key(0, 'threefry2x32'))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert size > 900_000
     ids, row = jax.ShapeDtypeStruct((16, 8), jnp.int32), jax.ShapeDtypeStruct((16,), jnp.int32)
     weights = jax.ShapeDtypeStruct((16,), jnp.float32)
     batch = {'token_ids': ids, 'lengths': row, 'labels': row, 'weights': weights}
-    gradient = make_gradient(tasks.classifier_loss_sums(model), layout(8))
+    gradient = make_gradient(classification.classifier_sums(model), layout(8))
     gradient_args = (state.params, state.root_key, state.step, batch)
     results = jax.eval_shape(gradient, *gradient_args)
     found = collectives(gradient.lower(*gradient_args).compile().as_text())

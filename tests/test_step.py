@@ -22,11 +22,11 @@ import pytest
 from etils import epath
 from jax.flatten_util import ravel_pytree
 
-import tasks
 from configs.schema import Config, DataConfig, OptimizerConfig
 from input_pipeline.batches import eval_batches, train_batches
 from input_pipeline.encoded import LabelledTexts
 from model.classifier import TextClassifier
+from tasks import classification
 from training import keys
 from training.evaluation import make_evaluate
 from training.fingerprint import fingerprint
@@ -78,8 +78,8 @@ class Trainer:
 def make_trainer(model: Any, config: OptimizerConfig, layout: Layout) -> Trainer:
     """Binds what train.py binds."""
     optimizer = make_optimizer(config, make_schedule(config, STEPS))
-    step = make_train_step(tasks.classifier_loss_sums(model), optimizer, layout)
-    create_state = make_create_state(tasks.classifier_init(model), optimizer, layout)
+    step = make_train_step(classification.classifier_sums(model), optimizer, layout)
+    create_state = make_create_state(classification.classifier_init(model), optimizer, layout)
     return Trainer(model, config, layout, step, create_state)
 
 
@@ -310,7 +310,7 @@ def test_zero_gradient_step_shrinks_weights_and_leaves_biases(
     }
     optimizer = make_optimizer(config, make_schedule(config, STEPS))
 
-    def loss_sums(params: Any, batch: Any, rngs: Any) -> dict[str, jax.Array]:
+    def loss_sums(params: Any, batch: Any, rngs: Any, _: Any) -> dict[str, jax.Array]:
         zero = sum(0.0 * leaf.sum() for leaf in jax.tree.leaves(params))
         return {'loss': zero, 'weight': batch['weights'].sum()}
 
@@ -347,8 +347,8 @@ def test_train_step_compiles_once_per_bucket(
     config = Config(num_steps=24, batch_size=16, eval_batch_size=8, data=data)
     ours = make_trainer(BagOfWords(0.3), ADAMW, layout(8))
     evaluate = make_evaluate(
-        tasks.classifier_loss_sums(ours.model),
-        tasks.classifier_metrics,
+        classification.classifier_sums(ours.model),
+        classification.classifier_metrics,
         ours.layout,
         lambda: eval_batches(held_out, config, slice(0, 8)),
     )
@@ -372,10 +372,10 @@ def test_evaluation_is_the_mean_over_all_examples(
 ) -> None:
     texts, model = random_texts(21, 14), BagOfWords()
     config = Config(eval_batch_size=8, data=DataConfig(bucket_lengths=(9, 14)))
-    params = jax.jit(tasks.classifier_init(model))(keys.root_key(0, 'threefry2x32'))
+    params = jax.jit(classification.classifier_init(model))(keys.root_key(0, 'threefry2x32'))
     evaluate = make_evaluate(
-        tasks.classifier_loss_sums(model),
-        tasks.classifier_metrics,
+        classification.classifier_sums(model),
+        classification.classifier_metrics,
         layout(devices),
         lambda: eval_batches(texts, config, slice(0, 8)),
     )

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from configs.schema import BadInput
-from input_pipeline.examples import SEPARATOR, TextDataset
-from input_pipeline.text_files import read_text_files
+from input_pipeline.examples import SEPARATOR, PairDataset, TextDataset
+from input_pipeline.text_files import read_pair_files, read_text_files
 
 GOOD = {
     '.tsv': 'sentence\tlabel\ngood film\tpos\nbad film\tneg\n',
@@ -249,3 +249,43 @@ def test_any_bytes_are_read_or_refused_in_one_line(
         assert len(dataset.train.texts) == len(dataset.train.labels) > 1
         return
     assert len(message.splitlines()) == 1
+
+
+PAIRS = {
+    '.tsv': 'en\tde\na film\tein Film\n\ntwo "films\tzwei "Filme\n',
+    '.csv': 'en,de\na film,ein Film\n"two ""films","zwei ""Filme"\n',
+    '.jsonl': (
+        '{"en": "a film", "de": "ein Film"}\n{"en": "two \\"films", "de": "zwei \\"Filme"}\n'
+    ),
+}
+
+
+def read_pairs(folder: Path, suffix: str, contents: str, target: str = 'de') -> PairDataset:
+    """Reads one file as training and as evaluation pairs."""
+    path = folder / f'pairs{suffix}'
+    path.write_text(contents)
+    return read_pair_files(str(path), str(path), 'en', target)
+
+
+@pytest.mark.parametrize('suffix', PAIRS)
+def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str) -> None:
+    pairs = read_pairs(tmp_path, suffix, PAIRS[suffix])
+    assert pairs.train.sources == ['a film', 'two "films']
+    assert pairs.evaluation.targets == ['ein Film', 'zwei "Filme']
+
+
+@pytest.mark.parametrize(
+    ('contents', 'message'),
+    [
+        ('en\tde\na film\t \n', "pairs.tsv:2: 'de' is ' ', expected some text"),
+        ('en\tde\n\tein Film\n', "pairs.tsv:2: 'en' is '', expected some text"),
+        ('en\tde\n', 'pairs.tsv: no examples'),
+        ('en\tdu\na\tb\n', "pairs.tsv:1: column 'de' is not among"),
+    ],
+)
+def test_pairs_with_an_empty_side_and_files_without_pairs_are_refused(
+    tmp_path: Path, contents: str, message: str
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        read_pairs(tmp_path, '.tsv', contents)
+    assert message in str(caught.value)

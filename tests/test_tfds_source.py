@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from configs.schema import BadInput
 from input_pipeline.examples import SEPARATOR, TextDataset
-from input_pipeline.tfds_source import read_tfds
+from input_pipeline.tfds_source import read_tfds, read_tfds_pairs
 
 ROWS = {
     'train': [('good', 'film', 1), (' bad ', 'film', 0), ('fine é', 'play', 1)],
@@ -107,6 +107,23 @@ def test_prepared_data_set_is_read_whole(prepared: Path) -> None:
 def test_text_features_are_joined_in_the_order_asked_for(prepared: Path) -> None:
     texts = read(prepared, text_features=['hypothesis', 'premise']).evaluation.texts
     assert texts == [f'play {SEPARATOR} poor']
+
+
+def test_two_text_features_are_read_as_pairs(prepared: Path) -> None:
+    pairs = read_tfds_pairs(
+        'reviews', 'train', 'validation', 'premise', 'hypothesis', str(prepared)
+    )
+    assert pairs.train.sources == ['good', 'bad', 'fine é']
+    assert pairs.train.targets == ['film', 'film', 'play']
+    assert pairs.evaluation == (['poor'], ['play'])
+    with pytest.raises(BadInput, match="feature 'label' is ClassLabel, expected Text"):
+        read_tfds_pairs('reviews', 'train', 'validation', 'premise', 'label', str(prepared))
+
+
+def test_pair_with_an_empty_side_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_rows(tmp_path, monkeypatch, 'bad', ' ', 0)
+    with pytest.raises(BadInput, match=r"example \d: feature 'hypothesis' is empty"):
+        read_tfds_pairs('reviews', 'train', 'train', 'premise', 'hypothesis', str(tmp_path))
 
 
 def test_splits_may_be_slices(prepared: Path) -> None:

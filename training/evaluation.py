@@ -7,19 +7,19 @@ import jax
 import numpy as np
 
 from training.layout import Layout
-from training.step import LossSums, make_eval_step
+from training.step import EvalSums, make_eval_step
 
 Metrics = dict[str, float]
 
 
 def make_evaluate(
-    loss_sums: LossSums,
+    eval_sums: EvalSums,
     metrics: Callable[[Metrics], Metrics],
     layout: Layout,
     batches: Callable[[], Iterator[dict[str, np.ndarray]]],
 ) -> Callable[[Any], Metrics]:
     """params -> metrics over all `batches()`, this process's rows of batches of one shape."""
-    eval_step = make_eval_step(loss_sums, layout)
+    eval_step = make_eval_step(eval_sums, layout)
 
     def evaluate(params: Any) -> Metrics:
         sums = jax.device_get([eval_step(params, layout.put(batch)) for batch in batches()])

@@ -39,7 +39,7 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def start_report(layout: Layout, task_summary: str, state: TrainState) -> None:
+def start_report(layout: Layout, task_summary: str, state: TrainState, resumed: bool) -> None:
     """What a person wants to know before the first step."""
     mesh, shards = layout.mesh, layout.num_shards
     counts = [2**k for k in range(shards.bit_length())] if layout.reduction == 'tree' else []
@@ -52,8 +52,7 @@ def start_report(layout: Layout, task_summary: str, state: TrainState) -> None:
     )  # fmt: skip
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     logging.info('parameters: %s, root key %s', f'{parameters:,}', root_key_hex(state))
-    step = int(state.step)
-    logging.info('resumed after step %d', step) if step else logging.info('new run')
+    logging.info(f'resumed after step {state.step}' if resumed else 'new run')
 
 
 class RunLog:
@@ -100,10 +99,14 @@ class RunLog:
         logging.info('%s  %s  left %d:%02d', self._place(step), line(shown), minutes, seconds)
         self.write('train', step, scalars)
 
-    def evaluation(self, step: int, metrics: Metrics) -> None:
-        """A line and scalars for one evaluation."""
+    def evaluation(self, step: int, metrics: Metrics, samples: list[str]) -> None:
+        """A line and scalars for one evaluation; a line for each sample, and their text."""
         logging.info('%s  evaluation  %s', self._place(step), line(metrics))
         self.write('evaluation', step, metrics)
+        for sample in samples:
+            logging.info('%s  sample  %s', self._place(step), sample)
+        if samples and self._events is not None:
+            self._events.add_text('evaluation/samples', '    ' + '\n    '.join(samples), step)
 
     def _place(self, step: int) -> str:
         total = self._config.num_steps

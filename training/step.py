@@ -25,7 +25,8 @@ from training.state import TrainState
 
 Batch = dict[str, jax.Array]  # every array [B, ...]
 Sums = dict[str, jax.Array]  # float32[] sums over examples; 'loss' / 'weight' is what is minimised
-LossSums = Callable[[Any, Batch, dict[str, jax.Array] | None], Sums]  # (params, batch, rngs)
+LossSums = Callable[[Any, Batch, dict[str, jax.Array], jax.Array], Sums]  # (..., rngs, step)
+EvalSums = Callable[[Any, Batch], Sums]
 
 
 def row_columns(sum_names: tuple[str, ...]) -> dict[str, str]:
@@ -58,8 +59,8 @@ def make_gradient(
 ) -> Callable[..., tuple[Any, Sums, jax.Array]]:
     """(params, root key, step, global batch) -> (summed gradient, sums, uint32[2] fingerprints)."""
 
-    def loss(params: Any, rows: Batch, rngs: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
-        sums = loss_sums(params, rows, rngs)
+    def loss(params: Any, *rest: Any) -> tuple[jax.Array, Sums]:
+        sums = loss_sums(params, *rest)
         return sums['loss'], sums
 
     def device_gradient(
@@ -70,7 +71,7 @@ def make_gradient(
         def partial(shard: jax.Array) -> tuple[Any, Sums, jax.Array]:
             rows = shard_rows(shards, shard - first)
             rngs = keys.shard_rngs(root, step, shard)
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, rows, rngs)
+            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, rows, rngs, step)
             words = jax.random.key_data(rngs['dropout'])
             prints = [
                 fingerprint(rows, shard * max(leaf.size for leaf in rows.values())),
@@ -106,14 +107,14 @@ def make_update(
     return on_mesh(update, layout, in_specs=P(), out_specs=P(), donate=(0,))
 
 
-def make_eval_step(loss_sums: LossSums, layout: Layout) -> Callable[[Any, Batch], Sums]:
+def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Any, Batch], Sums]:
     """(params, global batch) -> sums over the batch. Draws no random number."""
 
     def device_sums(params: Any, batch: Batch) -> Sums:
         shards, first = own_shards(batch, layout.shards_per_device)
 
         def partial(shard: jax.Array) -> Sums:
-            return loss_sums(params, shard_rows(shards, shard - first), None)
+            return eval_sums(params, shard_rows(shards, shard - first))
 
         sums = reduction.sum_own_shards(partial, first, layout.shards_per_device)
         return reduce_over_devices(sums, layout)

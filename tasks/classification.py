@@ -1,6 +1,5 @@
-"""What is learned: data, model, loss and metrics of a config, bound together for the trainer."""
+"""Text classification: one label for each text."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,40 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs.schema import BadInput, Config, DataConfig
+from configs.schema import BadInput, Config, DataConfig, ModelConfig
 from input_pipeline import reviews, text_files, tfds_source
-from input_pipeline.batches import Examples
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.examples import TextDataset, TextSplit
 from input_pipeline.vocabulary import FIRST_WORD, UNK, Vocabulary
 from model.classifier import TextClassifier
-
-Batch = dict[str, jax.Array]
-Rngs = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """All that the trainer knows of what is learned. A new task is a function that makes one."""
-
-    train: Examples
-    evaluation: Examples
-    init: Callable[[jax.Array], Any]  # key -> parameters
-    loss_sums: Callable[[Any, Batch, Rngs | None], dict[str, jax.Array]]
-    """(parameters, rows, rngs) -> float32[] sums over the rows, each weighted by 'weights'.
-
-    'loss' / 'weight' is minimised, 'tokens' counts real tokens; without rngs nothing is drawn.
-    """
-    sum_names: tuple[str, ...]  # the names of these sums, sorted
-    metrics: Callable[[dict[str, float]], dict[str, float]]  # totals of the sums -> metrics
-    best_metric: str  # evaluation metric, larger is better, by which checkpoints are kept
-    facts: dict[str, Any]  # JSON that goes into every checkpoint and may not change on resume
-    files: dict[str, str]  # name -> text of files in the workdir, for people and tools
-    summary: str  # one line for the start of the log
+from tasks.task import Batch, Rngs, Sums, Task
 
 
 def make_task(config: Config) -> Task:
     """The text classification task of a config. Raises BadInput for data that can not be read."""
+    assert isinstance(config.data, DataConfig)
+    assert isinstance(config.model, ModelConfig)
     texts = read_texts(config.data)
     vocabulary = Vocabulary.of(texts.train.texts, config.data.min_frequency)
     max_length = config.data.bucket_lengths[-1]
@@ -63,11 +41,13 @@ def make_task(config: Config) -> Task:
         first_word_id=FIRST_WORD,
         dtype=jnp.dtype(config.model.compute_dtype),
     )
+    sums = classifier_sums(model)
     return Task(
         train=train,
         evaluation=evaluation,
         init=classifier_init(model),
-        loss_sums=classifier_loss_sums(model),
+        loss_sums=sums,
+        eval_sums=sums,
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=classifier_metrics,
         best_metric='accuracy',
@@ -122,10 +102,15 @@ def classifier_init(model: TextClassifier) -> Callable[[jax.Array], Any]:
     return init
 
 
-def classifier_loss_sums(model: TextClassifier) -> Callable[..., dict[str, jax.Array]]:
-    """Sums over rows of softmax cross entropy, right answers, tokens and weights."""
+def classifier_sums(model: TextClassifier) -> Callable[..., Sums]:
+    """Sums over rows of softmax cross entropy, right answers, tokens and weights.
 
-    def loss_sums(params: Any, batch: Batch, rngs: Rngs | None) -> dict[str, jax.Array]:
+    Without rngs nothing is dropped, which is evaluation. No schedule follows the step.
+    """
+
+    def sums(
+        params: Any, batch: Batch, rngs: Rngs | None = None, _: jax.Array | None = None
+    ) -> Sums:
         token_ids, lengths, labels = batch['token_ids'], batch['lengths'], batch['labels']
         train = rngs is not None
         logits = jnp.asarray(
@@ -140,7 +125,7 @@ def classifier_loss_sums(model: TextClassifier) -> Callable[..., dict[str, jax.A
             'weight': jnp.sum(weights),
         }
 
-    return loss_sums
+    return sums
 
 
 def classifier_metrics(totals: dict[str, float]) -> dict[str, float]:

@@ -1,0 +1,89 @@
+"""Sums to learn: 'a+b' and its digits, each pair made from its number alone.
+
+The task of flax's seq2seq example (https://github.com/google/flax/tree/main/examples/seq2seq),
+seeded and with a held-out split: no evaluation pair is in training, in neither order.
+"""
+
+from configs.schema import BadInput, PairsConfig
+from input_pipeline.examples import PairDataset, PairSplit
+
+ROUNDS = 6  # of the Feistel network; four already make a good shuffle
+
+
+def make_additions(data: PairsConfig) -> PairDataset:
+    """Training has the first `num_train` pairs of the shuffled order, evaluation those after.
+
+    Raises BadInput when there are not so many pairs, or the buckets are too narrow for them.
+    """
+    small, large = data.operand_digits
+    everything = num_pairs(10**small, 10**large)
+    wanted, needed = data.num_train + data.num_eval, small + large + 2
+    if wanted > everything:
+        raise BadInput(
+            f'config.data.num_train + num_eval = {wanted}: expected at most {everything}, which '
+            f'is all pairs of {small} and {large} digits'
+        )
+    if needed > data.bucket_lengths[-1]:
+        raise BadInput(
+            f'config.data.bucket_lengths = {data.bucket_lengths}: operands of {small} and {large} '
+            f"digits with '+' and the mark of the end need {needed} or more"
+        )
+    pairs = [pair(data, number) for number in range(wanted)]
+    train, evaluation = pairs[: data.num_train], pairs[data.num_train :]
+    return PairDataset(PairSplit.of(train), PairSplit.of(evaluation))
+
+
+def pair(data: PairsConfig, number: int) -> tuple[str, str]:
+    """The pair with this number in the shuffled order: ('7+15', '22')."""
+    small, large = (10**digits for digits in data.operand_digits)
+    return sum_of(
+        *operands(shuffled(number, num_pairs(small, large), data.split_seed), small, large)
+    )
+
+
+def sum_of(first: int, second: int) -> tuple[str, str]:
+    """The texts of one sum."""
+    return f'{first}+{second}', str(first + second)
+
+
+def num_pairs(small: int, large: int) -> int:
+    """Unordered pairs {a, b} with a < small, b < large and small <= large."""
+    return small * large - small * (small - 1) // 2
+
+
+def operands(index: int, small: int, large: int) -> tuple[int, int]:
+    """The unordered pair with an index below num_pairs, in one order or the other.
+
+    Row a holds the pairs (a, b) with a <= b < large. Rows a and small - 1 - a, laid end to end,
+    have the same length for every a, so the index folds out by one division; `small` is even.
+    """
+    a, b = divmod(index, 2 * large - small + 1)
+    if b < large - a:
+        b += a
+    else:
+        a, b = small - 1 - a, b - (large - a) + small - 1 - a
+    return (b, a) if b < small and (a + b) % 2 else (a, b)
+
+
+def shuffled(index: int, size: int, seed: int) -> int:
+    """A permutation of range(size), decided by the seed, without a table.
+
+    A Feistel network permutes the next larger power of four; values beyond `size` are permuted
+    on until one falls inside, which keeps it one to one.
+    """
+    half = (size.bit_length() + 1) // 2
+    while True:
+        left, right = index >> half, index & ((1 << half) - 1)
+        for turn in range(ROUNDS):
+            left, right = right, left ^ mixed(seed, turn, right) & ((1 << half) - 1)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+def mixed(seed: int, turn: int, value: int) -> int:
+    """64 bits that look random (the finaliser of splitmix64)."""
+    word = (seed * ROUNDS + turn + 1) * 0x9E3779B97F4A7C15 + value * 0xD1342543DE82EF95
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = ((word ^ word >> shift) * factor) & (2**64 - 1)
+    return word ^ word >> 31

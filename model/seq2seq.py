@@ -1,0 +1,176 @@
+"""An LSTM encoder-decoder whose next input can be its own prediction, drawn from a named stream.
+
+Follows the model of flax's seq2seq example (https://github.com/google/flax/tree/main/examples/
+seq2seq), whose decoder draws every input itself. Here a coin decides at each step, which is
+scheduled sampling (Bengio et al., 2015, https://arxiv.org/abs/1506.03099).
+
+Shapes: B batch, T source time, U target time, E embedding size, H hidden size, V target ids.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from model.classifier import WordDropout
+
+LSTMState = tuple[jax.Array, jax.Array]  # (c, h), each [B, H]
+
+
+class DecoderCell(nn.Module):
+    """One step of the decoder: a token is read, the logits of the next one come out.
+
+    It carries the LSTM's state and its own prediction int32[B], which is what it reads next
+    unless it is told the true token. It reads nothing else, so no later token can leak in.
+    """
+
+    vocab_size: int
+    embedding_size: int
+    hidden_size: int
+    dropout: float
+    pad_id: int
+    eos_id: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Every submodule is named by its attribute, so that its keys do not depend on order."""
+        self.embedding = nn.Embed(
+            self.vocab_size,
+            self.embedding_size,
+            embedding_init=nn.initializers.normal(0.1),
+            dtype=self.dtype,
+        )
+        self.lstm = nn.OptimizedLSTMCell(self.hidden_size, dtype=self.dtype)
+        self.lstm_dropout = nn.Dropout(self.dropout)
+        self.logits = nn.Dense(self.vocab_size, dtype=self.dtype)
+
+    def step(self, state: LSTMState, token: jax.Array, train: bool) -> tuple[LSTMState, jax.Array]:
+        """token: int32[B] -> (state, logits float32[B, V])."""
+        state, hidden = self.lstm(state, self.embedding(token))
+        hidden = self.lstm_dropout(hidden, deterministic=not train)
+        return state, self.logits(hidden).astype(jnp.float32)
+
+    def forced(
+        self, state: LSTMState, token: jax.Array, train: bool
+    ) -> tuple[LSTMState, jax.Array]:
+        """Teacher forcing: always reads the true token. Draws no sample."""
+        return self.step(state, token, train)
+
+    def sampled(
+        self,
+        carry: tuple[LSTMState, jax.Array],
+        token: jax.Array,
+        forcing: jax.Array,
+        train: bool,
+    ) -> tuple[tuple[LSTMState, jax.Array], jax.Array]:
+        """Reads the true token with probability `forcing`, a coin for each row, and otherwise
+        what it drew itself at the step before. Both draws come from the 'sample' stream.
+        """
+        state, own = carry
+        coin = jax.random.bernoulli(self.make_rng('sample'), forcing, token.shape)
+        state, logits = self.step(state, jnp.where(coin, token, own), train)
+        return (state, jax.random.categorical(self.make_rng('sample'), logits)), logits
+
+    def greedy(
+        self, carry: tuple[LSTMState, jax.Array], _: jax.Array
+    ) -> tuple[tuple[LSTMState, jax.Array], jax.Array]:
+        """Reads its own likeliest token; after EOS there is only padding."""
+        state, own = carry
+        state, logits = self.step(state, own, train=False)
+        ended = (own == self.eos_id) | (own == self.pad_id)
+        own = jnp.where(ended, self.pad_id, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+        return (state, own), own
+
+
+class Seq2Seq(nn.Module):
+    """Logits of a target sequence, given a source sequence; also decodes without a target.
+
+    Padding does not change a bit: the encoder starts where each source truly ends, and a step of
+    the decoder sees only the steps before it.
+    """
+
+    source_vocab_size: int
+    target_vocab_size: int
+    embedding_size: int
+    hidden_size: int
+    word_dropout: float
+    embedding_dropout: float
+    dropout: float
+    pad_id: int
+    unk_id: int
+    bos_id: int
+    eos_id: int
+    first_word_id: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Each step of the decoder draws from keys of its own."""
+        self.word_dropped = WordDropout(self.word_dropout, self.unk_id, self.first_word_id)
+        self.embedding = nn.Embed(
+            self.source_vocab_size,
+            self.embedding_size,
+            embedding_init=nn.initializers.normal(0.1),
+            dtype=self.dtype,
+        )
+        self.source_dropout = nn.Dropout(self.embedding_dropout)
+        cell = nn.OptimizedLSTMCell(self.hidden_size, dtype=self.dtype)
+        self.encoder = nn.RNN(cell, return_carry=True, reverse=True)
+        over_time = {
+            'variable_broadcast': 'params',
+            'split_rngs': {'params': False, 'dropout': True, 'sample': True},
+            'out_axes': 1,
+        }
+        self.decoder = nn.scan(
+            DecoderCell,
+            methods={
+                'forced': over_time | {'in_axes': (1, nn.broadcast)},
+                'sampled': over_time | {'in_axes': (1, nn.broadcast, nn.broadcast)},
+                'greedy': over_time | {'in_axes': 0},
+            },
+        )(
+            self.target_vocab_size,
+            self.embedding_size,
+            self.hidden_size,
+            self.dropout,
+            self.pad_id,
+            self.eos_id,
+            self.dtype,
+        )
+
+    def __call__(
+        self,
+        sources: jax.Array,
+        source_lengths: jax.Array,
+        targets: jax.Array,
+        forcing: jax.Array | None = None,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """sources: int32[B, T], source_lengths: int32[B], targets: int32[B, U] -> float32[B, U, V].
+
+        Logits u foretell target u from the targets before it. With `forcing` float32[], each of
+        these is true with that probability and otherwise the model's own sample; without it, all
+        are true and nothing is drawn from 'sample'. 'dropout' is drawn from when `train`.
+        """
+        state = self.encode(sources, source_lengths, train)
+        first = jnp.full(targets.shape[:1], self.bos_id, jnp.int32)
+        before = jnp.concatenate([first[:, None], targets[:, :-1]], axis=1)
+        if forcing is None:
+            return self.decoder.forced(state, before, train)[1]
+        return self.decoder.sampled((state, first), before, forcing, train)[1]
+
+    def greedy(self, sources: jax.Array, source_lengths: jax.Array, width: int) -> jax.Array:
+        """The likeliest token at each step, int32[B, width], padding after EOS. Draws nothing."""
+        state = self.encode(sources, source_lengths, train=False)
+        first = jnp.full(sources.shape[:1], self.bos_id, jnp.int32)
+        return self.decoder.greedy((state, first), jnp.arange(width))[1]
+
+    def encode(self, sources: jax.Array, source_lengths: jax.Array, train: bool) -> LSTMState:
+        """sources: int32[B, T], source_lengths: int32[B] -> the state after each first token.
+
+        Each source is read from its true end to its start, which brings the first tokens of source
+        and target close together (Sutskever et al., 2014, https://arxiv.org/abs/1409.3215).
+        """
+        sources = self.word_dropped(sources, deterministic=not train)
+        words = self.source_dropout(self.embedding(sources), deterministic=not train)
+        state, _ = self.encoder(words, seq_lengths=source_lengths)
+        return state

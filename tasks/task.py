@@ -1,0 +1,42 @@
+"""What the trainer knows of a task: its examples, and pure functions of parameters and rows."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from input_pipeline.batches import Examples
+
+Batch = dict[str, jax.Array]
+Rngs = dict[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+
+def nothing_to_show(_: Any) -> list[str]:
+    """For a task whose metrics say it all."""
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """All that the trainer knows of what is learned. A new task is a function that makes one."""
+
+    train: Examples
+    evaluation: Examples
+    init: Callable[[jax.Array], Any]  # key -> parameters
+    loss_sums: Callable[[Any, Batch, Rngs, jax.Array], Sums]
+    """(parameters, rows, rngs, step) -> float32[] sums over the rows, each weighted by 'weights'.
+
+    'loss' / 'weight' is minimised, 'tokens' counts real tokens; `step` is of finished steps.
+    """
+    eval_sums: Callable[[Any, Batch], Sums]
+    """(parameters, rows) -> the same sums and perhaps more. Draws no random number."""
+    sum_names: tuple[str, ...]  # the names of the loss sums, sorted
+    metrics: Callable[[dict[str, float]], dict[str, float]]  # totals of either sums -> metrics
+    best_metric: str  # evaluation metric, larger is better, by which checkpoints are kept
+    facts: dict[str, Any]  # JSON that goes into every checkpoint and may not change on resume
+    files: dict[str, str]  # name -> text of files in the workdir, for people and tools
+    summary: str  # one line for the start of the log
+    samples: Callable[[Any], list[str]] = nothing_to_show
+    """parameters -> lines that show what the model does with a few examples."""
