@@ -8,10 +8,12 @@ import contextlib
 import functools
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
@@ -20,12 +22,13 @@ import tasks
 from configs import command_line, schema
 from configs.schema import Config
 from input_pipeline.batches import eval_batches, train_batches
-from training import backend, keys, logs, resume
+from training import backend, keys, lock, logs, nonfinite, resume
 from training.checkpoints import Checkpoints
 from training.evaluation import make_evaluate
 from training.layout import make_layout, make_mesh
 from training.ledger import Ledger
 from training.optimizer import make_optimizer, make_schedule
+from training.preemption import EXIT_CODE, StopRequest
 from training.state import make_create_state, root_key_hex, state_fingerprint
 from training.step import make_train_step, row_columns
 
@@ -33,6 +36,9 @@ CONFIG = config_flags.DEFINE_config_file('config', None, 'What to run.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives; one that is there goes on.')
 ALLOW_CHANGES = flags.DEFINE_bool(
     'allow_changes', False, 'Go on although config, data or devices lead the run elsewhere.'
+)
+STOP_TIMEOUT = flags.DEFINE_integer(
+    'stop_timeout', 25, 'Seconds to save and stop in after SIGTERM or Ctrl-C.', lower_bound=1
 )
 JOIN_TIMEOUT = flags.DEFINE_integer(
     'join_timeout', 300, 'Seconds to wait for the other processes of the run.'
@@ -43,15 +49,26 @@ def main(_: Sequence[str]) -> None:
     """Checks what can be checked at once, pins the environment, trains."""
     config = command_line.loaded_config(CONFIG)
     workdir = command_line.usable_workdir(WORKDIR.value)
+    stop = StopRequest()
+    stop.listen(STOP_TIMEOUT.value)
     backend.prepare(config.num_shards)
     backend.join_processes(JOIN_TIMEOUT.value)
     logs.start_logging()
-    with backend.bounded_end():
-        train(config, workdir, ALLOW_CHANGES.value)
+    with backend.bounded_end(), lock.only_run_in(workdir):
+        train(config, workdir, ALLOW_CHANGES.value, stop)
 
 
-def train(config: Config, workdir: epath.Path, allow_changes: bool = False) -> dict[str, Any]:
-    """Brings the run in `workdir` to its last step. Returns what its summary.json holds."""
+def train(
+    config: Config,
+    workdir: epath.Path,
+    allow_changes: bool = False,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
+    """Brings the run in `workdir` to its last step. Returns what its summary.json holds.
+
+    Raises SystemExit, with the newest step saved, where it is asked to stop before.
+    """
+    stop = stop or StopRequest()
     task = tasks.make_task(config)
     launch = {'workdir': str(workdir), 'allow_changes': allow_changes}
     backend.require_same_on_all_processes(schema.to_dict(config), task.facts, launch)
@@ -88,10 +105,19 @@ def train(config: Config, workdir: epath.Path, allow_changes: bool = False) -> d
     ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start)
     log = logs.RunLog(workdir, task.metrics, schedule, config, ledger.tail(config.log_every))
 
+    def account(finished: list[np.ndarray]) -> None:
+        log.add(finished)
+        try:
+            nonfinite.tell(finished, config.optimizer.on_nonfinite, workdir)
+        except nonfinite.NonFinite:
+            ledger.write_segment()  # with the row of that step
+            raise
+
     def save(metrics: dict[str, float] | None) -> None:
-        log.add(ledger.drain())
-        ledger.write_segment()  # before the checkpoint, so that none lacks its past
-        checkpoints.save(state, header, metrics)
+        account(ledger.drain())
+        with checkpoints.outlived():
+            ledger.write_segment()  # before the checkpoint, so that none lacks its past
+            checkpoints.save(state, header, metrics)
 
     metrics = None
     with contextlib.closing(log), contextlib.closing(checkpoints):
@@ -100,29 +126,33 @@ def train(config: Config, workdir: epath.Path, allow_changes: bool = False) -> d
         for step, batch in enumerate(batches, start + 1):
             with jax.transfer_guard('disallow'):
                 state, row = train_step(state, layout.put(batch))
-            log.add(ledger.add(row))
+            account(ledger.add(row))
             last, metrics = step == config.num_steps, None
+            stopping = not last and stop.agreed(layout)
             if last or step % config.eval_every == 0:
-                log.add(ledger.drain())
+                account(ledger.drain())
                 with log.paused():
                     metrics, samples = evaluate(state.params), task.samples(state.params)
                 log.evaluation(step, metrics, samples)
-            if last or step % config.checkpoint_every == 0:
+            if last or stopping or step % config.checkpoint_every == 0:
                 save(metrics)
+            if stopping:
+                logging.info('stopping after step %d as asked; start again to go on', step)
+                sys.exit(EXIT_CODE)
 
-    summary = {
-        'step': int(state.step),
-        'eval': metrics or evaluate(state.params),
-        'state_fingerprint': state_fingerprint(state),
-        'root_key': root_key_hex(state),
-        'num_shards': layout.num_shards,
-        'device_count': jax.device_count(),
-        'process_count': jax.process_count(),
-        'examples_per_second': log.examples_per_second,
-    }
-    logs.write_files(workdir, {'summary.json': json.dumps(summary, indent=2)})
-    logging.info('finished: %s', json.dumps(summary))
-    return summary
+    return logs.write_summary(
+        workdir,
+        {
+            'step': int(state.step),
+            'eval': metrics or evaluate(state.params),
+            'state_fingerprint': state_fingerprint(state),
+            'root_key': root_key_hex(state),
+            'num_shards': layout.num_shards,
+            'device_count': jax.device_count(),
+            'process_count': jax.process_count(),
+            'examples_per_second': log.examples_per_second,
+        },
+    )
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ from configs.schema import Config, OptimizerConfig, PairsConfig, Seq2SeqConfig
 def get_config() -> Config:
     """The task of flax's seq2seq example, with held-out operands."""
     return Config(
-        num_steps=4000,
+        num_steps=6000,
         num_shards=2,
         batch_size=128,
         eval_batch_size=1000,

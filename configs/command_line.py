@@ -14,7 +14,7 @@ from configs.schema import BadInput, Config, check, knobs
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """`app.run` with errors for people: BadInput is one line on standard error and exit code 2."""
+    """`app.run` with errors for people: BadInput is a line on standard error and its exit code."""
 
     def checked_main(argv: Sequence[str]) -> None:
         try:
@@ -97,4 +97,4 @@ def usable_workdir(workdir: str | None) -> epath.Path:
 def refuse(problem: object) -> NoReturn:
     """Ends the program with one line."""
     print('error:', ' '.join(str(problem).split()), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(problem.exit_code if isinstance(problem, BadInput) else BadInput.exit_code)

@@ -23,6 +23,8 @@ from configs.checks import (
 class BadInput(Exception):
     """A mistake the user can mend, in one line: what was found, what is expected, what to do."""
 
+    exit_code = 2
+
 
 def knob(default: Any, meaning: str, check: Check | None = None, *, free: bool = False) -> Any:
     """A dataclass field with its meaning, its check, and whether it may change on resume."""
@@ -154,6 +156,12 @@ class OptimizerConfig:
         0.0, 'decoupled decay of matrices, multiplied by the learning rate', at_least(0)
     )
     clip_norm: float = knob(1.0, 'global gradient norm is clipped to this (0 = off)', at_least(0))
+    on_nonfinite: str = knob(
+        'stop',
+        'what to do at a step whose loss or gradient is not a finite number',
+        one_of('stop', 'skip'),
+        free=True,
+    )
 
 
 @dataclasses.dataclass
@@ -207,6 +215,20 @@ def check(config: Config) -> None:
         raise BadInput(
             "config.data.name = '': expected the name of a TFDS data set, as in glue/sst2"
         )
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The config that `to_dict` gave. Raises BadInput where its names are of no task's config."""
+    for data, model in ((DataConfig, ModelConfig), (PairsConfig, Seq2SeqConfig)):
+        config = Config(data=data(), model=model())
+        if to_dict(config).keys() == values.keys():
+            for name, default, field in knobs(config):
+                *sections, _ = name.split('.')
+                holder = getattr(config, sections[0]) if sections else config
+                value = values[name]
+                setattr(holder, field.name, tuple(value) if isinstance(default, tuple) else value)
+            return config
+    raise BadInput('the config in the checkpoint has other fields; use the code that wrote it')
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -27,6 +27,9 @@ class Examples(Protocol):
     def __len__(self) -> int:
         """N."""
 
+    def text(self, row: int) -> str:
+        """One example, for people."""
+
     def batch(self, rows: np.ndarray, width: int) -> HostBatch:
         """The examples `rows` (int64[B]) padded to `width`; 'weights' float32[B] is among them."""
 

@@ -19,6 +19,10 @@ class Ragged:
         self._starts = np.cumsum(self.lengths) - self.lengths
         self.ids = np.concatenate(sequences)
 
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One sequence, int32[T]."""
+        return self.ids[self._starts[index] :][: self.lengths[index]]
+
     def padded(self, rows: np.ndarray, width: int) -> np.ndarray:
         """The sequences `rows` (int64[B]) as int32[B, width]."""
         positions = np.arange(width)
@@ -42,6 +46,7 @@ class LabelledTexts:
     ) -> None:
         """`labels`: int32[N]. Texts longer than `max_length` ids are cut off."""
         self._texts = Ragged([vocabulary.encode(text, max_length) for text in texts])
+        self._vocabulary = vocabulary
         self.labels = np.asarray(labels, np.int32)
         self.lengths = self._texts.lengths
         self.num_truncated = sum(len(text.split()) > max_length - 2 for text in texts)
@@ -58,6 +63,11 @@ class LabelledTexts:
             'labels': self.labels[rows],
             'weights': np.ones(len(rows), np.float32),
         }
+
+    def text(self, row: int) -> str:
+        """An example as the model sees it, with its label."""
+        words = self._vocabulary.decode(self._texts[row][1:])
+        return f'{words!r}, label {self.labels[row]}'
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of all ids, lengths and labels."""

@@ -24,6 +24,7 @@ class EncodedPairs:
     ) -> None:
         """Sides of more than `max_length` ids are cut off if `cut`, else refused with BadInput."""
         self.num_truncated = num_too_long(split, source, target, max_length, cut)
+        self._source, self._target = source, target
         self._sources = Ragged([source.encode_open(text, max_length) for text in split.sources])
         self._targets = Ragged([target.encode_open(text, max_length) for text in split.targets])
         self.lengths = np.maximum(self._sources.lengths, self._targets.lengths)
@@ -41,6 +42,11 @@ class EncodedPairs:
             'target_lengths': self._targets.lengths[rows],
             'weights': np.ones(len(rows), np.float32),
         }
+
+    def text(self, row: int) -> str:
+        """A pair as the model sees it."""
+        source, target = self._sources[row], self._targets[row]
+        return f'{self._source.decode(source)!r} -> {self._target.decode(target)!r}'
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of all ids and lengths."""

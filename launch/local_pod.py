@@ -3,8 +3,11 @@
     python -m launch.local_pod --processes=2 --devices_per_process=4 -- --config=... --workdir=...
 
 What stands after ` -- ` goes to every train.py. Lines are prefixed with the process they come
-from. When one process fails the others are stopped, since they would wait for it; the exit code
-is that of the first that failed. None outlives the launcher (on Linux not even its `kill -9`).
+from. When one process fails the others are stopped, since they would wait for it, and all start
+again from the last checkpoint, after 1, 2, 4, ... seconds and up to --restarts times. The exit code
+is that of the last that failed. SIGTERM and Ctrl-C are passed on: the pod saves and stops with exit
+code 75; twice, and it is stopped at once. No process outlives the launcher (on Linux not even its
+`kill -9`).
 """
 
 import argparse
@@ -19,12 +22,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from configs.command_line import refuse
 
 PROJECT = Path(__file__).resolve().parent.parent
-GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL
+GRACE_SECONDS = 2.0  # between one signal and the next, for processes that are to end
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ASKED_TO_STOP = 75  # exit code of training/preemption.py
+FINAL = (0, 2, 3, 4, ASKED_TO_STOP)  # exit codes after which a new start would bring nothing
 GLOO_NOISE = 'peer ranks. Expected number of'  # XLA's CPU collectives greet every peer
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
 
@@ -43,27 +49,53 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument('--processes', type=positive, default=2)
     parser.add_argument('--devices_per_process', type=positive, default=4)
     parser.add_argument('flags', nargs='*', metavar='-- FLAGS', help='flags of train.py')
+    parser.add_argument('--restarts', type=positive_or_zero, default=3)
     given = parser.parse_args(argv)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    asked: list[int] = []  # signals that the launcher got
+    for attempt in range(given.restarts + 1):
+        envs = environments(given.processes, given.devices_per_process)
+        code = run_pod(given.flags, envs, asked)
+        if asked or code in FINAL or attempt == given.restarts:
+            break
+        seconds = 2**attempt
+        print(f'starting again in {seconds} s, {attempt + 1} of {given.restarts}', flush=True)
+        time.sleep(seconds)
+    return code
+
+
+def run_pod(flags: Sequence[str], envs: Sequence[dict[str, str]], asked: list[int]) -> int:
+    """Runs all processes to their end; returns the exit code, as a shell tells it."""
     processes: list[subprocess.Popen[str]] = []
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def pass_on(number: int, _: Any) -> None:
+        if asked:
+            sys.exit(128 + number)
+        asked.append(number)
+        signal_all(processes, signal.SIGTERM)
+
+    for number in STOPPING:
+        signal.signal(number, pass_on)
     try:
-        for env in environments(given.processes, given.devices_per_process):
-            processes.append(start(given.flags, env))
+        for env in envs:
+            processes.append(start(flags, env))
         relays = watch(processes, ended)
         failed = first_failure(processes, ended)
     finally:
         stop(processes)
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_DFL)
     for thread in relays:
         thread.join(timeout=1)  # a stray child of the process may hold its output open
     if failed is None:
-        return 0
+        return max(process.returncode for process in processes)
     code = processes[failed].returncode
+    if asked and code == -signal.SIGTERM:  # before it could listen, and so before it wrote
+        return ASKED_TO_STOP
     told = f'exit code {code}' if code > 0 else f'signal {signal.Signals(-code).name}'
     print(f'process {failed} ended with {told}; the others were stopped', file=sys.stderr)
-    return code if code > 0 else 128 - code  # as a shell tells an end by a signal
+    return code if code > 0 else 128 - code
 
 
 def positive(text: str) -> int:
@@ -71,6 +103,11 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number >= 1')
     return int(text)
+
+
+def positive_or_zero(text: str) -> int:
+    """A count that may be none, from its flag."""
+    return 0 if text == '0' else positive(text)
 
 
 def environments(count: int, devices: int) -> list[dict[str, str]]:
@@ -152,22 +189,27 @@ def first_failure(
     """Waits for all processes, or for the first that fails. Returns its index."""
     for _ in processes:
         index = ended.get()
-        if processes[index].returncode:
+        if processes[index].returncode not in (0, ASKED_TO_STOP):
             return index
     return None
 
 
 def stop(processes: list[subprocess.Popen[str]]) -> None:
-    """Asks those still running to end, and after a few seconds ends them."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # or a second Ctrl-C would leave some running
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """Ends those still running: by SIGTERM, which asks, again, which insists, and by SIGKILL."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # or one more Ctrl-C would leave some running
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        signal_all(processes, number)
         deadline = time.monotonic() + GRACE_SECONDS
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, number)
         while time.monotonic() < deadline and any(p.poll() is None for p in processes):
             time.sleep(0.05)
+
+
+def signal_all(processes: list[subprocess.Popen[str]], number: int) -> None:
+    """Sends a signal to every process that still runs, and to what it started."""
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, number)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from training import ledger_files
+
 ROOT = Path(__file__).resolve().parent.parent
 COMPILED = tempfile.mkdtemp(prefix='keyfold-compiled-')  # shared by the processes of one session
 
@@ -96,6 +100,5 @@ def outcome(workdir: Path) -> dict[str, Any]:
     """All that two runs must share to be the same run: summary, and the bits of every step."""
     summary = json.loads((workdir / 'summary.json').read_text())
     kept = ('step', 'eval', 'state_fingerprint', 'root_key', 'num_shards')
-    book = sorted((workdir / 'ledger').glob('*.npy'))
-    rows = b''.join(path.read_bytes() for path in book)
-    return {name: summary[name] for name in kept} | {'ledger': rows}
+    book = ledger_files.read(epath.Path(workdir) / 'ledger')
+    return {name: summary[name] for name in kept} | {'ledger': book.tobytes()}

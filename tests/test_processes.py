@@ -15,16 +15,23 @@ from typing import Any
 import pytest
 
 from tests import runs
+from training.preemption import EXIT_CODE
 
 ONE_PROCESS = (1, 2, 4, 8)
 PODS = ('2x4', '4x2')
 PATIENCE = 600  # seconds that anything may take on a busy machine before it counts as hanging
 
 
-def start_pod(layout: str, workdir: Path, **overrides: Any) -> subprocess.Popen[str]:
+def start_pod(
+    layout: str, workdir: Path, restarts: int = 0, **overrides: Any
+) -> subprocess.Popen[str]:
     """Starts a small run on PROCESSESxDEVICES."""
     processes, devices = layout.split('x')
-    flags = [f'--processes={processes}', f'--devices_per_process={devices}']
+    flags = [
+        f'--processes={processes}',
+        f'--devices_per_process={devices}',
+        f'--restarts={restarts}',
+    ]
     return start(['-m', 'launch.local_pod', *flags, '--', *small(workdir, **overrides)])
 
 
@@ -102,7 +109,7 @@ def test_same_bits_on_1_2_4_8_devices_and_on_2x4_and_4x2_processes(
     assert header['config']['optimizer.name'] == 'adamw'
     assert header['config']['optimizer.schedule'] == 'cosine'
     expected = runs.outcome(undisturbed)
-    assert expected['ledger'].count(b'NUMPY') == 4
+    assert len(list((undisturbed / 'ledger').iterdir())) == 4
     for devices in ONE_PROCESS[1:]:
         runs.finish(tmp_path / str(devices), devices=devices)
         assert runs.outcome(tmp_path / str(devices)) == expected, f'on {devices} devices'
@@ -165,7 +172,7 @@ def test_no_process_outlives_the_launcher(tmp_path: Path, number: signal.Signals
     assert len(trainers(run)) == 2
     pod.send_signal(number)
     code, output = ended(pod)
-    assert code == (-number if number == signal.SIGKILL else 128 + number), output
+    assert code == (-number if number == signal.SIGKILL else EXIT_CODE), output
     wait_for(lambda: not trainers(run))
 
 
@@ -281,7 +288,13 @@ def test_a_mistake_in_the_environment_is_one_line(
 
 @pytest.mark.parametrize(
     'flags',
-    [['--processes=0'], ['--processes=two'], ['--devices=4'], ['--config=configs/reviews.py']],
+    [
+        ['--processes=0'],
+        ['--processes=two'],
+        ['--restarts=-1'],
+        ['--devices=4'],
+        ['--config=configs/reviews.py'],
+    ],
 )
 def test_a_mistake_in_the_launchers_flags_is_one_line(flags: list[str]) -> None:
     code, output = ended(start(['-m', 'launch.local_pod', *flags]))

@@ -94,6 +94,9 @@ def join_processes(timeout_seconds: int) -> None:
     if not address and not cluster:
         return
     logging.getLogger('jax').setLevel(logging.WARNING)  # it tells each process's way to the others
+    jax.config.update(
+        'jax_enable_preemption_service', False
+    )  # training/preemption.py hears SIGTERM
     explicit: dict[str, Any] = {}
     if address:
         refuse_bad_address(address)
@@ -176,7 +179,7 @@ def bounded_end() -> Iterator[None]:
         yield
     except BaseException as error:
         if jax.process_count() > 1:
-            code = 2 if isinstance(error, BadInput) else 1
+            code = getattr(error, 'exit_code', getattr(error, 'code', 1))
             end = threading.Timer(LEAVE_SECONDS, os._exit, (code,))
             end.daemon = True
             end.start()

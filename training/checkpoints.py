@@ -5,9 +5,11 @@ root key among them, and `run`, JSON: config, task facts (vocabulary) and a mani
 fingerprint of the state. Nothing in it is code.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,6 +22,12 @@ from training import backend
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
 
 Header = dict[str, Any]  # what the `run` item holds: 'config', 'task', 'manifest', 'sha256'
+
+
+class NotSaved(BadInput):
+    """The last checkpoint could not be written, so this launch achieved nothing lasting."""
+
+    exit_code = 5
 
 
 class Checkpoints:
@@ -44,6 +52,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._manager: ocp.CheckpointManager | None = None
+        self.problem = ''  # of the last save; empty where it is committed, or still on its way
 
     def steps(self) -> list[int]:
         """The steps of the committed checkpoints, in order."""
@@ -61,26 +70,44 @@ class Checkpoints:
         A damaged one is named in a warning and moved to `damaged/`, never deleted. Raises BadInput
         when `target` is another model's state, or when no checkpoint is whole.
         """
-        manager = self._open()
-
-        def read(step: int) -> TrainState:
-            header = read_header(self._directory / str(step))
-            refuse_other_model(header['manifest']['structure'], structure(target))
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            state = manager.restore(step, args=items)['state']
-            found = (root_key_hex(state), state_fingerprint(state))
-            expected = (header['manifest']['root_key'], header['manifest']['state_fingerprint'])
-            if found != expected:
-                raise ValueError(f'fingerprint of the state is {found[1]}, expected {expected[1]}')
-            return state
-
-        restored = self._newest_whole(read)
+        restored = self._newest_whole(lambda step: self.read(step, target))
         assert restored is not None, 'restore without a checkpoint'
-        manager.reload()
+        self._open().reload()
         return restored
 
+    def read(self, step: int, target: TrainState) -> TrainState:
+        """The state of a step. Raises ValueError, or what Orbax makes of it, when it is damaged."""
+        header = read_header(self._directory / str(step))
+        refuse_other_model(header['manifest']['structure'], structure(target))
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        state = self._open().restore(step, args=items)['state']
+        found = (root_key_hex(state), state_fingerprint(state))
+        expected = (header['manifest']['root_key'], header['manifest']['state_fingerprint'])
+        if found != expected:
+            raise ValueError(f'fingerprint of the state is {found[1]}, expected {expected[1]}')
+        return state
+
+    @contextlib.contextmanager
+    def outlived(self) -> Iterator[None]:
+        """A failure to write inside is told, remembered in `problem`, and survived.
+
+        Not in a pod, where the other processes would wait for what this one did not write.
+        """
+        try:
+            yield
+        except BadInput:
+            raise
+        except Exception as error:  # OSError, or whatever Orbax and TensorStore make of it
+            if jax.process_count() > 1:
+                raise
+            self.problem = (str(error).splitlines() or [''])[0][:300] or type(error).__name__
+            logging.error('a checkpoint could not be written: %s', self.problem)
+
     def save(self, state: TrainState, header: Header, metrics: dict[str, float] | None) -> None:
-        """Copies the state to the host and returns; files are written and committed meanwhile."""
+        """Copies the state to the host and returns; files are written and committed meanwhile.
+
+        Raises what the save before ran into.
+        """
         manifest = header['manifest'] | {
             'structure': structure(state),
             'root_key': root_key_hex(state),
@@ -90,13 +117,22 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),
             run=ocp.args.JsonSave(seal(header | {'manifest': manifest})),
         )
+        self._open().wait_until_finished()
+        self.problem = ''
         self._open().save(int(jax.device_get(state.step)), args=items, metrics=metrics, force=True)
 
     def close(self) -> None:
         """Waits until the last save is committed."""
         if self._manager is not None:
-            self._manager.wait_until_finished()
-            self._manager.close()
+            with self.outlived():
+                self._manager.wait_until_finished()
+            with self.outlived():
+                self._manager.close()
+        if self.problem:
+            raise NotSaved(
+                f'{self._directory}: the last checkpoint could not be written ({self.problem}); '
+                'the ones before are whole: mend the storage and start again'
+            )
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:

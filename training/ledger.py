@@ -67,7 +67,7 @@ class Ledger:
 
     def write_segment(self) -> None:
         """Writes the finished rows that are in no file yet."""
-        rows, self._unwritten = self._unwritten, []
+        rows = self._unwritten
         if not rows or not self._writes:
             return
         buffer = io.BytesIO()
@@ -77,3 +77,4 @@ class Ledger:
         partial = self._directory / (name + '.partial')
         partial.write_bytes(buffer.getvalue())
         partial.rename(self._directory / name)
+        self._unwritten = []

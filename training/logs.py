@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from configs.schema import Config
+from training.events import Events
 from training.layout import Layout
+from training.nonfinite import is_finite
 from training.state import TrainState, root_key_hex
 
 Metrics = dict[str, float]
@@ -23,8 +24,8 @@ Metrics = dict[str, float]
 def start_logging() -> None:
     """Plain lines with the time of day on standard output; from process 0, warnings from all."""
     logging.getLogger('jax').setLevel(logging.WARNING)
-    for chatty in ('absl', 'orbax', 'grain'):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    for chatty in ('absl', 'asyncio', 'orbax', 'grain'):  # what they fail at they also raise
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
     logging.basicConfig(
         level=logging.INFO if is_writer() else logging.WARNING,
         format='%(asctime)s %(message)s',
@@ -68,7 +69,7 @@ class RunLog:
     ) -> None:
         """`tail`: rows of the interval that a resumed run stands in, so that its line is whole."""
         self._rows = list(tail)
-        self._events = SummaryWriter(str(workdir / 'tensorboard')) if is_writer() else None
+        self._events = Events(workdir / 'tensorboard' if is_writer() else None)
         self._metrics, self._schedule, self._config = metrics, schedule, config
         self._marked, self._timed_steps = time.perf_counter(), 0
         self._seconds_per_step: list[float] = []
@@ -84,9 +85,12 @@ class RunLog:
     def _log_interval(self) -> None:
         rows, self._rows = np.array(self._rows), []
         step = int(rows['step'][-1])
+        rows = rows[is_finite(rows)]  # the others were skipped, and told of
         now = time.perf_counter()
         self._seconds_per_step.append((now - self._marked) / self._timed_steps)
         self._marked, self._timed_steps = now, 0
+        if not rows.size:
+            return
         totals = interval_totals(rows)
         scalars = self._metrics(totals)
         scalars['learning_rate'] = float(self._schedule(step - 1))
@@ -97,26 +101,20 @@ class RunLog:
         minutes, seconds = divmod(round((self._config.num_steps - step) / speed), 60)
         shown = {name: value for name, value in scalars.items() if name != 'gradient_norm'}
         logging.info('%s  %s  left %d:%02d', self._place(step), line(shown), minutes, seconds)
-        self.write('train', step, scalars)
+        self._events.scalars('train', step, scalars)
 
     def evaluation(self, step: int, metrics: Metrics, samples: list[str]) -> None:
         """A line and scalars for one evaluation; a line for each sample, and their text."""
         logging.info('%s  evaluation  %s', self._place(step), line(metrics))
-        self.write('evaluation', step, metrics)
+        self._events.scalars('evaluation', step, metrics)
         for sample in samples:
             logging.info('%s  sample  %s', self._place(step), sample)
-        if samples and self._events is not None:
-            self._events.add_text('evaluation/samples', '    ' + '\n    '.join(samples), step)
+        if samples:
+            self._events.text('evaluation/samples', step, '    ' + '\n    '.join(samples))
 
     def _place(self, step: int) -> str:
         total = self._config.num_steps
         return f'step {step:{len(str(total))}}/{total}'
-
-    def write(self, group: str, step: int, scalars: Metrics) -> None:
-        """TensorBoard scalars `group/name`."""
-        if self._events is not None:
-            for name, value in scalars.items():
-                self._events.add_scalar(f'{group}/{name}', value, step)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -133,9 +131,8 @@ class RunLog:
         return self._config.batch_size / float(np.median(self._seconds_per_step))
 
     def close(self) -> None:
-        """Flushes what TensorBoard reads."""
-        if self._events is not None:
-            self._events.close()
+        """Ends the files of events."""
+        self._events.close()
 
 
 def interval_totals(rows: np.ndarray) -> Metrics:
@@ -165,6 +162,13 @@ def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
         partial = workdir / f'{name}.partial'
         partial.write_text(text.rstrip() + '\n')
         partial.replace(workdir / name)
+
+
+def write_summary(workdir: epath.Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """The run is finished: says so, in summary.json and in the log. Returns the summary."""
+    write_files(workdir, {'summary.json': json.dumps(summary, indent=2)})
+    logging.info('finished: %s', json.dumps(summary))
+    return summary
 
 
 def read_summary(workdir: epath.Path, step: int) -> dict[str, Any] | None:

@@ -89,16 +89,26 @@ def make_gradient(
 def make_update(
     optimizer: optax.GradientTransformation, layout: Layout
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """(state, summed gradient, sums, fingerprints) -> (next state, row). Donates the state."""
+    """(state, summed gradient, sums, fingerprints) -> (next state, row). Donates the state.
+
+    A step whose loss or gradient norm is not finite counts, and changes nothing else.
+    """
 
     def update(
         state: TrainState, grads: Any, sums: Sums, prints: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         grads = jax.tree.map(lambda g: g / sums['weight'], grads)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
         step = state.step + 1
-        floats = jnp.stack([optax.tree.norm(grads), *(sums[name] for name in sorted(sums))])
+        floats = jnp.stack([norm, *(sums[name] for name in sorted(sums))])
         print_of_params = shared_fingerprint(params, DATA, layout.mesh.size)
         facts = jnp.stack([step.astype(jnp.uint32), *prints, print_of_params])
         row = jnp.concatenate([facts, lax.bitcast_convert_type(floats, jnp.uint32)])

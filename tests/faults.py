@@ -1,0 +1,189 @@
+"""The fault matrix: runs killed in every phase and at file events of a save, resumed, compared.
+
+    python -m tests.faults [--rounds=3] [--table=FILE.md]
+
+A round goes through every phase by SIGKILL and by SIGTERM, for both tasks, in one process and in
+two. The kills of a round and case hit one run, each after the run was started again; then it is let
+go to its end, and must be the undisturbed run bit for bit. Exit code 1 where one is not.
+"""
+
+import argparse
+import collections
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests import runs
+from training.preemption import EXIT_CODE
+
+CONFIGS = ('configs/reviews.py', 'configs/addition.py')
+LONGER = {'num_steps': 120, 'eval_every': 40, 'checkpoint_every': 10, 'log_every': 4}
+PATIENCE = 300.0
+SAVES = 10  # file events of a save, of which one is picked
+
+
+class Case(NamedTuple):
+    """What is run, and how it is killed."""
+
+    config: str
+    processes: int
+    number: signal.Signals
+
+
+class Launch:
+    """A run that is under way, and what it has printed."""
+
+    def __init__(self, case: Case, workdir: Path) -> None:
+        """Starts it."""
+        self.workdir, self.case, self.began = workdir, case, time.time()
+        command = runs.command(workdir, case.config, **LONGER)
+        if case.processes > 1:
+            pod = [f'--processes={case.processes}', '--devices_per_process=1', '--restarts=0']
+            command = [command[0], '-m', 'launch.local_pod', *pod, '--', *command[2:]]
+        with tempfile.NamedTemporaryFile('w', suffix='.log', delete=False) as output:
+            self._output = Path(output.name)
+            self.process = subprocess.Popen(
+                command,
+                cwd=runs.ROOT,
+                env=runs.environment(2, PYTHONUNBUFFERED='1'),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def printed(self) -> str:
+        """The output so far."""
+        return self._output.read_text(errors='replace')
+
+    def wait_for(self, condition: Callable[[], Any]) -> bool:
+        """Returns as soon as `condition()` holds, or False if the run ends before."""
+        limit = time.monotonic() + PATIENCE
+        while not condition():
+            if self.process.poll() is not None:
+                return False
+            assert time.monotonic() < limit, self.printed()
+            time.sleep(0.001)
+        return True
+
+    def kill(self) -> None:
+        """SIGTERM goes to the launcher as from a scheduler, SIGKILL to one process of the pod."""
+        victim = self.process.pid
+        if self.case.processes > 1 and self.case.number == signal.SIGKILL:
+            children = Path(f'/proc/{victim}/task/{victim}/children').read_text().split()
+            victim = int(random.choice(children)) if children else victim
+        os.kill(victim, self.case.number)
+
+    def ended(self) -> int:
+        """The exit code."""
+        try:
+            return self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self._output.unlink(missing_ok=True)
+
+
+def file_events(launch: Launch, count: int) -> bool:
+    """Waits until the folder of checkpoints was seen to change `count` times."""
+    folder, seen, changes = launch.workdir / 'checkpoints', list[str](), 0
+
+    def changed() -> bool:
+        nonlocal seen, changes
+        now = sorted(itertools.chain(*(dirs + names for _, dirs, names in os.walk(folder))))
+        changes += now != seen
+        seen = now
+        return changes >= count
+
+    return launch.wait_for(changed)
+
+
+def phases(chance: random.Random) -> dict[str, Callable[[Launch], bool]]:
+    """Phase -> a wait until a launch is in it, which says whether it came there."""
+
+    def line(text: str, delay: float) -> Callable[[Launch], bool]:
+        def wait(launch: Launch) -> bool:
+            arrived = launch.wait_for(lambda: text in launch.printed())
+            time.sleep(chance.uniform(0, delay))
+            return arrived
+
+        return wait
+
+    def started(launch: Launch) -> bool:
+        time.sleep(chance.uniform(0, 3))
+        return True
+
+    def locked(launch: Launch) -> bool:
+        lock = launch.workdir / 'lock.json'
+        return launch.wait_for(lambda: lock.exists() and lock.stat().st_mtime > launch.began)
+
+    return {
+        'start': started,
+        'set-up': locked,
+        'compilation': line('root key', 1.0),
+        'step': line(f' step {chance.randrange(4, 120, 4):3}/', 0.01),
+        'evaluation': line(f' step {chance.choice((40, 80)):3}/', 0.02),
+        'save': lambda launch: file_events(launch, chance.randint(1, SAVES)),
+    }
+
+
+def disturbed(case: Case, workdir: Path, chance: random.Random) -> Iterator[tuple[str, int | None]]:
+    """(phase, exit code) of each kill; None for one that came after the end of the run."""
+    names = list(phases(chance))
+    chance.shuffle(names)
+    for name in names:
+        launch = Launch(case, workdir)
+        arrived = phases(chance)[name](launch) and launch.process.poll() is None
+        if arrived:
+            launch.kill()
+        code = launch.ended()
+        yield name, code if arrived else None
+
+
+def main(argv: list[str]) -> int:
+    """Prints the table; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--table', type=Path, help='file that the table is written to as well')
+    parser.add_argument('--seed', type=int, default=0)
+    given = parser.parse_args(argv)
+    chance, kills = random.Random(given.seed), collections.Counter[tuple[str, str]]()
+    same, odd = collections.Counter[bool](), []
+    with tempfile.TemporaryDirectory(prefix='faults-') as folder:
+        expected = {}
+        for config in CONFIGS:
+            assert Launch(Case(config, 1, signal.SIGKILL), Path(folder) / config).ended() == 0
+            expected[config] = runs.outcome(Path(folder) / config)
+        cases = itertools.product(CONFIGS, (1, 2), (signal.SIGKILL, signal.SIGTERM))
+        for number, (case, _) in enumerate(itertools.product(cases, range(given.rounds))):
+            case = Case(*case)
+            workdir = Path(folder) / str(number)
+            for phase, code in disturbed(case, workdir, chance):
+                if code is None:
+                    continue
+                kills[phase, case.number.name] += 1
+                usual = (-9, 137) if case.number == signal.SIGKILL else (EXIT_CODE, -15, 0)
+                odd += [] if code in usual else [f'{case}: exit code {code} in {phase}']
+            finished = Launch(case, workdir).ended() == 0
+            same[finished and runs.outcome(workdir) == expected[case.config]] += 1
+            print(*case, f'{sum(kills.values())} kills, identical {dict(same)}', flush=True)
+    lines = ['| killed in | SIGKILL | SIGTERM |', '|---|---|---|']
+    lines += [
+        f'| {phase} | {kills[phase, "SIGKILL"]} | {kills[phase, "SIGTERM"]} |'
+        for phase in phases(chance)
+    ]
+    lines += ['', f'{sum(kills.values())} kills of {same.total()} runs; {same[True]} ended '
+              'identical to the undisturbed run.', *odd]  # fmt: skip
+    print('\n'.join(lines))
+    if given.table:
+        given.table.write_text('\n'.join(lines) + '\n')
+    return 0 if same[False] == 0 and not odd else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,258 @@
+"""The promises about what goes wrong around a run: it is told, bounded, and nothing is lost."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from etils import epath
+
+import train
+from configs.schema import BadInput
+from tasks import classification
+from tests import faults, runs
+from tests.test_resume import small_config
+from tools import replay
+from training import lock, nonfinite
+from training.preemption import EXIT_CODE
+
+LONG = {'num_steps': 4000, 'checkpoint_every': 3000, 'eval_every': 4000, 'log_every': 50}
+
+
+# Asked to stop
+
+
+def stopped(launch: subprocess.Popen[str], after: str, numbers: list[signal.Signals]) -> str:
+    """Sends signals to a run once it has printed `after`; returns its output when it has ended."""
+    assert launch.stdout is not None
+    told = ''
+    for line in launch.stdout:
+        told += line
+        if after in line:
+            break
+    for number in numbers:
+        launch.send_signal(number)
+        time.sleep(0.05)
+    told += launch.communicate(timeout=300)[0]
+    assert launch.returncode == EXIT_CODE, told
+    return told
+
+
+@pytest.mark.slow
+def test_run_asked_to_stop_saves_its_newest_step_and_goes_on_from_it(tmp_path: Path) -> None:
+    told = stopped(runs.start(tmp_path, **LONG), ' step   50/', [signal.SIGINT])
+    step = int(re.findall(r'stopping after step (\d+)', told)[0])
+    assert (tmp_path / 'checkpoints' / str(step)).exists()
+    assert runs.ledger_files.read(epath.Path(tmp_path) / 'ledger')['step'][-1] == step
+    again = stopped(runs.start(tmp_path, **LONG), f'resumed after step {step}', [signal.SIGTERM])
+    assert 'stopped at once' in again  # nothing new was finished
+    assert not list(tmp_path.rglob('*tmp*'))
+
+
+@pytest.mark.slow
+def test_second_signal_stops_at_once_and_damages_nothing(tmp_path: Path) -> None:
+    twice = [signal.SIGTERM, signal.SIGTERM]
+    stopped(runs.start(tmp_path, **LONG), ' step   50/', twice)
+    assert not (tmp_path / 'damaged').exists()
+    told = stopped(runs.start(tmp_path, **LONG), ' step  ', [signal.SIGTERM])
+    assert 'damaged' not in told
+
+
+@pytest.mark.slow
+def test_time_to_stop_in_is_bounded(tmp_path: Path) -> None:
+    """The step never ends: the thread that heard the signal ends the run."""
+    hangs = (
+        'import runpy, sys, time\n'
+        'from training import ledger\n'
+        'ledger.Ledger.add = lambda *_: print("hangs", flush=True) or time.sleep(1000)\n'
+        "sys.argv[0] = 'train.py'\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+    )
+    command = [sys.executable, '-c', hangs, *runs.command(tmp_path)[2:], '--stop_timeout=1']
+    env = runs.environment(2)
+    process = subprocess.Popen(
+        command, cwd=runs.ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if 'hangs' in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == EXIT_CODE
+
+
+# A matrix of kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'case',
+    [
+        faults.Case('configs/reviews.py', 1, signal.SIGTERM),
+        faults.Case('configs/addition.py', 2, signal.SIGTERM),
+    ],
+    ids=['reviews', 'addition-2-processes'],
+)
+def test_run_stopped_in_every_phase_equals_the_undisturbed_run(
+    tmp_path: Path, case: faults.Case
+) -> None:
+    """A short cut of `make faults`."""
+    alone = faults.Case(case.config, 1, signal.SIGKILL)
+    assert faults.Launch(alone, tmp_path / 'undisturbed').ended() == 0
+    chance = faults.random.Random(1)
+    for phase, code in faults.disturbed(case, tmp_path / 'run', chance):
+        assert code in (None, 0, EXIT_CODE, -signal.SIGTERM), phase
+    assert faults.Launch(case, tmp_path / 'run').ended() == 0
+    assert runs.outcome(tmp_path / 'run') == runs.outcome(tmp_path / 'undisturbed')
+
+
+# One run at a time
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> epath.Path:
+    """Of a run that is about to begin."""
+    return epath.Path(tmp_path / 'a' / 'run')
+
+
+def test_second_run_in_a_workdir_is_refused_while_the_first_lives(workdir: epath.Path) -> None:
+    with lock.only_run_in(workdir):
+        told = rf'process {os.getpid()} on .* is at work in it'
+        with pytest.raises(BadInput, match=told), lock.only_run_in(workdir):
+            pass
+        assert (workdir / 'lock.json').exists()
+    assert not workdir.parent.exists()
+    with lock.only_run_in(workdir):
+        (workdir / 'kept').write_text('')
+    assert [path.name for path in workdir.iterdir()] == ['kept']
+
+
+@pytest.mark.parametrize(
+    ('owner', 'refused'),
+    [
+        ({'process': f'{2**22 + 1} boot 5'}, False),
+        ({'process': f'{os.getpid()} boot 5'}, False),  # a number that came again
+        ({'process': lock.identity(os.getpid())}, True),
+        ({'host': 'elsewhere', 'renewed': time.time() + 1e6}, True),
+        ({'host': 'elsewhere', 'renewed': 1.0}, False),
+    ],
+)
+def test_dead_owner_does_not_hold_a_workdir(
+    workdir: epath.Path, owner: dict[str, Any], refused: bool
+) -> None:
+    workdir.mkdir(parents=True)
+    whole = {'id': 'x', 'host': socket.gethostname(), 'process': '1 boot 5', 'renewed': time.time()}
+    (workdir / 'lock.json').write_text(json.dumps(whole | owner))
+    if refused:
+        with pytest.raises(BadInput, match='is at work in it'), lock.only_run_in(workdir):
+            pass
+    else:
+        with lock.only_run_in(workdir):
+            pass
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{}', '{"renewed": "x"}', 'null', '"lock"'])
+def test_damaged_lock_holds_nothing(workdir: epath.Path, text: str) -> None:
+    workdir.mkdir(parents=True)
+    (workdir / 'lock.json').write_text(text)
+    with lock.only_run_in(workdir):
+        pass
+
+
+# Numbers that are not finite
+
+
+@pytest.fixture
+def nan_at_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted bug: texts with token id 60 have no finite loss."""
+    right = classification.classifier_sums
+
+    def wrong(model: Any) -> Callable[..., Any]:
+        sums = right(model)
+
+        def of_rows(params: Any, batch: Any, rngs: Any = None, step: Any = None) -> Any:
+            found = sums(params, batch, rngs, step)
+            if rngs is None:
+                return found
+            bad = jnp.any(batch['token_ids'] == 60, axis=1)
+            worth = jnp.where(bad, jnp.nan, 0.0)
+            return found | {'loss': found['loss'] + jnp.sum(batch['weights'] * worth)}
+
+        return of_rows
+
+    monkeypatch.setattr(classification, 'classifier_sums', wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('nan_at_a_word')
+def test_step_that_is_not_finite_stops_the_run_and_is_replayed(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replay.backend, 'prepare', lambda _: None)  # the devices are there
+    run = epath.Path(tmp_path)
+    with pytest.raises(nonfinite.NonFinite, match=r'step \d+: loss nan, gradient norm') as stopped:
+        train.train(small_config(), run)
+    step = int(re.findall(r'step (\d+):', str(stopped.value))[0])
+    rows = runs.ledger_files.read(run / 'ledger')
+    assert rows['step'][-1] >= step
+    assert not any(int(p.name) >= step for p in (run / 'checkpoints').iterdir())
+
+    assert replay.replay(run, step)
+    told = capsys.readouterr().out
+    assert 'the bits of the ledger' in told
+    worst = re.findall(r'training example \d+, loss (\S+): (.*)', told)
+    word = (run / 'vocabulary.txt').read_text().splitlines()[60]
+    assert worst[0][0] == 'nan'
+    assert all(word in text.split("', label")[0].split() for loss, text in worst if loss == 'nan')
+
+    skipping = small_config()
+    skipping.optimizer.on_nonfinite = 'skip'
+    summary = train.train(skipping, run)
+    assert summary['step'] == skipping.num_steps
+    assert f'step {step}: loss nan' in caplog.text
+    undisturbed = train.train(skipping, run / 'undisturbed')
+    assert summary['state_fingerprint'] == undisturbed['state_fingerprint']
+    assert runs.outcome(tmp_path) == runs.outcome(tmp_path / 'undisturbed')
+
+
+# Storage that fails
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with place for the first checkpoint and little more."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=600k', 'tmpfs', str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('needs to mount a small tmpfs')
+    yield folder
+    subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_full_disk_is_told_and_loses_no_older_checkpoint(full_disk: Path, tmp_path: Path) -> None:
+    run = full_disk / 'run'
+    process = runs.start(run)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 5, output
+    assert 'a checkpoint could not be written' in output
+    assert 'Traceback' not in output
+    assert 'the last checkpoint could not be written' in output.splitlines()[-1]
+    subprocess.run(['mount', '-o', 'remount,size=50m', str(full_disk)], check=True)
+    runs.finish(run)
+    runs.finish(tmp_path / 'undisturbed')
+    assert runs.outcome(run) == runs.outcome(tmp_path / 'undisturbed')

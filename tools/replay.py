@@ -1,0 +1,159 @@
+"""Runs one step of a run again and shows what is in it.
+
+    python -m tools.replay RUN --step=K
+
+From the newest checkpoint before step K the run is trained up to it, which gives the same bits, on
+any number of devices: JAX_NUM_CPU_DEVICES=1 for one. Shown are the loss, the gradient norm of each
+module, whether the ledger has the same bits, and the examples whose loss stands out. Nothing in RUN
+is changed. Exit code 0: the bits of the ledger. 1: others. 2: bad input.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+import tasks
+from configs import schema
+from configs.command_line import refuse
+from configs.schema import BadInput
+from input_pipeline.batches import batch_order, train_batches
+from tasks.task import Task
+from training import backend, keys, ledger_files, resume
+from training.checkpoints import Checkpoints, read_header
+from training.layout import Layout, make_layout, make_mesh
+from training.optimizer import make_optimizer, make_schedule
+from training.state import TrainState, make_create_state
+from training.step import make_gradient, make_update, row_columns
+
+SHOWN = 5  # examples
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the step; returns the exit code."""
+    parser = argparse.ArgumentParser('replay', description=(__doc__ or '').split('\n')[0])
+    parser.error = refuse  # type: ignore  # a mistake is one line
+    parser.add_argument('run', help='workdir of a run')
+    parser.add_argument('--step', type=int, required=True, help='the step to run again, from 1')
+    given = parser.parse_args(argv)
+    try:
+        same = replay(epath.Path(given.run), given.step)
+    except BadInput as error:
+        refuse(error)
+    return 0 if same else 1
+
+
+def replay(run: epath.Path, step: int) -> bool:
+    """Prints step `step` (from 1). Returns whether the ledger has the same bits.
+
+    Raises BadInput when no checkpoint is from before it.
+    """
+    steps = [int(p.name) for p in (run / 'checkpoints').glob('*') if p.name.isdecimal()]
+    before = max((s for s in steps if s < step), default=None)
+    if before is None:
+        raise BadInput(f'{run}: expected a checkpoint from before step {step}, found {steps}')
+    saved = read_header(run / 'checkpoints' / str(before))
+    config = schema.from_dict(saved['config'])
+    backend.prepare(saved['manifest']['num_shards'])
+    task, mesh = tasks.make_task(config), make_mesh()
+    config, header = resume.plan(config, task.facts, saved, mesh.size, run, False)
+    layout = make_layout(config, header['manifest']['num_shards'], mesh)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
+    create_state = make_create_state(task.init, optimizer, layout)
+    seed_key = keys.root_key(config.seed, config.prng_impl)
+    target = layout.abstract(jax.eval_shape(create_state, seed_key))
+    checkpoints = Checkpoints(run, config.keep_newest, config.keep_best, task.best_metric)
+    state = checkpoints.read(before, target)
+
+    def epoch_words(epoch: int) -> np.ndarray:
+        return keys.epoch_words(state.root_key, epoch)
+
+    gradient, update = make_gradient(task.loss_sums, layout), make_update(optimizer, layout)
+    rows = layout.own_rows(config.batch_size)
+    for batch in train_batches(task.train, config, epoch_words, rows, before):
+        on_devices = layout.put(batch)
+        grads, sums, prints = gradient(state.params, state.root_key, state.step, on_devices)
+        if int(state.step) == step - 1:
+            break
+        state, _ = update(state, grads, sums, prints)
+    else:
+        raise BadInput(f'--step={step}: expected at most {config.num_steps}, the steps of the run')
+
+    print(f'step {step}, from the checkpoint of step {before}, on {mesh.size} device(s)')
+    print(f'loss {float(sums["loss"] / sums["weight"]):.9g}')
+    for name, norm in module_norms(grads, sums['weight']):
+        print(f'gradient norm of {name}: {norm:.9g}')
+    order = batch_order(
+        task.train.lengths, config.batch_size, config.data.window_batches, epoch_words
+    )
+    losses = example_losses(task, layout, state, batch)
+    for place in worst(losses):
+        example = order(step - 1)[place]
+        print(f'row {place}, training example {example}, loss {losses[place]:.9g}: '
+              + task.train.text(example))  # fmt: skip
+    _, row = update(state, grads, sums, prints)
+    return same_as_ledger(run, step, np.asarray(row), row_columns(task.sum_names))
+
+
+def module_norms(grads: Any, weight: jax.Array) -> Iterator[tuple[str, float]]:
+    """(module, norm of its part of the mean gradient), in order of their names."""
+    for name, part in sorted(grads.items()):
+        yield name, float(optax.tree.norm(jax.tree.map(lambda g: g / weight, part)))
+
+
+def example_losses(
+    task: Task, layout: Layout, state: TrainState, batch: dict[str, np.ndarray]
+) -> np.ndarray:
+    """The loss float32[B] of each example, under the masks of the step.
+
+    The loss is a sum over examples of weight times loss, so it is the gradient by the weights.
+    """
+
+    @jax.jit
+    def of_shard(state: TrainState, rows: dict[str, jax.Array], shard: jax.Array) -> jax.Array:
+        rngs = keys.shard_rngs(state.root_key, state.step, shard)
+
+        def loss(weights: jax.Array) -> jax.Array:
+            return task.loss_sums(state.params, rows | {'weights': weights}, rngs, state.step)[
+                'loss'
+            ]
+
+        return jax.grad(loss)(rows['weights'])
+
+    parts = {name: np.split(x, layout.num_shards) for name, x in batch.items()}
+    state = jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]), state)
+    return np.concatenate(
+        [
+            of_shard(state, {name: part[s] for name, part in parts.items()}, jnp.int32(s))
+            for s in range(layout.num_shards)
+        ]
+    )
+
+
+def worst(losses: np.ndarray) -> list[int]:
+    """The places that are not finite, or else of the largest losses."""
+    order = np.argsort(np.where(np.isfinite(losses), -losses, -np.inf), kind='stable')
+    return [int(place) for place in order[:SHOWN]]
+
+
+def same_as_ledger(run: epath.Path, step: int, row: np.ndarray, columns: dict[str, str]) -> bool:
+    """Says which of the words of a step's row are not those of the run's ledger."""
+    book = ledger_files.read(run / 'ledger')
+    if not book['step'][0] <= step <= book['step'][-1]:
+        print(f'the ledger ends at step {book["step"][-1]}: nothing to compare with')
+        return True
+    words = book[step - book['step'][0]].tobytes()
+    found = np.frombuffer(words, '<u4')
+    wrong = [name for name, a, b in zip(columns, found, row, strict=True) if a != b]
+    print(f'not the bits of the ledger: {", ".join(wrong)}' if wrong else 'the bits of the ledger')
+    return not wrong
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""Events for TensorBoard, each in its file before the run goes on.
+
+tensorboardX's SummaryWriter hands events to a thread; where that dies, on a full disk say, the run
+would wait for it for ever. Here a file that can not be written is told once, and done without.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from etils import epath
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+
+
+class Events:
+    """An event file in a folder; none at all without a folder."""
+
+    def __init__(self, folder: epath.Path | None) -> None:
+        """Begins a new file."""
+        self._writer: EventsWriter | None = None
+        if folder is not None:
+            self._survived(lambda: self._begin(folder))
+
+    def _begin(self, folder: epath.Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / 'events'))
+
+    def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        """A point at `step` on each of the curves `group/name`."""
+        for name, value in values.items():
+            self._add(step, summary.scalar(f'{group}/{name}', value))
+
+    def text(self, name: str, step: int, text: str) -> None:
+        """Markdown."""
+        self._add(step, summary.text(name, text))
+
+    def _add(self, step: int, value: summary.Summary) -> None:
+        if (writer := self._writer) is not None:
+            event = Event(wall_time=time.time(), step=step, summary=value)
+            self._survived(lambda: writer.write_event(event) or writer.flush())
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self._writer is not None:
+            self._survived(self._writer.close)
+
+    def _survived(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            logging.error('TensorBoard: nothing more can be written (%s)', error.strerror)
+            self._writer = None
