@@ -1,17 +1,27 @@
 """A mistake gets one line that names it, exit code 2, and leaves everything as it was."""
 
+import contextlib
 import dataclasses
+import io
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from absl import flags
 from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import config_flags
 
 import train
-from configs import command_line, reviews, schema
-from configs.schema import BadInput, Config
+from configs import addition, command_line, reviews, schema
+from configs.schema import BadInput, Config, from_dict, knobs, to_dict
 from tests import runs
+from training.optimizer import make_schedule
 
 MISTAKES = {
     'unknown field': (
@@ -126,3 +136,49 @@ def test_pinned_environment_can_not_be_changed_by_accident(monkeypatch: pytest.M
     monkeypatch.setenv('PJRT_NPROC', '2')
     with pytest.raises(BadInput, match='PJRT_NPROC = 2: expected at least 8'):
         train.backend.prepare(8)
+
+
+KNOBS = {
+    file: [name for name, _, _ in knobs(config)]
+    for file, config in (
+        ('configs/reviews.py', reviews.get_config()),
+        ('configs/addition.py', addition.get_config()),
+    )
+}
+VALUES = st.one_of(
+    st.text(max_size=8),
+    st.integers(-(2**70), 2**70).map(str),
+    st.floats().map(str),
+    st.lists(st.integers(-5, 100), max_size=4).map(lambda numbers: str(tuple(numbers))),
+    st.sampled_from(['True', 'None', '()', '(', '1e999', '-0', '[]', "'", '0x10', 'sgd', 'files']),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # of ml_collections
+@pytest.mark.parametrize('file', KNOBS)
+@settings(max_examples=1000, deadline=None, database=None)
+@given(data=st.data())
+def test_any_value_of_any_knob_is_accepted_or_refused_in_one_line(
+    file: str, data: st.DataObject
+) -> None:
+    overrides = data.draw(st.dictionaries(st.sampled_from(KNOBS[file]), VALUES, max_size=3))
+    argv = ['train.py', f'--config={runs.ROOT / file}']
+    argv += [f'--config.{name}={value}' for name, value in overrides.items()]
+    values, told = flags.FlagValues(), io.StringIO()
+    holder = config_flags.DEFINE_config_file('config', flag_values=values)
+    config, code = None, 0
+    with mock.patch.object(flags, 'FLAGS', values), contextlib.redirect_stderr(told):
+        try:
+            command_line.parse_flags(argv)
+            config = command_line.loaded_config(holder)
+        except BadInput as error:
+            print(f'error: {error}', file=told)
+        except SystemExit as end:
+            code = end.code
+    if config is None:
+        assert code in (0, 2)
+        assert re.fullmatch('error: .+\n', told.getvalue())
+    else:
+        make_schedule(config.optimizer, config.num_steps)(0)
+        assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
