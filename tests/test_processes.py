@@ -162,6 +162,20 @@ def test_dead_process_stops_the_others_and_nothing_is_lost(
 
 
 @pytest.mark.slow
+def test_pod_with_a_dead_process_starts_again_and_equals_the_undisturbed_run(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / 'run'
+    pod = start_pod('2x1', run, restarts=1)
+    wait_for(lambda: (run / 'checkpoints' / '0').exists() or pod.poll() is not None)
+    os.kill(trainers(run)[1], signal.SIGKILL)
+    code, output = ended(pod)
+    assert code == 0, output
+    assert 'starting again in 1 s, 1 of 1' in output
+    assert runs.outcome(run) == runs.outcome(undisturbed)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_launcher(tmp_path: Path, number: signal.Signals) -> None:
     if not sys.platform.startswith('linux'):
