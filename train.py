@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
@@ -22,7 +21,7 @@ import tasks
 from configs import command_line, schema
 from configs.schema import Config
 from input_pipeline.batches import eval_batches, train_batches
-from training import backend, keys, lock, logs, nonfinite, resume
+from training import backend, keys, lock, logs, resume
 from training.checkpoints import Checkpoints
 from training.evaluation import make_evaluate
 from training.layout import make_layout, make_mesh
@@ -105,32 +104,25 @@ def train(
     ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start)
     log = logs.RunLog(workdir, task.metrics, schedule, config, ledger.tail(config.log_every))
 
-    def account(finished: list[np.ndarray]) -> None:
-        log.add(finished)
-        try:
-            nonfinite.tell(finished, config.optimizer.on_nonfinite, workdir)
-        except nonfinite.NonFinite:
-            ledger.write_segment()  # with the row of that step
-            raise
-
     def save(metrics: dict[str, float] | None) -> None:
-        account(ledger.drain())
+        log.add(ledger.drain())
         with checkpoints.outlived():
             ledger.write_segment()  # before the checkpoint, so that none lacks its past
             checkpoints.save(state, header, metrics)
 
     metrics = None
-    with contextlib.closing(log), contextlib.closing(checkpoints):
+    closing = contextlib.closing
+    with closing(log), closing(checkpoints), closing(ledger):
         if not saved:
             save(None)  # from here on, this root key is the run's
         for step, batch in enumerate(batches, start + 1):
             with jax.transfer_guard('disallow'):
                 state, row = train_step(state, layout.put(batch))
-            account(ledger.add(row))
+            log.add(ledger.add(row))
             last, metrics = step == config.num_steps, None
             stopping = not last and stop.agreed(layout)
             if last or step % config.eval_every == 0:
-                account(ledger.drain())
+                log.add(ledger.drain())
                 with log.paused():
                     metrics, samples = evaluate(state.params), task.samples(state.params)
                 log.evaluation(step, metrics, samples)

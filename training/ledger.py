@@ -6,6 +6,7 @@ a checkpoint is, before it, so the rows up to a checkpoint exist whenever the ch
 """
 
 import collections
+import contextlib
 import io
 import logging
 
@@ -78,3 +79,8 @@ class Ledger:
         partial.write_bytes(buffer.getvalue())
         partial.rename(self._directory / name)
         self._unwritten = []
+
+    def close(self) -> None:
+        """Writes the rows of a run that ends before its next checkpoint, for people and tools."""
+        with contextlib.suppress(OSError):  # storage that fails was told of by a save
+            self.write_segment()

@@ -13,9 +13,9 @@ import numpy as np
 from etils import epath
 
 from configs.schema import Config
+from training import nonfinite
 from training.events import Events
 from training.layout import Layout
-from training.nonfinite import is_finite
 from training.state import TrainState, root_key_hex
 
 Metrics = dict[str, float]
@@ -68,15 +68,19 @@ class RunLog:
         tail: Iterable[np.ndarray],
     ) -> None:
         """`tail`: rows of the interval that a resumed run stands in, so that its line is whole."""
-        self._rows = list(tail)
+        self._rows, self._workdir = list(tail), workdir
         self._events = Events(workdir / 'tensorboard' if is_writer() else None)
         self._metrics, self._schedule, self._config = metrics, schedule, config
         self._marked, self._timed_steps = time.perf_counter(), 0
         self._seconds_per_step: list[float] = []
 
     def add(self, rows: Iterable[np.ndarray]) -> None:
-        """Takes the rows of finished steps; logs where an interval ends."""
+        """Takes the rows of finished steps; logs where an interval ends.
+
+        Tells of steps that are not finite: raises NonFinite if they are to stop the run.
+        """
         for row in rows:
+            nonfinite.tell(row, self._config.optimizer.on_nonfinite, self._workdir)
             self._rows.append(row)
             self._timed_steps += 1
             if row['step'] % self._config.log_every == 0 or row['step'] == self._config.num_steps:
@@ -85,7 +89,7 @@ class RunLog:
     def _log_interval(self) -> None:
         rows, self._rows = np.array(self._rows), []
         step = int(rows['step'][-1])
-        rows = rows[is_finite(rows)]  # the others were skipped, and told of
+        rows = rows[nonfinite.is_finite(rows)]  # the others were skipped, and told of
         now = time.perf_counter()
         self._seconds_per_step.append((now - self._marked) / self._timed_steps)
         self._marked, self._timed_steps = now, 0

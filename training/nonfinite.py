@@ -4,7 +4,6 @@ Such a step changes neither parameters nor optimizer (training/step.py).
 """
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -23,19 +22,18 @@ def is_finite(rows: np.ndarray | np.void) -> np.ndarray:
     return np.isfinite(rows['loss']) & np.isfinite(rows['grad_norm'])
 
 
-def tell(rows: Sequence[np.ndarray], on_nonfinite: str, workdir: epath.Path) -> None:
-    """Warns of every such step among the rows, or raises NonFinite for the first."""
-    for row in rows:
-        if is_finite(row):
-            continue
-        told = (
-            f'step {row["step"]}: loss {row["loss"]}, gradient norm {row["grad_norm"]} '
-            f'(batch {row["batch"]:08x})'
+def tell(row: np.ndarray, on_nonfinite: str, workdir: epath.Path) -> None:
+    """Where a step's row is not finite: warns, or raises NonFinite."""
+    if is_finite(row):
+        return
+    told = (
+        f'step {row["step"]}: loss {row["loss"]}, gradient norm {row["grad_norm"]} '
+        f'(batch {row["batch"]:08x})'
+    )
+    if on_nonfinite == 'stop':
+        raise NonFinite(
+            f'{told}. The newest checkpoint is from before it. python -m tools.replay '
+            f'{workdir} --step={row["step"]} shows the step; '
+            '--config.optimizer.on_nonfinite=skip goes on without it'
         )
-        if on_nonfinite == 'stop':
-            raise NonFinite(
-                f'{told}. The newest checkpoint is from before it. python -m tools.replay '
-                f'{workdir} --step={row["step"]} shows the step; '
-                '--config.optimizer.on_nonfinite=skip goes on without it'
-            )
-        logging.warning('%s: skipped', told)
+    logging.warning('%s: skipped', told)
