@@ -1,8 +1,8 @@
 """Sums of two numbers, 'a+b' read and a + b written, digit by digit.
 
 Command:  make train CONFIG=configs/addition.py
-Expected: 99.6 to 99.9% of 5,000 held-out sums exactly right after 6,000 steps (seed 0: 99.94%,
-          seed 1: 99.80%, seed 2: 99.60%; after 4,000 steps, where num_steps=4000, 99.84, 99.38, 99.26%)
+Expected: of 5,000 held-out sums 99.94, 99.80 and 99.60% exactly right with seeds 0, 1 and 2
+          (with --config.num_steps=4000: 99.84, 99.38 and 99.26%, in 3 minutes)
 Time:     4 min 50 s, compilation included, on 2 cores of an x86-64 CPU with AVX-512 (jax 0.10.2)
 """
 

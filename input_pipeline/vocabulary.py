@@ -20,6 +20,7 @@ class Vocabulary:
     def __init__(self, words: Sequence[str], unit: str = 'word') -> None:
         """`words`: without the specials, in the order of their ids; `unit`: or 'character'."""
         self.words = tuple(words)
+        self.names = (*SPECIALS, *self.words)  # by id
         self.unit = unit
         self._ids = {word: FIRST_WORD + index for index, word in enumerate(self.words)}
 
@@ -51,13 +52,12 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to EOS or padding; other marks show as in the vocabulary file."""
-        names = (*SPECIALS, *self.words)
         until_end = itertools.takewhile(lambda index: index not in (PAD, EOS), ids)
-        return (' ' if self.unit == 'word' else '').join(names[index] for index in until_end)
+        return (' ' if self.unit == 'word' else '').join(self.names[index] for index in until_end)
 
     def file_text(self) -> str:
         """A line for every id."""
-        return '\n'.join((*SPECIALS, *self.words)) + '\n'
+        return '\n'.join(self.names) + '\n'
 
 
 def units(text: str, unit: str) -> Sequence[str]:

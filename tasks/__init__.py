@@ -1,23 +1,38 @@
 """What is learned: data, model, loss and metrics of a config, bound together for the trainer."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from configs.schema import BadInput, Config, DataConfig, ModelConfig, PairsConfig, Seq2SeqConfig
 from tasks import classification, seq2seq
-from tasks.task import Task
+from tasks.task import Predictor, Task
 
-TASKS: dict[type, tuple[type, Callable[[Config], Task]]] = {
-    ModelConfig: (DataConfig, classification.make_task),
-    Seq2SeqConfig: (PairsConfig, seq2seq.make_task),
+
+class Maker(NamedTuple):
+    """How a task is made."""
+
+    data_section: type
+    task: Callable[[Config], Task]
+    predictor: Callable[[Config, dict[str, Any]], Predictor]
+
+
+TASKS = {
+    ModelConfig: Maker(DataConfig, classification.make_task, classification.make_predictor),
+    Seq2SeqConfig: Maker(PairsConfig, seq2seq.make_task, seq2seq.make_predictor),
 }
 
 
 def make_task(config: Config) -> Task:
     """The task that the config's model section is for. Raises BadInput for unusable data."""
-    data_section, make = TASKS[type(config.model)]
-    if type(config.data) is not data_section:
+    maker = TASKS[type(config.model)]
+    if type(config.data) is not maker.data_section:
         raise BadInput(
-            f'config.data is {type(config.data).__name__}: expected {data_section.__name__}, '
+            f'config.data is {type(config.data).__name__}: expected {maker.data_section.__name__}, '
             f'which goes with {type(config.model).__name__}'
         )
-    return make(config)
+    return maker.task(config)
+
+
+def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
+    """What predicts with a trained task, from the config and the task's facts in a checkpoint."""
+    return TASKS[type(config.model)].predictor(config, facts)

@@ -14,7 +14,7 @@ from input_pipeline.encoded import LabelledTexts
 from input_pipeline.examples import TextDataset, TextSplit
 from input_pipeline.vocabulary import FIRST_WORD, UNK, Vocabulary
 from model.classifier import TextClassifier
-from tasks.task import Batch, Rngs, Sums, Task
+from tasks.task import Batch, Predictor, Rngs, Sums, Task
 
 
 def make_task(config: Config) -> Task:
@@ -29,18 +29,7 @@ def make_task(config: Config) -> Task:
         return LabelledTexts(split.texts, split.labels, vocabulary, max_length)
 
     train, evaluation = encode(texts.train), encode(texts.evaluation)
-    model = TextClassifier(
-        vocab_size=len(vocabulary),
-        num_classes=len(texts.label_names),
-        embedding_size=config.model.embedding_size,
-        hidden_size=config.model.hidden_size,
-        word_dropout=config.model.word_dropout,
-        embedding_dropout=config.model.embedding_dropout,
-        dropout=config.model.dropout,
-        unk_id=UNK,
-        first_word_id=FIRST_WORD,
-        dtype=jnp.dtype(config.model.compute_dtype),
-    )
+    model = make_model(config.model, len(vocabulary), len(texts.label_names))
     sums = classifier_sums(model)
     return Task(
         train=train,
@@ -64,6 +53,59 @@ def make_task(config: Config) -> Task:
             f'{train.num_truncated + evaluation.num_truncated} texts cut to {max_length} ids'
         ),
     )
+
+
+def make_model(knobs: ModelConfig, vocab_size: int, num_classes: int) -> TextClassifier:
+    """The model of a config, for a vocabulary and classes of these sizes."""
+    return TextClassifier(
+        vocab_size=vocab_size,
+        num_classes=num_classes,
+        embedding_size=knobs.embedding_size,
+        hidden_size=knobs.hidden_size,
+        word_dropout=knobs.word_dropout,
+        embedding_dropout=knobs.embedding_dropout,
+        dropout=knobs.dropout,
+        unk_id=UNK,
+        first_word_id=FIRST_WORD,
+        dtype=jnp.dtype(knobs.compute_dtype),
+    )
+
+
+def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
+    """Labels with their probabilities, and how much attention each word got."""
+    assert isinstance(config.model, ModelConfig)
+    vocabulary, labels = Vocabulary(facts['vocabulary']), facts['label_names']
+    width = config.data.bucket_lengths[-1]
+    model = make_model(config.model, len(vocabulary), len(labels))
+
+    def encode(texts: list[str]) -> dict[str, np.ndarray]:
+        if empty := next((n for n, text in enumerate(texts, 1) if not text.strip()), 0):
+            raise BadInput(f'text {empty}: expected some text')
+        split = LabelledTexts(texts, np.zeros(len(texts)), vocabulary, width)
+        return split.batch(np.arange(len(texts)), width)
+
+    def apply(params: Any, rows: Batch) -> Any:
+        logits, seen = model.apply(
+            {'params': params},
+            rows['token_ids'],
+            rows['lengths'],
+            train=False,
+            mutable='intermediates',
+            capture_intermediates=lambda module, _: module.name == 'attention',
+        )
+        attention = seen['intermediates']['attention']['__call__'][0]
+        return jax.nn.softmax(jnp.asarray(logits)), attention, rows['token_ids'], rows['lengths']
+
+    def show(arrays: Any, row: int) -> dict[str, Any]:
+        probabilities, attention, ids, lengths = (array[row] for array in arrays)
+        words = [vocabulary.names[index] for index in ids[1 : lengths - 1]]
+        return {
+            'label': labels[int(np.argmax(probabilities))],
+            'probabilities': dict(zip(labels, probabilities.tolist(), strict=True)),
+            'attention': list(zip(words, attention[1 : lengths - 1].tolist(), strict=True)),
+        }
+
+    return Predictor(classifier_init(model), encode, apply, show)
 
 
 def read_texts(data: DataConfig) -> TextDataset:

@@ -11,10 +11,10 @@ import optax
 from configs.schema import Config, PairsConfig, Seq2SeqConfig
 from input_pipeline import addition, text_files, tfds_source
 from input_pipeline.examples import PairDataset, PairSplit
-from input_pipeline.pairs import EncodedPairs
+from input_pipeline.pairs import EncodedPairs, encode_sources
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.seq2seq import Seq2Seq
-from tasks.task import Batch, Rngs, Sums, Task
+from tasks.task import Batch, Predictor, Rngs, Sums, Task
 
 SAMPLES = 5  # examples shown at each evaluation
 
@@ -97,6 +97,31 @@ def make_model(knobs: Seq2SeqConfig, source_size: int, target_size: int) -> Seq2
         first_word_id=FIRST_WORD,
         dtype=jnp.dtype(knobs.compute_dtype),
     )
+
+
+def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
+    """Greedily decoded texts."""
+    data, knobs = config.data, config.model
+    assert isinstance(data, PairsConfig)
+    assert isinstance(knobs, Seq2SeqConfig)
+    source, target = (
+        Vocabulary(facts[f'{side}_vocabulary'], data.unit) for side in ('source', 'target')
+    )
+    width = data.bucket_lengths[-1]
+    model = make_model(knobs, len(source), len(target))
+
+    def encode(texts: list[str]) -> dict[str, np.ndarray]:
+        sources, lengths = encode_sources(texts, source, width)
+        return {'sources': sources, 'source_lengths': lengths}
+
+    def apply(params: Any, rows: Batch) -> Any:
+        rows_of = rows['sources'], rows['source_lengths']
+        return model.apply({'params': params}, *rows_of, width, method='greedy')
+
+    def show(decoded: Any, row: int) -> dict[str, Any]:
+        return {'prediction': target.decode(decoded[row])}
+
+    return Predictor(seq2seq_init(model), encode, apply, show)
 
 
 def seq2seq_init(model: Seq2Seq) -> Callable[[jax.Array], Any]:

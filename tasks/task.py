@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from input_pipeline.batches import Examples
 
@@ -40,3 +41,14 @@ class Task:
     summary: str  # one line for the start of the log
     samples: Callable[[Any], list[str]] = nothing_to_show
     """parameters -> lines that show what the model does with a few examples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """What a trained task does with new texts: made from a checkpoint's config and facts alone."""
+
+    init: Callable[[jax.Array], Any]  # key -> parameters
+    encode: Callable[[list[str]], dict[str, np.ndarray]]
+    """N texts -> arrays [N, ...]. Raises BadInput for a text that can not be predicted from."""
+    apply: Callable[[Any, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
+    show: Callable[[Any, int], dict[str, Any]]  # (these arrays on the host, row) -> JSON

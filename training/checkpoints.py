@@ -62,7 +62,11 @@ class Checkpoints:
 
     def newest_header(self) -> Header | None:
         """The header of the newest checkpoint that has a whole one; None without a checkpoint."""
-        return self._newest_whole(lambda step: read_header(self._directory / str(step)))
+        return self._newest_whole(self.header)
+
+    def header(self, step: int) -> Header:
+        """What a checkpoint tells of its run. Raises ValueError when it is damaged."""
+        return read_header(self._directory / str(step))
 
     def restore(self, target: TrainState) -> TrainState:
         """The newest checkpoint that is whole, in the shapes and shardings of `target`.
@@ -77,7 +81,7 @@ class Checkpoints:
 
     def read(self, step: int, target: TrainState) -> TrainState:
         """The state of a step. Raises ValueError, or what Orbax makes of it, when it is damaged."""
-        header = read_header(self._directory / str(step))
+        header = self.header(step)
         refuse_other_model(header['manifest']['structure'], structure(target))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         state = self._open().restore(step, args=items)['state']

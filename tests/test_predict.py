@@ -1,0 +1,122 @@
+"""The promises of tools/predict.py: a checkpoint is all it needs, and it agrees with evaluation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from etils import epath
+
+import train
+from input_pipeline import addition, reviews
+from tests.test_resume import small_config
+from tests.test_seq2seq import small_config as small_addition
+from tools import predict
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def classifier_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The workdir and the summary of a small classifier."""
+    run = tmp_path_factory.mktemp('reviews')
+    return run, train.train(small_config(), epath.Path(run))
+
+
+@pytest.fixture(scope='module')
+def addition_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The workdir and the summary of a small encoder-decoder."""
+    run = tmp_path_factory.mktemp('addition')
+    return run, train.train(small_addition(), epath.Path(run))
+
+
+def predicted(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:
+    """What the command prints."""
+    capsys.readouterr()
+    assert predict.main(argv) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_labels_of_the_evaluation_split_are_right_as_often_as_evaluation_said(
+    classifier_run: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, summary = classifier_run
+    monkeypatch.setattr(predict, 'ROWS', 16)  # several batches, the last one partial
+    data = small_config().data
+    _, (texts, labels) = reviews.make_reviews(data.num_train, data.num_eval)
+    (tmp_path / 'texts').write_text('\n'.join(texts) + '\n')
+    found = predicted(capsys, str(run), '--input', str(tmp_path / 'texts'))
+    assert [line['text'] for line in found] == texts
+    right = [
+        line['label'] == reviews.LABEL_NAMES[label]
+        for line, label in zip(found, labels, strict=True)
+    ]
+    assert sum(right) == round(summary['eval']['accuracy'] * len(labels))
+    for line in found:
+        assert sum(line['probabilities'].values()) == pytest.approx(1)
+        assert max(line['probabilities'], key=line['probabilities'].get) == line['label']
+        assert len(line['attention']) == min(len(line['text'].split()), 40)
+        assert 0 < sum(weight for _, weight in line['attention']) < 1  # the marks have the rest
+
+
+def test_sums_are_decoded_as_in_evaluation(
+    addition_run: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, summary = addition_run
+    pairs = addition.make_additions(small_addition().data).evaluation
+    (tmp_path / 'sums').write_text('\n'.join(pairs.sources))
+    found = predicted(capsys, str(run), '--input', str(tmp_path / 'sums'))
+    right = [
+        line['prediction'] == target for line, target in zip(found, pairs.targets, strict=True)
+    ]
+    assert sum(right) == round(summary['eval']['exact_match'] * len(right))
+
+
+def test_bad_lines_are_named_and_stop_it_or_are_skipped(
+    addition_run: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file = str(addition_run[0]), tmp_path / 'lines'
+    file.write_text('1+2\n\n12+x\n1234567+1\n3+4\n')
+    with pytest.raises(SystemExit) as end:
+        predict.main([run, '--input', str(file)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: text 2, '': expected some text\n"
+    assert predict.main([run, '--input', str(file), '--bad_lines=skip']) == 0
+    told = capsys.readouterr()
+    assert [json.loads(line)['text'] for line in told.out.splitlines()] == ['1+2', '3+4']
+    assert [line.partition(',')[0] for line in told.err.splitlines()] == [
+        'skipped: text 2',
+        'skipped: text 3',
+        'skipped: text 4',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('flags', 'told'),
+    [
+        (['--text=a', '--input=b'], 'expected --text or --input'),
+        ([], 'expected --text or --input'),
+        (['--input=none.txt'], '--input=none.txt: can not be read'),
+        (['--text=a', '--rate=3'], 'unrecognized arguments: --rate=3'),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        predict.main([str(tmp_path), *flags])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_folder_without_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        predict.main([str(tmp_path), '--text=a'])
+    assert end.value.code == 2
+    assert 'found no checkpoint' in capsys.readouterr().err

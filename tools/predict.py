@@ -1,0 +1,122 @@
+"""What a trained run makes of new texts, from its newest checkpoint alone.
+
+    python -m tools.predict RUN --text "..." [--text "..."]
+    python -m tools.predict RUN --input FILE [--bad_lines=stop|skip] > FILE.jsonl
+
+Prints a line of JSON for each text, in order: for a classifier the label, the probability of each
+label and the attention that each word got; for sequence to sequence the decoded text. FILE has a
+text on each line. A bad line is named, and stops it (exit code 2) or is skipped.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+import tasks
+from configs import schema
+from configs.command_line import refuse
+from configs.schema import BadInput
+from tasks.task import Predictor
+from training import keys
+from training.checkpoints import Checkpoints
+from training.layout import Layout, make_mesh
+from training.optimizer import make_optimizer, make_schedule
+from training.state import make_create_state
+
+ROWS = 512  # of a batch
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the predictions; returns the exit code."""
+    parser = argparse.ArgumentParser('predict', description=(__doc__ or '').split('\n')[0])
+    parser.error = refuse  # type: ignore  # a mistake is one line
+    parser.add_argument('run', help='workdir of a run')
+    parser.add_argument('--text', action='append', help='a text; may be given more than once')
+    parser.add_argument('--input', type=Path, help='file with a text on each line')
+    parser.add_argument('--bad_lines', choices=('stop', 'skip'), default='stop')
+    given = parser.parse_args(argv)
+    try:
+        if (given.text is None) == (given.input is None):
+            raise BadInput('expected --text or --input, one of them')
+        texts = given.text or read_lines(given.input)
+        predictor, params = load(epath.Path(given.run))
+        for found in predictions(predictor, params, texts, skip=given.bad_lines == 'skip'):
+            print(json.dumps(found, ensure_ascii=False))
+    except BadInput as error:
+        refuse(error)
+    return 0
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a UTF-8 file. Raises BadInput where it can not be read."""
+    try:
+        return file.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f'--input={file}: can not be read ({error})') from error
+
+
+def load(run: epath.Path) -> tuple[Predictor, Any]:
+    """The predictor of a run and its parameters. Raises BadInput without a whole checkpoint."""
+    checkpoints = Checkpoints(run, keep_newest=1, keep_best=1, metric='')
+    steps = checkpoints.steps()
+    if not steps:
+        raise BadInput(f'{run}: expected the workdir of a run, found no checkpoint')
+    try:
+        header = checkpoints.header(steps[-1])
+        config = schema.from_dict(header['config'])
+        predictor = tasks.make_predictor(config, header['task'])
+        layout = Layout(make_mesh(), jax.device_count(), 'tree')
+        optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1))
+        create = make_create_state(predictor.init, optimizer, layout)
+        target = jax.eval_shape(create, keys.root_key(0, config.prng_impl))
+        return predictor, checkpoints.read(steps[-1], layout.abstract(target)).params
+    except BadInput:
+        raise
+    except Exception as error:  # whatever Orbax makes of a damaged file
+        problem = (str(error).splitlines() or [''])[0][:300] or type(error).__name__
+        raise BadInput(
+            f'{run}: the checkpoint of step {steps[-1]} is damaged ({problem})'
+        ) from error
+
+
+def predictions(
+    predictor: Predictor, params: Any, texts: list[str], skip: bool
+) -> Iterator[dict[str, Any]]:
+    """What the model says of each text, in batches of one shape.
+
+    Raises BadInput for a text that can not be predicted from; with `skip` it is told and left out.
+    """
+    apply = jax.jit(predictor.apply)
+    good = [text for number, text in enumerate(texts, 1) if usable(predictor, text, number, skip)]
+    for first in range(0, len(good), ROWS):
+        part = good[first : first + ROWS]
+        batch = predictor.encode(part)
+        missing = min(ROWS, len(good)) - len(part)  # rows of the last batch, filled up
+        batch = {k: np.concatenate([v, np.repeat(v[:1], missing, 0)]) for k, v in batch.items()}
+        arrays = jax.device_get(apply(params, batch))
+        for row, text in enumerate(part):
+            yield {'text': text, **predictor.show(arrays, row)}
+
+
+def usable(predictor: Predictor, text: str, number: int, skip: bool) -> bool:
+    """Whether a text can be predicted from; tells of one that can not, or raises BadInput."""
+    try:
+        predictor.encode([text])
+    except BadInput as error:
+        problem = str(error).replace('text 1', f'text {number}', 1)
+        if not skip:
+            raise BadInput(problem) from error
+        print(f'skipped: {problem}', file=sys.stderr)
+        return False
+    return True
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
