@@ -119,9 +119,10 @@ def train(
             with jax.transfer_guard('disallow'):
                 state, row = train_step(state, layout.put(batch))
             log.add(ledger.add(row))
+            checkpoints.check()
             last, metrics = step == config.num_steps, None
             stopping = not last and stop.agreed(layout)
-            if last or step % config.eval_every == 0:
+            if last or (step % config.eval_every == 0 and not stopping):
                 log.add(ledger.drain())
                 with log.paused():
                     metrics, samples = evaluate(state.params), task.samples(state.params)

@@ -58,12 +58,15 @@ def launch(workdir: Path, seconds: float, number: signal.Signals) -> str:
         process = subprocess.Popen(
             [*command, *endless], cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT
         )
-        time.sleep(WARM_SECONDS)
-        warm = sizes(process.pid, workdir)
-        time.sleep(seconds - WARM_SECONDS)
-        late = sizes(process.pid, workdir)
-        process.send_signal(number)
-        process.wait()
+        try:
+            time.sleep(WARM_SECONDS)
+            warm = sizes(process.pid, workdir)
+            time.sleep(max(0, seconds - WARM_SECONDS))
+            late = sizes(process.pid, workdir)
+            process.send_signal(number)
+            process.wait()
+        finally:
+            process.kill()
         output.seek(0)
         steps = [int(step) for step in re.findall(r'step +(\d+)/', output.read())]
     grown = ' | '.join(f'{a} → {b}' for a, b in zip(warm, late, strict=True))
@@ -74,7 +77,8 @@ def sizes(process: int, workdir: Path) -> Sizes:
     """Of a process, and of the folder it writes to."""
     status = Path(f'/proc/{process}/status').read_text()
     resident = int(re.findall(r'VmRSS:\s+(\d+) kB', status)[0])
-    disk = int(subprocess.check_output(['du', '-sk', str(workdir)], text=True).split()[0])
+    du = subprocess.run(['du', '-sk', str(workdir)], capture_output=True, text=True, check=False)
+    disk = int(du.stdout.split()[0])  # of what was there while it looked
     return Sizes(resident // 1024, len(list(Path(f'/proc/{process}/fd').iterdir())), disk)
 
 

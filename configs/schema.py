@@ -157,10 +157,7 @@ class OptimizerConfig:
     )
     clip_norm: float = knob(1.0, 'global gradient norm is clipped to this (0 = off)', at_least(0))
     on_nonfinite: str = knob(
-        'stop',
-        'what to do at a step whose loss or gradient is not a finite number',
-        one_of('stop', 'skip'),
-        free=True,
+        'stop', 'at a step that is not finite', one_of('stop', 'skip'), free=True
     )
 
 

@@ -78,17 +78,18 @@ def num_too_long(
 
 
 def encode_sources(
-    texts: Sequence[str], vocabulary: Vocabulary, max_length: int
+    texts: Sequence[str], vocabulary: Vocabulary, max_length: int, allow_unknown: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Texts to predict from -> sources int32[B, max_length], source_lengths int32[B].
 
-    Raises BadInput for a text that is empty, too long or has symbols no training text had.
+    Raises BadInput for a text that is empty, too long or, unless `allow_unknown`, has a unit that
+    is not in the vocabulary.
     """
     for number, text in enumerate(texts, start=1):
         where = f'text {number}, {brief.repr(text)}'
         if not text.strip():
             raise BadInput(f'{where}: expected some text')
-        if unknown := vocabulary.unknown(text):
+        if not allow_unknown and (unknown := vocabulary.unknown(text)):
             raise BadInput(f'{where}: {brief.repr(unknown[0])} is not in the vocabulary of the run')
         if (width := 1 + len(units(text, vocabulary.unit))) > max_length:
             raise BadInput(f'{where}: needs a width of {width}, expected at most {max_length}')

@@ -11,6 +11,7 @@ code 75; twice, and it is stopped at once. No process outlives the launcher (on 
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
 import queue
@@ -30,7 +31,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 2.0  # between one signal and the next, for processes that are to end
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ASKED_TO_STOP = 75  # exit code of training/preemption.py
-FINAL = (0, 2, 3, 4, ASKED_TO_STOP)  # exit codes after which a new start would bring nothing
+FINAL = (0, 2, 3, 4, 5, ASKED_TO_STOP)  # exit codes after which a new start would bring nothing
 GLOO_NOISE = 'peer ranks. Expected number of'  # XLA's CPU collectives greet every peer
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
 
@@ -53,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
 
     asked: list[int] = []  # signals that the launcher got
+    for number in STOPPING:
+        signal.signal(number, lambda number, _: asked.append(number))
     for attempt in range(given.restarts + 1):
         envs = environments(given.processes, given.devices_per_process)
         code = run_pod(given.flags, envs, asked)
@@ -60,7 +63,11 @@ def main(argv: Sequence[str]) -> int:
             break
         seconds = 2**attempt
         print(f'starting again in {seconds} s, {attempt + 1} of {given.restarts}', flush=True)
-        time.sleep(seconds)
+        last = time.monotonic() + seconds
+        while not asked and time.monotonic() < last:
+            time.sleep(0.05)
+        if asked:
+            return ASKED_TO_STOP
     return code
 
 
@@ -83,9 +90,9 @@ def run_pod(flags: Sequence[str], envs: Sequence[dict[str, str]], asked: list[in
         relays = watch(processes, ended)
         failed = first_failure(processes, ended)
     finally:
+        for number in STOPPING:  # what is running ends now; one more Ctrl-C may not prevent it
+            signal.signal(number, lambda number, _: asked.append(number))
         stop(processes)
-        for number in STOPPING:
-            signal.signal(number, signal.SIG_DFL)
     for thread in relays:
         thread.join(timeout=1)  # a stray child of the process may hold its output open
     if failed is None:
@@ -196,8 +203,6 @@ def first_failure(
 
 def stop(processes: list[subprocess.Popen[str]]) -> None:
     """Ends those still running: by SIGTERM, which asks, again, which insists, and by SIGKILL."""
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)  # or one more Ctrl-C would leave some running
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
         signal_all(processes, number)
         deadline = time.monotonic() + GRACE_SECONDS
@@ -209,7 +214,8 @@ def signal_all(processes: list[subprocess.Popen[str]], number: int) -> None:
     """Sends a signal to every process that still runs, and to what it started."""
     for process in processes:
         if process.poll() is None:
-            os.killpg(process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended just now
+                os.killpg(process.pid, number)
 
 
 if __name__ == '__main__':

@@ -111,7 +111,8 @@ def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
     model = make_model(knobs, len(source), len(target))
 
     def encode(texts: list[str]) -> dict[str, np.ndarray]:
-        sources, lengths = encode_sources(texts, source, width)
+        # Where training had rare units, it has learned what an unknown one looks like.
+        sources, lengths = encode_sources(texts, source, width, data.min_frequency > 1)
         return {'sources': sources, 'source_lengths': lengths}
 
     def apply(params: Any, rows: Batch) -> Any:

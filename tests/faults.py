@@ -25,7 +25,8 @@ from tests import runs
 from training.preemption import EXIT_CODE
 
 CONFIGS = ('configs/reviews.py', 'configs/addition.py')
-LONGER = {'num_steps': 120, 'eval_every': 40, 'checkpoint_every': 10, 'log_every': 4}
+PHASES = ('start', 'set-up', 'compilation', 'step', 'evaluation', 'save')
+LONGER = {'num_steps': 400, 'eval_every': 40, 'checkpoint_every': 25, 'log_every': 4}
 PATIENCE = 300.0
 SAVES = 10  # file events of a save, of which one is picked
 
@@ -91,11 +92,16 @@ class Launch:
 
 def file_events(launch: Launch, count: int) -> bool:
     """Waits until the folder of checkpoints was seen to change `count` times."""
-    folder, seen, changes = launch.workdir / 'checkpoints', list[str](), 0
+    folder, changes = launch.workdir / 'checkpoints', 0
+
+    def listing() -> list[str]:
+        return sorted(itertools.chain(*(dirs + names for _, dirs, names in os.walk(folder))))
+
+    seen = listing()
 
     def changed() -> bool:
         nonlocal seen, changes
-        now = sorted(itertools.chain(*(dirs + names for _, dirs, names in os.walk(folder))))
+        now = listing()
         changes += now != seen
         seen = now
         return changes >= count
@@ -103,8 +109,11 @@ def file_events(launch: Launch, count: int) -> bool:
     return launch.wait_for(changed)
 
 
-def phases(chance: random.Random) -> dict[str, Callable[[Launch], bool]]:
-    """Phase -> a wait until a launch is in it, which says whether it came there."""
+def phases(chance: random.Random, done: int) -> dict[str, Callable[[Launch], bool]]:
+    """Phase -> a wait until a launch is in it, which says whether it came there.
+
+    `done` is the step of the newest checkpoint: what is waited for is still to come.
+    """
 
     def line(text: str, delay: float) -> Callable[[Launch], bool]:
         def wait(launch: Launch) -> bool:
@@ -122,27 +131,31 @@ def phases(chance: random.Random) -> dict[str, Callable[[Launch], bool]]:
         lock = launch.workdir / 'lock.json'
         return launch.wait_for(lambda: lock.exists() and lock.stat().st_mtime > launch.began)
 
+    log, evaluation = LONGER['log_every'], LONGER['eval_every']
+    step = done - done % log + log * chance.randint(1, 3)
+    evaluated = done - done % evaluation + evaluation
     return {
         'start': started,
         'set-up': locked,
         'compilation': line('root key', 1.0),
-        'step': line(f' step {chance.randrange(4, 120, 4):3}/', 0.01),
-        'evaluation': line(f' step {chance.choice((40, 80)):3}/', 0.02),
+        'step': line(f' step {step:3}/', 0.01),
+        'evaluation': line(f' step {evaluated:3}/', 0.02),
         'save': lambda launch: file_events(launch, chance.randint(1, SAVES)),
     }
 
 
-def disturbed(case: Case, workdir: Path, chance: random.Random) -> Iterator[tuple[str, int | None]]:
-    """(phase, exit code) of each kill; None for one that came after the end of the run."""
-    names = list(phases(chance))
-    chance.shuffle(names)
-    for name in names:
+def disturbed(case: Case, workdir: Path, chance: random.Random) -> Iterator[tuple[str, int]]:
+    """(phase, exit code) of each kill; no more where the run is finished before it."""
+    for phase in chance.sample(PHASES, len(PHASES)):
+        steps = [int(p.name) for p in (workdir / 'checkpoints').glob('*') if p.name.isdecimal()]
         launch = Launch(case, workdir)
-        arrived = phases(chance)[name](launch) and launch.process.poll() is None
-        if arrived:
+        arrived = phases(chance, max(steps, default=0))[phase](launch)
+        if arrived and launch.process.poll() is None and not (workdir / 'summary.json').exists():
             launch.kill()
-        code = launch.ended()
-        yield name, code if arrived else None
+            yield phase, launch.ended()
+        else:
+            launch.ended()
+            return
 
 
 def main(argv: list[str]) -> int:
@@ -164,8 +177,6 @@ def main(argv: list[str]) -> int:
             case = Case(*case)
             workdir = Path(folder) / str(number)
             for phase, code in disturbed(case, workdir, chance):
-                if code is None:
-                    continue
                 kills[phase, case.number.name] += 1
                 usual = (-9, 137) if case.number == signal.SIGKILL else (EXIT_CODE, -15, 0)
                 odd += [] if code in usual else [f'{case}: exit code {code} in {phase}']
@@ -174,8 +185,7 @@ def main(argv: list[str]) -> int:
             print(*case, f'{sum(kills.values())} kills, identical {dict(same)}', flush=True)
     lines = ['| killed in | SIGKILL | SIGTERM |', '|---|---|---|']
     lines += [
-        f'| {phase} | {kills[phase, "SIGKILL"]} | {kills[phase, "SIGTERM"]} |'
-        for phase in phases(chance)
+        f'| {phase} | {kills[phase, "SIGKILL"]} | {kills[phase, "SIGTERM"]} |' for phase in PHASES
     ]
     lines += ['', f'{sum(kills.values())} kills of {same.total()} runs; {same[True]} ended '
               'identical to the undisturbed run.', *odd]  # fmt: skip

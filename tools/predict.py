@@ -25,7 +25,7 @@ from configs.command_line import refuse
 from configs.schema import BadInput
 from tasks.task import Predictor
 from training import keys
-from training.checkpoints import Checkpoints
+from training.checkpoints import Checkpoints, told_if_damaged
 from training.layout import Layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.state import make_create_state
@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
 def read_lines(file: Path) -> list[str]:
     """The lines of a UTF-8 file. Raises BadInput where it can not be read."""
     try:
-        return file.read_text(encoding='utf-8').splitlines()
+        with file.open(encoding='utf-8') as lines:  # splitlines() knows more ends of lines
+            return [line.rstrip('\n') for line in lines]
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f'--input={file}: can not be read ({error})') from error
 
@@ -68,7 +69,7 @@ def load(run: epath.Path) -> tuple[Predictor, Any]:
     steps = checkpoints.steps()
     if not steps:
         raise BadInput(f'{run}: expected the workdir of a run, found no checkpoint')
-    try:
+    with told_if_damaged(run):
         header = checkpoints.header(steps[-1])
         config = schema.from_dict(header['config'])
         predictor = tasks.make_predictor(config, header['task'])
@@ -77,13 +78,6 @@ def load(run: epath.Path) -> tuple[Predictor, Any]:
         create = make_create_state(predictor.init, optimizer, layout)
         target = jax.eval_shape(create, keys.root_key(0, config.prng_impl))
         return predictor, checkpoints.read(steps[-1], layout.abstract(target)).params
-    except BadInput:
-        raise
-    except Exception as error:  # whatever Orbax makes of a damaged file
-        problem = (str(error).splitlines() or [''])[0][:300] or type(error).__name__
-        raise BadInput(
-            f'{run}: the checkpoint of step {steps[-1]} is damaged ({problem})'
-        ) from error
 
 
 def predictions(

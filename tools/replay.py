@@ -5,7 +5,7 @@
 From the newest checkpoint before step K the run is trained up to it, which gives the same bits, on
 any number of devices: JAX_NUM_CPU_DEVICES=1 for one. Shown are the loss, the gradient norm of each
 module, whether the ledger has the same bits, and the examples whose loss stands out. Nothing in RUN
-is changed. Exit code 0: the bits of the ledger. 1: others. 2: bad input.
+is changed. Exit code 0: the bits of the ledger, or none there. 1: others. 2: bad input.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from configs.schema import BadInput
 from input_pipeline.batches import batch_order, train_batches
 from tasks.task import Task
 from training import backend, keys, ledger_files, resume
-from training.checkpoints import Checkpoints, read_header
+from training.checkpoints import Checkpoints, told_if_damaged
 from training.layout import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.state import TrainState, make_create_state
@@ -58,7 +58,9 @@ def replay(run: epath.Path, step: int) -> bool:
     before = max((s for s in steps if s < step), default=None)
     if before is None:
         raise BadInput(f'{run}: expected a checkpoint from before step {step}, found {steps}')
-    saved = read_header(run / 'checkpoints' / str(before))
+    checkpoints = Checkpoints(run, read_only=True)
+    with told_if_damaged(run):
+        saved = checkpoints.header(before)
     config = schema.from_dict(saved['config'])
     backend.prepare(saved['manifest']['num_shards'])
     task, mesh = tasks.make_task(config), make_mesh()
@@ -68,8 +70,8 @@ def replay(run: epath.Path, step: int) -> bool:
     create_state = make_create_state(task.init, optimizer, layout)
     seed_key = keys.root_key(config.seed, config.prng_impl)
     target = layout.abstract(jax.eval_shape(create_state, seed_key))
-    checkpoints = Checkpoints(run, config.keep_newest, config.keep_best, task.best_metric)
-    state = checkpoints.read(before, target)
+    with told_if_damaged(run):
+        state = checkpoints.read(before, target)
 
     def epoch_words(epoch: int) -> np.ndarray:
         return keys.epoch_words(state.root_key, epoch)

@@ -111,7 +111,8 @@ def join_processes(timeout_seconds: int) -> None:
         f'JAX_COORDINATOR_ADDRESS = {address or "from the cluster"}: could not join the others'
     )
     # When JAX's own time is up it ends the process from C++ with SIGABRT: be there before it.
-    late = threading.Timer(timeout_seconds, give_up, (f'{problem} within {timeout_seconds} s',))
+    told = f'within {timeout_seconds} s; see that all processes are started and reach it'
+    late = threading.Timer(timeout_seconds, end_now, (f'error: {problem} {told}', 2))
     late.daemon = True
     late.start()
     try:
@@ -162,11 +163,11 @@ def number_in(variable: str) -> int:
     return int(text)
 
 
-def give_up(problem: str) -> NoReturn:
-    """Ends the process from any thread, with one line and exit code 2."""
-    sys.stderr.write(f'error: {problem}; see that all processes are started and reach it\n')
+def end_now(problem: str, code: int) -> NoReturn:
+    """Ends the process from any thread, with one line. Every file is whole or not there."""
+    sys.stderr.write(problem + '\n')
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(code)
 
 
 @contextlib.contextmanager

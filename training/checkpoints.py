@@ -5,10 +5,13 @@ root key among them, and `run`, JSON: config, task facts (vocabulary) and a mani
 fingerprint of the state. Nothing in it is code.
 """
 
+import atexit
 import contextlib
 import hashlib
 import json
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,21 +23,26 @@ from jax.experimental import multihost_utils
 from configs.schema import BadInput
 from training import backend
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
+from training.storage import NotSaved, brief
 
 Header = dict[str, Any]  # what the `run` item holds: 'config', 'task', 'manifest', 'sha256'
-
-
-class NotSaved(BadInput):
-    """The last checkpoint could not be written, so this launch achieved nothing lasting."""
-
-    exit_code = 5
 
 
 class Checkpoints:
     """The checkpoints of one workdir."""
 
-    def __init__(self, workdir: epath.Path, keep_newest: int, keep_best: int, metric: str) -> None:
-        """`metric`: evaluation metric, larger is better, by which the best are kept."""
+    def __init__(
+        self,
+        workdir: epath.Path,
+        keep_newest: int = 1,
+        keep_best: int = 0,
+        metric: str = '',
+        read_only: bool = False,
+    ) -> None:
+        """`metric`: evaluation metric, larger is better, by which the best are kept.
+
+        `read_only` leaves alone what a run may be writing at the moment.
+        """
         self._directory = workdir / 'checkpoints'
         self._set_aside = workdir / 'damaged'
         policies = ocp.checkpoint_managers
@@ -49,7 +57,9 @@ class Checkpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
         )
         self._manager: ocp.CheckpointManager | None = None
         self.problem = ''  # of the last save; empty where it is committed, or still on its way
@@ -102,16 +112,21 @@ class Checkpoints:
         except BadInput:
             raise
         except Exception as error:  # OSError, or whatever Orbax and TensorStore make of it
+            self.problem = brief(error)
             if jax.process_count() > 1:
-                raise
-            self.problem = (str(error).splitlines() or [''])[0][:300] or type(error).__name__
+                raise NotSaved(self._told()) from error
             logging.error('a checkpoint could not be written: %s', self.problem)
+            # TensorStore's abandoned futures complain, at length, of a loop that is closed by then.
+            atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    def _told(self) -> str:
+        return (
+            f'{self._directory}: the last checkpoint could not be written ({self.problem}); '
+            'the ones before are whole: mend the storage and start again'
+        )
 
     def save(self, state: TrainState, header: Header, metrics: dict[str, float] | None) -> None:
-        """Copies the state to the host and returns; files are written and committed meanwhile.
-
-        Raises what the save before ran into.
-        """
+        """Copies the state to the host and returns; files are written and committed meanwhile."""
         manifest = header['manifest'] | {
             'structure': structure(state),
             'root_key': root_key_hex(state),
@@ -121,9 +136,16 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),
             run=ocp.args.JsonSave(seal(header | {'manifest': manifest})),
         )
-        self._open().wait_until_finished()
+        with self.outlived():
+            self._open().wait_until_finished()
         self.problem = ''
         self._open().save(int(jax.device_get(state.step)), args=items, metrics=metrics, force=True)
+
+    def check(self) -> None:
+        """Tells of a save that has failed meanwhile."""
+        if self._manager is not None:
+            with self.outlived():
+                self._manager.check_for_errors()
 
     def close(self) -> None:
         """Waits until the last save is committed."""
@@ -132,11 +154,9 @@ class Checkpoints:
                 self._manager.wait_until_finished()
             with self.outlived():
                 self._manager.close()
-        if self.problem:
-            raise NotSaved(
-                f'{self._directory}: the last checkpoint could not be written ({self.problem}); '
-                'the ones before are whole: mend the storage and start again'
-            )
+        ending_in = sys.exc_info()[1]
+        if self.problem and (ending_in is None or isinstance(ending_in, SystemExit)):
+            raise NotSaved(self._told())
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
@@ -152,8 +172,10 @@ class Checkpoints:
                 result = read(step)
             except BadInput:
                 raise
+            except (MemoryError, PermissionError) as error:
+                raise BadInput(f'{self._directory / str(step)}: {brief(error)}') from error
             except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
-                problem = (str(error).splitlines() or [''])[0][:300] or type(error).__name__
+                problem = brief(error)
             if backend.on_all_processes(not problem):
                 return result
             logging.warning(
@@ -161,9 +183,9 @@ class Checkpoints:
                 self._directory / str(step), problem or 'on another process', self._set_aside,
             )  # fmt: skip
             self._move_aside(step)
-        if steps:
+        if self._set_aside.exists() and any(self._set_aside.iterdir()):
             raise BadInput(
-                f'{self._set_aside}: none of the {len(steps)} checkpoints is whole; mend one and '
+                f'{self._set_aside}: none of the checkpoints is whole; mend one and '
                 f'move it back to {self._directory}, or start over in another workdir'
             )
         return None
@@ -176,6 +198,17 @@ class Checkpoints:
             (self._directory / str(step)).rename(self._set_aside / name)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'set aside {step}')
+
+
+@contextlib.contextmanager
+def told_if_damaged(run: epath.Path) -> Iterator[None]:
+    """Inside, whatever Orbax and TensorStore make of a damaged file becomes BadInput."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f'{run}: the checkpoint is damaged ({brief(error)})') from error
 
 
 def seal(header: Header) -> Header:

@@ -21,8 +21,9 @@ from etils import epath
 
 from configs.schema import BadInput
 from training import backend
+from training.storage import brief
 
-LEASE_SECONDS = 60.0  # without renewal, after which another machine may take over
+LEASE_SECONDS = 60.0  # without renewal, after which another machine takes over
 RENEWALS = 6  # in one lease
 SETTLED_SECONDS = 0.2  # in which runs that start at the same moment see whose lease stands
 LOST = 4  # exit code of a run whose workdir another took over
@@ -38,16 +39,12 @@ def only_run_in(workdir: epath.Path) -> Iterator[None]:
     me = {'id': uuid.uuid4().hex, 'host': socket.gethostname(), 'process': identity(os.getpid())}
     made: list[epath.Path] = []
     if jax.process_index() == 0:
-        problem = refusal(read(file), time.time())
+        problem = refusal(file)
         if not problem:
             made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-            workdir.mkdir(parents=True, exist_ok=True)
-            write(file, me)
-            time.sleep(SETTLED_SECONDS)
-            owner = read(file) or me
-            problem = '' if owner['id'] == me['id'] else refusal(owner, time.time())
+            problem = taken(file, me)
     if not backend.on_all_processes(not problem):
-        raise BadInput(f'{workdir}: {problem or "another run is at work in it"}')
+        raise BadInput(f'{workdir}: {problem or "process 0 can not hold it"}')
     if jax.process_index() != 0:
         yield
         return
@@ -57,8 +54,7 @@ def only_run_in(workdir: epath.Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a full disk or a lost one is told by a save
                 owner = read(file)
                 if owner and owner['id'] != me['id']:
-                    logging.error('%s: another run took it over; this one ends', workdir)
-                    os._exit(LOST)
+                    backend.end_now(f'error: {workdir}: another run took it over', LOST)
                 write(file, me)
 
     thread = threading.Thread(target=renew, daemon=True)
@@ -68,57 +64,87 @@ def only_run_in(workdir: epath.Path) -> Iterator[None]:
     finally:
         released.set()
         thread.join()
-        if (read(file) or me)['id'] == me['id']:
-            file.unlink(missing_ok=True)
-            with contextlib.suppress(OSError, ValueError):  # epath says ValueError where not empty
-                for folder in made:
-                    folder.rmdir()
+        with contextlib.suppress(OSError, ValueError):  # epath says ValueError where not empty
+            if (read(file) or me)['id'] == me['id']:
+                file.unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
 
 
-def refusal(owner: dict[str, Any] | None, now: float) -> str:
-    """Why the workdir can not be taken from `owner`; empty where it can."""
+def taken(file: epath.Path, me: dict[str, Any]) -> str:
+    """Takes the lease; returns why it can not be, or nothing."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, me)
+        time.sleep(SETTLED_SECONDS)
+        owner = read(file)
+    except OSError as error:
+        return f'can not be written ({brief(error)})'
+    return '' if owner and owner['id'] == me['id'] else 'another run has just started in it'
+
+
+def refusal(file: epath.Path) -> str:
+    """Why the workdir can not be taken from the owner its lock names; nothing where it can.
+
+    On this machine a dead owner is known at once. From another machine it is watched: alive, it
+    renews its lease soon; what the clocks of the two say does not matter.
+    """
+    owner = read(file)
     if not owner:
         return ''
-    left = owner['renewed'] + LEASE_SECONDS - now
-    number = owner['process'].partition(' ')[0]
-    if owner['host'] == socket.gethostname():
-        alive = identity(int(number)) == owner['process']
-        advice = 'wait for it, stop it, or use another --workdir'
-    else:
-        alive = left > 0
-        advice = f'use another --workdir; if it is dead, start again in {max(1, round(left))} s'
-    if not alive:
-        return ''
-    return f'process {number} on {owner["host"]} is at work in it; {advice}'
+    number, *machine = owner['process'].split()
+    told = f'process {number} on {owner["host"]} is at work in it; stop it or use another --workdir'
+    if owner['host'] == socket.gethostname() and machine[:1] == identity(os.getpid()).split()[1:2]:
+        return told if identity(int(number)) == owner['process'] else ''
+    logging.warning('%s names a run on %s: watching if it lives', file, owner['host'])
+    last = time.monotonic() + LEASE_SECONDS
+    while time.monotonic() < last:
+        time.sleep(min(1.0, LEASE_SECONDS / RENEWALS))
+        now = read(file)
+        if not now:
+            return ''
+        if now != owner:
+            return told
+    return ''
 
 
 def identity(process: int) -> str:
-    """A process by number and start, since numbers come again; only the number if none is alive."""
+    """A process by number, boot of its machine and start, since numbers come again.
+
+    'NUMBER dead' if it is not alive; where there is no /proc, 'NUMBER alive' must do.
+    """
     try:
         boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
-        start = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()[19]
     except OSError:
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return f'{process}'
-        except PermissionError:
-            pass
-        return f'{process} alive'
-    return f'{process} {boot} {start}'
+        with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(PermissionError):
+                os.kill(process, 0)
+            return f'{process} alive'
+        return f'{process} dead'
+    try:
+        state, *fields = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        state = 'X'
+    return f'{process} dead' if state in 'ZX' else f'{process} {boot} {fields[18]}'
 
 
 def read(file: epath.Path) -> dict[str, Any] | None:
     """The owner that a lock file names; None without one, or where it is cut."""
     try:
         owner = json.loads(file.read_text())
-        return owner if float(owner['renewed']) and int(owner['process'].split()[0]) else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+        whole = all(isinstance(owner[name], str) for name in ('id', 'host', 'process'))
+        return owner if whole and int(owner['process'].split()[0]) else None
+    except (FileNotFoundError, ValueError, TypeError, KeyError, IndexError):
         return None
 
 
 def write(file: epath.Path, owner: dict[str, Any]) -> None:
     """Takes or renews the lease."""
     partial = file.parent / f'{file.name}.{owner["id"]}'
-    partial.write_text(json.dumps(owner | {'renewed': time.time()}))
-    partial.replace(file)
+    try:
+        partial.write_text(json.dumps(owner | {'renewed': time.time()}))
+        partial.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise

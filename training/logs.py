@@ -17,6 +17,7 @@ from training import nonfinite
 from training.events import Events
 from training.layout import Layout
 from training.state import TrainState, root_key_hex
+from training.storage import NotSaved, brief
 
 Metrics = dict[str, float]
 
@@ -89,7 +90,8 @@ class RunLog:
     def _log_interval(self) -> None:
         rows, self._rows = np.array(self._rows), []
         step = int(rows['step'][-1])
-        rows = rows[nonfinite.is_finite(rows)]  # the others were skipped, and told of
+        finite = nonfinite.is_finite(rows)
+        skipped, rows = np.sum(~finite), rows[finite]
         now = time.perf_counter()
         self._seconds_per_step.append((now - self._marked) / self._timed_steps)
         self._marked, self._timed_steps = now, 0
@@ -99,6 +101,8 @@ class RunLog:
         scalars = self._metrics(totals)
         scalars['learning_rate'] = float(self._schedule(step - 1))
         scalars['gradient_norm'] = float(np.mean(rows['grad_norm'], dtype=np.float64))
+        if skipped:
+            scalars['skipped_steps'] = float(skipped)
         speed = 1 / self._seconds_per_step[-1]
         scalars['examples_per_second'] = speed * self._config.batch_size
         scalars['tokens_per_second'] = speed * totals['tokens'] / len(rows)
@@ -158,14 +162,17 @@ def line(scalars: Metrics) -> str:
 
 
 def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
-    """Writes text files into the workdir, each whole or not at all."""
+    """Writes text files into the workdir, each whole or not at all. Raises NotSaved."""
     if not is_writer():
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        partial = workdir / f'{name}.partial'
-        partial.write_text(text.rstrip() + '\n')
-        partial.replace(workdir / name)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            partial = workdir / f'{name}.partial'
+            partial.write_text(text.rstrip() + '\n')
+            partial.replace(workdir / name)
+    except OSError as error:
+        raise NotSaved(f'{workdir}: {", ".join(files)} not written ({brief(error)})') from error
 
 
 def write_summary(workdir: epath.Path, summary: dict[str, Any]) -> dict[str, Any]:

@@ -9,14 +9,13 @@ import collections
 import logging
 import os
 import signal
-import sys
 import threading
-from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from training import backend
 from training.layout import Layout
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, worth another try
@@ -49,11 +48,11 @@ class StopRequest:
                 continue
             name = signal.Signals(number).name
             if self._asked or not self._training:
-                end_now(f'{name}: stopped at once; start again to go on')
+                backend.end_now(f'{name}: stopped at once; start again to go on', EXIT_CODE)
             self._asked = True
             logging.warning('%s: saving and stopping; once more to stop at once', name)
             problem = f'{name}: not saved within {self._timeout} s; an older checkpoint goes on'
-            late = threading.Timer(self._timeout, end_now, (problem,))
+            late = threading.Timer(self._timeout, backend.end_now, (problem, EXIT_CODE))
             late.daemon = True
             late.start()
 
@@ -65,10 +64,3 @@ class StopRequest:
         asked = np.full(jax.local_device_count(), self._asked, np.uint32)
         self._votes.append(jnp.sum(layout.put({'asked': asked})['asked']))
         return len(self._votes) > VOTES_IN_FLIGHT and bool(jax.device_get(self._votes.popleft()))
-
-
-def end_now(problem: str) -> NoReturn:
-    """Ends the process from any thread. Every file is written whole or not at all."""
-    sys.stderr.write(problem + '\n')
-    sys.stderr.flush()
-    os._exit(EXIT_CODE)
