@@ -5,12 +5,10 @@ root key among them, and `run`, JSON: config, task facts (vocabulary) and a mani
 fingerprint of the state. Nothing in it is code.
 """
 
-import atexit
 import contextlib
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -116,8 +114,6 @@ class Checkpoints:
             if jax.process_count() > 1:
                 raise NotSaved(self._told()) from error
             logging.error('a checkpoint could not be written: %s', self.problem)
-            # TensorStore's abandoned futures complain, at length, of a loop that is closed by then.
-            atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     def _told(self) -> str:
         return (
