@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,9 +144,11 @@ def phases(chance: random.Random, done: int) -> dict[str, Callable[[Launch], boo
     }
 
 
-def disturbed(case: Case, workdir: Path, chance: random.Random) -> Iterator[tuple[str, int]]:
+def disturbed(
+    case: Case, workdir: Path, chance: random.Random, names: Sequence[str] = PHASES
+) -> Iterator[tuple[str, int]]:
     """(phase, exit code) of each kill; no more where the run is finished before it."""
-    for phase in chance.sample(PHASES, len(PHASES)):
+    for phase in chance.sample(names, len(names)):
         steps = [int(p.name) for p in (workdir / 'checkpoints').glob('*') if p.name.isdecimal()]
         launch = Launch(case, workdir)
         arrived = phases(chance, max(steps, default=0))[phase](launch)
