@@ -61,7 +61,7 @@ def command(workdir: Path, config: str = 'configs/reviews.py', **overrides: Any)
         'train.py',
         f'--config={config}',
         f'--workdir={workdir}',
-        *(f'--config.{name}={value}' for name, value in (SMALL[config] | named).items()),
+        *(f'--config.{name}={value}' for name, value in (SMALL.get(config, STEPS) | named).items()),
     ]
 
 

@@ -237,7 +237,7 @@ def test_processes_with_different_configs_are_named(tmp_path: Path) -> None:
     for process, (code, output) in enumerate(ends):
         assert code == 2, output
         (told,) = errors(output)
-        value = runs.SMALL['batch_size'] if process == 0 else 32
+        value = runs.STEPS['batch_size'] if process == 0 else 32
         assert f'batch_size is not the same on process {1 - process}' in told
         assert f'on process {process}, which has {value}' in told
     assert not run.exists()
