@@ -94,6 +94,14 @@ def usable_workdir(workdir: str | None) -> epath.Path:
     return path
 
 
+def existing_run(workdir: str) -> epath.Path:
+    """The folder of a run that is there. Raises BadInput where it is not."""
+    path = epath.Path(workdir)
+    if not path.is_dir():
+        raise BadInput(f'{workdir}: expected the workdir of a run, found no folder')
+    return path if '://' in workdir else path.expanduser().resolve()
+
+
 def refuse(problem: object) -> NoReturn:
     """Ends the program with one line."""
     print('error:', ' '.join(str(problem).split()), file=sys.stderr)

@@ -262,6 +262,25 @@ def test_step_that_is_not_finite_stops_the_run_and_is_replayed(
     assert runs.outcome(tmp_path) == runs.outcome(tmp_path / 'undisturbed')
 
 
+@pytest.mark.slow
+def test_step_of_a_finished_run_is_replayed_on_another_device_count(tmp_path: Path) -> None:
+    runs.finish(tmp_path / 'run', data__window_batches=1)  # so the order is asked for all the time
+    before = sorted(path for path in tmp_path.rglob('*'))
+    command = [sys.executable, '-m', 'tools.replay', os.path.relpath(tmp_path / 'run', runs.ROOT)]
+    for step, code in ((24, 0), (20, 0), (13, 2), (25, 2)):
+        done = subprocess.run(
+            [*command, f'--step={step}'],
+            cwd=runs.ROOT,
+            env=runs.environment(1),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert ('the bits of the ledger' in done.stdout.splitlines()) == (code == 0)
+        assert done.stderr.count('\n') == bool(code), done.stderr
+    assert sorted(path for path in tmp_path.rglob('*')) == before
+
+
 # Storage that fails
 
 

@@ -48,7 +48,8 @@ def test_labels_of_the_evaluation_split_are_right_as_often_as_evaluation_said(
     data = small_config().data
     _, (texts, labels) = reviews.make_reviews(data.num_train, data.num_eval)
     (tmp_path / 'texts').write_text('\n'.join(texts) + '\n')
-    found = predicted(capsys, str(run), '--input', str(tmp_path / 'texts'))
+    monkeypatch.chdir(run.parent)  # a path that is relative to where one is
+    found = predicted(capsys, run.name, '--input', str(tmp_path / 'texts'))
     assert [line['text'] for line in found] == texts
     right = [
         line['label'] == reviews.LABEL_NAMES[label]

@@ -21,10 +21,10 @@ from etils import epath
 
 import tasks
 from configs import schema
-from configs.command_line import refuse
+from configs.command_line import existing_run, refuse
 from configs.schema import BadInput
 from tasks.task import Predictor
-from training import keys
+from training import keys, logs
 from training.checkpoints import Checkpoints, told_if_damaged
 from training.layout import Layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
@@ -42,11 +42,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument('--input', type=Path, help='file with a text on each line')
     parser.add_argument('--bad_lines', choices=('stop', 'skip'), default='stop')
     given = parser.parse_args(argv)
+    logs.quiet_libraries()
     try:
         if (given.text is None) == (given.input is None):
             raise BadInput('expected --text or --input, one of them')
         texts = given.text or read_lines(given.input)
-        predictor, params = load(epath.Path(given.run))
+        predictor, params = load(existing_run(given.run))
         for found in predictions(predictor, params, texts, skip=given.bad_lines == 'skip'):
             print(json.dumps(found, ensure_ascii=False))
     except BadInput as error:

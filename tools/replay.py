@@ -9,6 +9,7 @@ is changed. Exit code 0: the bits of the ledger, or none there. 1: others. 2: ba
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,11 +22,11 @@ from etils import epath
 
 import tasks
 from configs import schema
-from configs.command_line import refuse
+from configs.command_line import existing_run, refuse
 from configs.schema import BadInput
 from input_pipeline.batches import batch_order, train_batches
 from tasks.task import Task
-from training import backend, keys, ledger_files, resume
+from training import backend, keys, ledger_files, logs, resume
 from training.checkpoints import Checkpoints, told_if_damaged
 from training.layout import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
@@ -42,8 +43,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument('run', help='workdir of a run')
     parser.add_argument('--step', type=int, required=True, help='the step to run again, from 1')
     given = parser.parse_args(argv)
+    logs.quiet_libraries()
     try:
-        same = replay(epath.Path(given.run), given.step)
+        same = replay(existing_run(given.run), given.step)
     except BadInput as error:
         refuse(error)
     return 0 if same else 1
@@ -73,9 +75,8 @@ def replay(run: epath.Path, step: int) -> bool:
     with told_if_damaged(run):
         state = checkpoints.read(before, target)
 
-    def epoch_words(epoch: int) -> np.ndarray:
-        return keys.epoch_words(state.root_key, epoch)
-
+    # A copy: the loader's threads use it while the state's buffers are donated.
+    epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_key))
     gradient, update = make_gradient(task.loss_sums, layout), make_update(optimizer, layout)
     rows = layout.own_rows(config.batch_size)
     for batch in train_batches(task.train, config, epoch_words, rows, before):

@@ -24,9 +24,7 @@ Metrics = dict[str, float]
 
 def start_logging() -> None:
     """Plain lines with the time of day on standard output; from process 0, warnings from all."""
-    logging.getLogger('jax').setLevel(logging.WARNING)
-    for chatty in ('absl', 'asyncio', 'orbax', 'grain'):  # what they fail at they also raise
-        logging.getLogger(chatty).setLevel(logging.CRITICAL)
+    quiet_libraries()
     logging.basicConfig(
         level=logging.INFO if is_writer() else logging.WARNING,
         format='%(asctime)s %(message)s',
@@ -34,6 +32,13 @@ def start_logging() -> None:
         stream=sys.stdout,
         force=True,
     )
+
+
+def quiet_libraries() -> None:
+    """What they fail at they also raise."""
+    logging.getLogger('jax').setLevel(logging.WARNING)
+    for chatty in ('absl', 'asyncio', 'orbax', 'grain'):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
 def is_writer() -> bool:
