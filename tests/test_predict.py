@@ -69,7 +69,10 @@ def test_sums_are_decoded_as_in_evaluation(
     run, summary = addition_run
     pairs = addition.make_additions(small_addition().data).evaluation
     (tmp_path / 'sums').write_text('\n'.join(pairs.sources))
+    unfinished = run / 'checkpoints' / '99.orbax-checkpoint-tmp'  # of a run that is at work
+    unfinished.mkdir()
     found = predicted(capsys, str(run), '--input', str(tmp_path / 'sums'))
+    unfinished.rmdir()  # it is still there
     right = [
         line['prediction'] == target for line, target in zip(found, pairs.targets, strict=True)
     ]

@@ -66,7 +66,7 @@ def read_lines(file: Path) -> list[str]:
 
 def load(run: epath.Path) -> tuple[Predictor, Any]:
     """The predictor of a run and its parameters. Raises BadInput without a whole checkpoint."""
-    checkpoints = Checkpoints(run, keep_newest=1, keep_best=1, metric='')
+    checkpoints = Checkpoints(run, read_only=True)
     steps = checkpoints.steps()
     if not steps:
         raise BadInput(f'{run}: expected the workdir of a run, found no checkpoint')

@@ -56,11 +56,11 @@ def replay(run: epath.Path, step: int) -> bool:
 
     Raises BadInput when no checkpoint is from before it.
     """
-    steps = [int(p.name) for p in (run / 'checkpoints').glob('*') if p.name.isdecimal()]
+    checkpoints = Checkpoints(run, read_only=True)
+    steps = checkpoints.steps()
     before = max((s for s in steps if s < step), default=None)
     if before is None:
         raise BadInput(f'{run}: expected a checkpoint from before step {step}, found {steps}')
-    checkpoints = Checkpoints(run, read_only=True)
     with told_if_damaged(run):
         saved = checkpoints.header(before)
     config = schema.from_dict(saved['config'])
