@@ -89,28 +89,33 @@ def predictions(
     Raises BadInput for a text that can not be predicted from; with `skip` it is told and left out.
     """
     apply = jax.jit(predictor.apply)
-    good = [text for number, text in enumerate(texts, 1) if usable(predictor, text, number, skip)]
+    good = [
+        (text, rows)
+        for number, text in enumerate(texts, 1)
+        if (rows := encoded(predictor, text, number, skip)) is not None
+    ]
     for first in range(0, len(good), ROWS):
         part = good[first : first + ROWS]
-        batch = predictor.encode(part)
         missing = min(ROWS, len(good)) - len(part)  # rows of the last batch, filled up
-        batch = {k: np.concatenate([v, np.repeat(v[:1], missing, 0)]) for k, v in batch.items()}
+        filled = [rows for _, rows in part + part[:1] * missing]
+        batch = {name: np.concatenate([rows[name] for rows in filled]) for name in filled[0]}
         arrays = jax.device_get(apply(params, batch))
-        for row, text in enumerate(part):
+        for row, (text, _) in enumerate(part):
             yield {'text': text, **predictor.show(arrays, row)}
 
 
-def usable(predictor: Predictor, text: str, number: int, skip: bool) -> bool:
-    """Whether a text can be predicted from; tells of one that can not, or raises BadInput."""
+def encoded(
+    predictor: Predictor, text: str, number: int, skip: bool
+) -> dict[str, np.ndarray] | None:
+    """A text as one row; None for a bad one, of which it tells, or raises BadInput."""
     try:
-        predictor.encode([text])
+        return predictor.encode([text])
     except BadInput as error:
         problem = str(error).replace('text 1', f'text {number}', 1)
         if not skip:
             raise BadInput(problem) from error
         print(f'skipped: {problem}', file=sys.stderr)
-        return False
-    return True
+        return None
 
 
 if __name__ == '__main__':
