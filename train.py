@@ -28,7 +28,7 @@ from training.layout import make_layout, make_mesh
 from training.ledger import Ledger
 from training.optimizer import make_optimizer, make_schedule
 from training.preemption import EXIT_CODE, StopRequest
-from training.state import make_create_state, root_key_hex, state_fingerprint
+from training.state import abstract_state, make_create_state, root_key_hex, state_fingerprint
 from training.step import make_train_step, row_columns
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'What to run.')
@@ -83,11 +83,10 @@ def train(
     schedule = make_schedule(config.optimizer, config.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     create_state = make_create_state(task.init, optimizer, layout)
-    seed_key = keys.root_key(config.seed, config.prng_impl)
     if saved:
-        state = checkpoints.restore(layout.abstract(jax.eval_shape(create_state, seed_key)))
+        state = checkpoints.restore(abstract_state(create_state, config.prng_impl, layout))
     else:
-        state = create_state(seed_key)
+        state = create_state(keys.root_key(config.seed, config.prng_impl))
     start = int(state.step)
     logs.start_report(layout, task.summary, state, resumed=bool(saved))
     if start >= config.num_steps and (summary := logs.read_summary(workdir, start)):
@@ -97,7 +96,7 @@ def train(
 
     epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_key))
     rows, eval_rows = layout.own_rows(config.batch_size), layout.own_rows(config.eval_batch_size)
-    train_step = make_train_step(task.loss_sums, optimizer, layout)
+    train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
     batches = train_batches(task.train, config, epoch_words, rows, start)
     held_out = functools.partial(eval_batches, task.evaluation, config, eval_rows)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)

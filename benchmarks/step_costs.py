@@ -74,7 +74,9 @@ def prepared(config: Any, layout: Layout) -> Callable[[], None]:
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
     create = make_create_state(classifier_init(model), optimizer, layout)
     state = [create(keys.root_key(0, config.prng_impl))]
-    train_step = step.make_train_step(classifier_sums(model), optimizer, layout)
+    train_step = step.make_train_step(
+        classifier_sums(model), optimizer, config.optimizer.clip_norm, layout
+    )
     random = np.random.default_rng(0)
     batch = layout.put(
         {

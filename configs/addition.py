@@ -6,7 +6,8 @@ Expected: of 5,000 held-out sums 99.94, 99.80 and 99.60% exactly right with seed
 Time:     4 min 50 s, compilation included, on 2 cores of an x86-64 CPU with AVX-512 (jax 0.10.2)
 """
 
-from configs.schema import Config, OptimizerConfig, PairsConfig, Seq2SeqConfig
+from configs.schema import Config
+from configs.sections import OptimizerConfig, PairsConfig, Seq2SeqConfig
 
 
 def get_config() -> Config:

@@ -1,10 +1,18 @@
-"""What the value of a knob must be: a test, and in words what it expects."""
+"""What a knob is, and what its value must be: a test, and in words what it expects."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 Check = tuple[Callable[[Any], bool], str]
+
+
+def knob(default: Any, meaning: str, check: Check | None = None, *, free: bool = False) -> Any:
+    """A dataclass field with its meaning, its check, and whether it may change on resume."""
+    return dataclasses.field(
+        default=default, metadata={'meaning': meaning, 'check': check, 'free': free}
+    )
 
 
 def at_least(low: float) -> Check:

@@ -3,7 +3,8 @@
 Command:  make train            (python train.py --config=configs/reviews.py --workdir=runs/reviews)
 """
 
-from configs.schema import Config, DataConfig, ModelConfig, OptimizerConfig
+from configs.schema import Config
+from configs.sections import DataConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:

@@ -7,7 +7,8 @@ right side of the learning rate, word dropout that leaves marks and padding alon
 never used twice. TFDS finds the data in TFDS_DATA_DIR or downloads it.
 """
 
-from configs.schema import Config, DataConfig, ModelConfig, OptimizerConfig
+from configs.schema import Config
+from configs.sections import DataConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:

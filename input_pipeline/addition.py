@@ -4,7 +4,8 @@ The task of flax's seq2seq example (https://github.com/google/flax/tree/main/exa
 seeded and with a held-out split: no evaluation pair is in training, in neither order.
 """
 
-from configs.schema import BadInput, PairsConfig
+from configs.schema import BadInput
+from configs.sections import PairsConfig
 from input_pipeline.examples import PairDataset, PairSplit
 
 ROUNDS = 6  # of the Feistel network; four already make a good shuffle

@@ -46,6 +46,13 @@ class KeysOnlyAttention(nn.Module):
         return nn.softmax(scores)
 
 
+def lstm_cell(remat: bool) -> type[nn.OptimizedLSTMCell]:
+    """The cell, which with `remat` keeps c and h alone for the backward pass, no gates."""
+    if not remat:
+        return nn.OptimizedLSTMCell
+    return nn.remat(nn.OptimizedLSTMCell, prevent_cse=False)  # a scan separates the passes already
+
+
 class TextClassifier(nn.Module):
     """Class logits of padded word sequences.
 
@@ -63,6 +70,7 @@ class TextClassifier(nn.Module):
     unk_id: int
     first_word_id: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, token_ids: jax.Array, lengths: jax.Array, *, train: bool) -> jax.Array:
@@ -98,7 +106,10 @@ class TextClassifier(nn.Module):
 
     def bidirectional_lstm(self, words: jax.Array, lengths: jax.Array) -> jax.Array:
         """words: [B, T, E] -> [B, T, 2H]."""
-        forward = nn.RNN(nn.OptimizedLSTMCell(self.hidden_size, dtype=self.dtype), name='forward')
-        backward = nn.RNN(nn.OptimizedLSTMCell(self.hidden_size, dtype=self.dtype), name='backward')
+        make_cell = lstm_cell(self.remat)
+        forward, backward = (  # named, since parameters get their keys from names, remat or not
+            nn.RNN(make_cell(self.hidden_size, dtype=self.dtype, name=f'OptimizedLSTMCell_{i}'))
+            for i in range(2)
+        )
         both = nn.Bidirectional(forward, backward, name='lstm')(words, seq_lengths=lengths)
         return jnp.asarray(both)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.classifier import WordDropout
+from model.classifier import WordDropout, lstm_cell
 
 LSTMState = tuple[jax.Array, jax.Array]  # (c, h), each [B, H]
 
@@ -30,6 +30,7 @@ class DecoderCell(nn.Module):
     pad_id: int
     eos_id: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         """Every submodule is named by its attribute, so that its keys do not depend on order."""
@@ -39,7 +40,7 @@ class DecoderCell(nn.Module):
             embedding_init=nn.initializers.normal(0.1),
             dtype=self.dtype,
         )
-        self.lstm = nn.OptimizedLSTMCell(self.hidden_size, dtype=self.dtype)
+        self.lstm = lstm_cell(self.remat)(self.hidden_size, dtype=self.dtype)
         self.lstm_dropout = nn.Dropout(self.dropout)
         self.logits = nn.Dense(self.vocab_size, dtype=self.dtype)
 
@@ -101,6 +102,7 @@ class Seq2Seq(nn.Module):
     eos_id: int
     first_word_id: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         """Each step of the decoder draws from keys of its own."""
@@ -112,7 +114,7 @@ class Seq2Seq(nn.Module):
             dtype=self.dtype,
         )
         self.source_dropout = nn.Dropout(self.embedding_dropout)
-        cell = nn.OptimizedLSTMCell(self.hidden_size, dtype=self.dtype)
+        cell = lstm_cell(self.remat)(self.hidden_size, dtype=self.dtype)
         self.encoder = nn.RNN(cell, return_carry=True, reverse=True)
         over_time = {
             'variable_broadcast': 'params',
@@ -134,6 +136,7 @@ class Seq2Seq(nn.Module):
             self.pad_id,
             self.eos_id,
             self.dtype,
+            self.remat,
         )
 
     def __call__(

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from configs.schema import BadInput, Config, DataConfig, ModelConfig, PairsConfig, Seq2SeqConfig
+from configs.schema import BadInput, Config
+from configs.sections import DataConfig, ModelConfig, PairsConfig, Seq2SeqConfig
 from tasks import classification, seq2seq
 from tasks.task import Predictor, Task
 

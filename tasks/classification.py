@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs.schema import BadInput, Config, DataConfig, ModelConfig
+from configs.schema import BadInput, Config
+from configs.sections import DataConfig, ModelConfig
 from input_pipeline import reviews, text_files, tfds_source
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.examples import TextDataset, TextSplit
@@ -68,6 +69,7 @@ def make_model(knobs: ModelConfig, vocab_size: int, num_classes: int) -> TextCla
         unk_id=UNK,
         first_word_id=FIRST_WORD,
         dtype=jnp.dtype(knobs.compute_dtype),
+        remat=knobs.remat,
     )
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs.schema import Config, PairsConfig, Seq2SeqConfig
+from configs.schema import Config
+from configs.sections import PairsConfig, Seq2SeqConfig
 from input_pipeline import addition, text_files, tfds_source
 from input_pipeline.examples import PairDataset, PairSplit
 from input_pipeline.pairs import EncodedPairs, encode_sources
@@ -96,6 +97,7 @@ def make_model(knobs: Seq2SeqConfig, source_size: int, target_size: int) -> Seq2
         eos_id=EOS,
         first_word_id=FIRST_WORD,
         dtype=jnp.dtype(knobs.compute_dtype),
+        remat=knobs.remat,
     )
 
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import Config, PairsConfig, Seq2SeqConfig, knobs
+from configs.schema import Config, knobs
+from configs.sections import PairsConfig, Seq2SeqConfig
 
 PROJECT = Path(__file__).parents[1]
 CORE = ('configs', 'model', 'input_pipeline', 'training', 'tasks', 'train')
 AROUND = ('tools', 'launch', 'benchmarks')  # import what they like and are imported by nobody
 MAY_IMPORT = {
     'configs': {'configs'},
-    'model': {'model', 'configs.schema'},
-    'input_pipeline': {'input_pipeline', 'configs.schema'},
-    'training': {'training', 'configs.schema'},
+    'model': {'model', 'configs.schema', 'configs.sections'},
+    'input_pipeline': {'input_pipeline', 'configs.schema', 'configs.sections'},
+    'training': {'training', 'configs.schema', 'configs.sections'},
     'tasks': {'tasks', 'configs', 'model', 'input_pipeline'},
     'train': set(CORE),
     **{name: {*CORE, name} for name in AROUND},

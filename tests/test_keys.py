@@ -17,7 +17,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs.schema import Config, DataConfig, OptimizerConfig
+from configs.schema import Config
+from configs.sections import DataConfig, OptimizerConfig
 from input_pipeline.batches import batch_order, train_batches
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.vocabulary import FIRST_WORD, UNK

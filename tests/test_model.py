@@ -175,3 +175,27 @@ def test_loss_sums_add_over_rows_and_follow_their_weights(
         np.testing.assert_allclose(first[name] + rest[name], value, rtol=1e-5)
     assert whole['tokens'] == pytest.approx(float(batch['weights'] @ batch['lengths']), rel=1e-5)
     assert whole['weight'] == pytest.approx(float(batch['weights'].sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_remat_saves_memory_and_changes_no_parameter_and_no_mask(
+    classifier: Classifier, token_batch: TokenBatch, dtype: Any
+) -> None:
+    batch, found = token_batch(ROWS, 40), {}
+    for remat in (False, True):
+        model = classifier(word_dropout=0.2, dropout=0.3, hidden_size=16, remat=remat, dtype=dtype)
+        params = jax.jit(classification.classifier_init(model))(jax.random.key(0))
+        sums = classification.classifier_sums(model)
+
+        def loss(params: Any, sums: Any = sums) -> Any:
+            return sums(params, batch, keys.shard_rngs(jax.random.key(1), 0, 0))['loss']
+
+        program = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+        memory = program.memory_analysis().temp_size_in_bytes
+        found[remat] = (params, *program(params), memory)
+    (params, value, grads, memory), (params_, value_, grads_, memory_) = found.values()
+    jax.tree.map(np.testing.assert_array_equal, params, params_)
+    np.testing.assert_array_equal(value, value_)  # other masks would give another loss
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4 * float(value))
+    jax.tree.map(close, grads, grads_)
+    assert memory_ < 0.8 * memory

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from configs.schema import Config, DataConfig
+from configs.schema import Config
+from configs.sections import DataConfig
 from input_pipeline.batches import batch_order, bucket, eval_batches, train_batches
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, SPECIALS, UNK, Vocabulary

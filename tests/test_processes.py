@@ -132,6 +132,27 @@ def test_same_bits_in_bfloat16(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_sharded_optimizer_state_keeps_the_bits_on_any_layout_and_moves_with_the_run(
+    tmp_path: Path,
+) -> None:
+    always = {
+        'data__bucket_lengths': '(42,)',
+        'model__remat': 'True',
+        'optimizer__shard_state': 'True',
+        'optimizer__decay_steps': 6,
+    }
+    runs.finish(tmp_path / 'one', devices=1, num_steps=6, **always)
+    expected = runs.outcome(tmp_path / 'one')
+    finish_pod('2x1', tmp_path / 'pod', num_steps=6, **always)
+    assert runs.outcome(tmp_path / 'pod') == expected
+    runs.finish(tmp_path / 'moved', devices=8, num_steps=2, **always)
+    finish_pod('2x2', tmp_path / 'moved', num_steps=4, **always)
+    assert 'resumed after step 4' in runs.finish(tmp_path / 'moved', num_steps=6, **always)
+    assert runs.outcome(tmp_path / 'moved')['ledger'] == expected['ledger']
+    assert runs.outcome(tmp_path / 'moved') == expected
+
+
+@pytest.mark.slow
 def test_run_moved_between_layouts_equals_undisturbed_run(
     undisturbed: Path, tmp_path: Path
 ) -> None:

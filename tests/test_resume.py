@@ -17,7 +17,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import train
 from configs import reviews
-from configs.schema import BadInput, Config, DataConfig, ModelConfig
+from configs.schema import BadInput, Config
+from configs.sections import DataConfig, ModelConfig
 from tests import runs
 
 LOSS = re.compile(r'step +(\d+)/\d+  (?!evaluation)(loss .*?accuracy [\d.]+)')

@@ -13,7 +13,8 @@ from etils import epath
 
 import train
 from configs import addition as addition_config
-from configs.schema import BadInput, Config, DataConfig, PairsConfig, Seq2SeqConfig
+from configs.schema import BadInput, Config
+from configs.sections import DataConfig, PairsConfig, Seq2SeqConfig
 from input_pipeline import addition
 from input_pipeline.examples import PairSplit
 from input_pipeline.pairs import EncodedPairs, encode_sources

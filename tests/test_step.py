@@ -22,7 +22,8 @@ import pytest
 from etils import epath
 from jax.flatten_util import ravel_pytree
 
-from configs.schema import Config, DataConfig, OptimizerConfig
+from configs.schema import Config
+from configs.sections import DataConfig, OptimizerConfig
 from input_pipeline.batches import eval_batches, train_batches
 from input_pipeline.encoded import LabelledTexts
 from model.classifier import TextClassifier
@@ -37,10 +38,11 @@ from training.state import TrainState, make_create_state, state_fingerprint
 from training.step import make_train_step, row_columns
 
 SHARDS, STEPS, ROWS, WIDTH = 8, 5, 32, 10
-DRAWING = ('dropout', 'classifier')  # variants that draw masks
+DRAWING = ('dropout', 'classifier', 'zero')  # variants that draw masks
 SUM_NAMES = ('correct', 'loss', 'tokens', 'weight')
 ADAMW = OptimizerConfig(learning_rate=0.01, warmup_steps=2, weight_decay=0.1, clip_norm=0.05)
 SGD = dataclasses.replace(ADAMW, name='sgd', learning_rate=0.5, schedule='constant')
+ZERO = dataclasses.replace(ADAMW, shard_state=True)
 TokenBatch = Callable[..., dict[str, np.ndarray]]
 MakeLayout = Callable[..., Layout]
 
@@ -77,8 +79,11 @@ class Trainer:
 
 def make_trainer(model: Any, config: OptimizerConfig, layout: Layout) -> Trainer:
     """Binds what train.py binds."""
+    layout = dataclasses.replace(layout, shard_state=config.shard_state)
     optimizer = make_optimizer(config, make_schedule(config, STEPS))
-    step = make_train_step(classification.classifier_sums(model), optimizer, layout)
+    step = make_train_step(
+        classification.classifier_sums(model), optimizer, config.clip_norm, layout
+    )
     create_state = make_create_state(classification.classifier_init(model), optimizer, layout)
     return Trainer(model, config, layout, step, create_state)
 
@@ -92,6 +97,8 @@ def trainer(
         'adamw': (BagOfWords(), ADAMW),
         'sgd': (BagOfWords(), SGD),
         'dropout': (BagOfWords(0.3), ADAMW),
+        'zero': (BagOfWords(0.3), ZERO),
+        'zero sgd': (BagOfWords(), dataclasses.replace(SGD, shard_state=True)),
         'classifier': (classifier(word_dropout=0.2, embedding_dropout=0.2, dropout=0.2), ADAMW),
     }
     return functools.cache(
@@ -222,6 +229,7 @@ def reference(
     [
         *(('adamw', 2), ('sgd', 4), ('adamw', 8)),
         *(('dropout', 2), ('dropout', 4), ('dropout', 8), ('classifier', 8)),
+        *(('zero', 2), ('zero', 8), ('zero sgd', 4)),
     ],
 )
 def test_sharded_step_equals_single_device_reference(
@@ -246,11 +254,12 @@ def test_sharded_step_equals_single_device_reference(
     jax.tree.map(compare, state.params, params, ours.start().params)
 
 
+@pytest.mark.parametrize('variant', ['dropout', 'zero'])
 def test_sub_meshes_of_one_process_give_the_same_bits(
-    trainer: Callable[[str, int], Trainer], batches: list[dict[str, np.ndarray]]
+    trainer: Callable[[str, int], Trainer], batches: list[dict[str, np.ndarray]], variant: str
 ) -> None:
     """A first look only: layouts share a thread pool here; separate processes are the proof."""
-    runs = [run(trainer('dropout', devices), batches) for devices in (1, 2, 4, 8)]
+    runs = [run(trainer(variant, devices), batches) for devices in (1, 2, 4, 8)]
     assert len({state_fingerprint(state) for state, _ in runs}) == 1
     assert len({rows.tobytes() for _, rows in runs}) == 1
 
@@ -274,13 +283,30 @@ def test_row_says_what_the_step_did(
     assert again['loss'][0] != rows['loss'][0]
 
 
-def test_state_is_donated(
-    trainer: Callable[[str, int], Trainer], batches: list[dict[str, np.ndarray]]
+@pytest.mark.parametrize('devices', [1, 2, 8])
+def test_sharded_optimizer_state_is_one_slice_for_each_shard(
+    trainer: Callable[[str, int], Trainer], batches: list[dict[str, np.ndarray]], devices: int
 ) -> None:
-    ours = trainer('adamw', 8)
+    ours = trainer('zero', devices)
+    state, _ = run(ours, batches[:1])
+    whole, _ = run(trainer('adamw', devices), batches[:1])
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 1]
+    assert len(moments) == 2 * len(jax.tree.leaves(state.params))
+    for leaf, parameter in zip(moments, 2 * jax.tree.leaves(whole.params), strict=True):
+        assert leaf.shape[0] == SHARDS
+        assert leaf.addressable_shards[0].data.shape[0] == SHARDS // devices
+        assert not leaf.reshape(-1)[parameter.size :].any()
+
+
+@pytest.mark.parametrize('variant', ['adamw', 'zero'])
+def test_state_is_donated(
+    trainer: Callable[[str, int], Trainer], batches: list[dict[str, np.ndarray]], variant: str
+) -> None:
+    ours = trainer(variant, 8)
     before = ours.start()
     after, _ = ours.step(before, ours.layout.put(batches[0]))
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    donated = before if variant == 'adamw' else (before.params, before.opt_state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
@@ -316,7 +342,7 @@ def test_zero_gradient_step_shrinks_weights_and_leaves_biases(
 
     create = make_create_state(lambda _: jax.tree.map(jnp.float32, start), optimizer, layout(8))
     state = create(keys.root_key(0, 'threefry2x32'))
-    step = make_train_step(loss_sums, optimizer, layout(8))
+    step = make_train_step(loss_sums, optimizer, config.clip_norm, layout(8))
     state, _ = step(state, layout(8).put({'weights': np.ones(8, np.float32)}))
     expected = start | {'kernel': start['kernel'] * (1 - 0.5 * 0.25)}
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), expected)

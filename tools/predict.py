@@ -24,11 +24,11 @@ from configs import schema
 from configs.command_line import existing_run, refuse
 from configs.schema import BadInput
 from tasks.task import Predictor
-from training import keys, logs
+from training import logs
 from training.checkpoints import Checkpoints, told_if_damaged
-from training.layout import Layout, make_mesh
+from training.layout import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
-from training.state import make_create_state
+from training.state import abstract_state, make_create_state
 
 ROWS = 512  # of a batch
 
@@ -74,11 +74,11 @@ def load(run: epath.Path) -> tuple[Predictor, Any]:
         header = checkpoints.header(steps[-1])
         config = schema.from_dict(header['config'])
         predictor = tasks.make_predictor(config, header['task'])
-        layout = Layout(make_mesh(), jax.device_count(), 'tree')
+        layout = make_layout(config, header['manifest']['num_shards'], make_mesh(jax.devices()[:1]))
         optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1))
-        create = make_create_state(predictor.init, optimizer, layout)
-        target = jax.eval_shape(create, keys.root_key(0, config.prng_impl))
-        return predictor, checkpoints.read(steps[-1], layout.abstract(target)).params
+        create_state = make_create_state(predictor.init, optimizer, layout)
+        target = abstract_state(create_state, config.prng_impl, layout)
+        return predictor, checkpoints.read(steps[-1], target).params
 
 
 def predictions(

@@ -30,7 +30,7 @@ from training import backend, keys, ledger_files, logs, resume
 from training.checkpoints import Checkpoints, told_if_damaged
 from training.layout import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
-from training.state import TrainState, make_create_state
+from training.state import TrainState, abstract_state, make_create_state
 from training.step import make_gradient, make_update, row_columns
 
 SHOWN = 5  # examples
@@ -70,14 +70,13 @@ def replay(run: epath.Path, step: int) -> bool:
     layout = make_layout(config, header['manifest']['num_shards'], mesh)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
     create_state = make_create_state(task.init, optimizer, layout)
-    seed_key = keys.root_key(config.seed, config.prng_impl)
-    target = layout.abstract(jax.eval_shape(create_state, seed_key))
     with told_if_damaged(run):
-        state = checkpoints.read(before, target)
+        state = checkpoints.read(before, abstract_state(create_state, config.prng_impl, layout))
 
     # A copy: the loader's threads use it while the state's buffers are donated.
     epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_key))
-    gradient, update = make_gradient(task.loss_sums, layout), make_update(optimizer, layout)
+    gradient = make_gradient(task.loss_sums, layout)
+    update = make_update(optimizer, config.optimizer.clip_norm, layout)
     rows = layout.own_rows(config.batch_size)
     for batch in train_batches(task.train, config, epoch_words, rows, before):
         on_devices = layout.put(batch)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 def fingerprint(tree: Any, start: jax.Array | int = 0) -> jax.Array:
@@ -41,6 +42,18 @@ def shared_fingerprint(tree: Any, axis: str, devices: int) -> jax.Array:
     return jax.lax.psum(total, axis)
 
 
+def fingerprint_of_slices(slices: Any, axis: str) -> jax.Array:
+    """`fingerprint` of a tree of which every device of a mesh axis has its slices [S/n, k].
+
+    Zeros that fill the last slices do not count. Call it inside shard_map.
+    """
+    total = jnp.uint32(0)
+    for leaf in jax.tree.leaves(slices):
+        own = fingerprint(leaf, jax.lax.axis_index(axis) * leaf.size)
+        total = total * jnp.uint32(31) + own
+    return jax.lax.psum(total, axis)
+
+
 def weighted(bits: jax.Array, position: jax.Array) -> jax.Array:
     """The term uint32[N] of each element, which its position decides too."""
     mixed = (bits ^ (bits >> 16)) * jnp.uint32(0x9E3779B1)
@@ -55,13 +68,20 @@ def lax_bits(leaf: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(leaf, jnp.uint16).reshape(-1).astype(jnp.uint32)
 
 
+def on_host(leaf: jax.Array) -> np.ndarray:
+    """The whole array, wherever its parts are. In a pod, all processes call it."""
+    if leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.asarray(jax.device_get(leaf))
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
 def sha256_of(tree: Any) -> str:
     """Hex SHA-256 of a tree of arrays on the host: leaves in tree order, each its path, dtype,
     shape and little-endian bytes.
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.ascontiguousarray(jax.device_get(leaf))
+        array = np.ascontiguousarray(on_host(leaf))
         digest.update(f'{jax.tree_util.keystr(path)} {array.dtype.str} {array.shape}\n'.encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """How a run lies on its devices: one mesh axis, the shards on it, the rows of each process."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs.schema import BadInput, Config
+from training.backend import COMPILER_OPTIONS
 
 DATA = 'data'
 
@@ -19,6 +21,7 @@ class Layout:
     mesh: Mesh
     num_shards: int
     reduction: str  # 'tree' or 'psum'
+    shard_state: bool = False  # each device has its shards' slices of the optimizer state
 
     @property
     def shards_per_device(self) -> int:
@@ -49,16 +52,10 @@ class Layout:
                 for name, rows in batch.items()
             }
 
-    def abstract(self, tree: Any) -> Any:
-        """Shapes and dtypes of a tree, replicated on this mesh: what a checkpoint is read into."""
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree
-        )
 
-
-def make_mesh() -> Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices of all processes on the axis 'data', each process's devices side by side."""
-    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    devices = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
     # Auto axes: Linen's dropout does not run on the Explicit axes that jax.make_mesh makes.
     return Mesh(np.array(devices), (DATA,), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -80,4 +77,22 @@ def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:
                 f'config.{name} = {size}: expected a multiple of the {num_shards} shards, as in '
                 f'{-(-size // num_shards) * num_shards}'
             )
-    return Layout(mesh, num_shards, config.reduction)
+    return Layout(mesh, num_shards, config.reduction, config.optimizer.shard_state)
+
+
+def on_mesh(
+    program: Callable[..., Any],
+    layout: Layout,
+    in_specs: Any,
+    out_specs: Any,
+    donate: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """`program` on every device of the mesh, compiled alike for any number of them.
+
+    check_vma=False: the program owns every collective. With the check on, shard_map itself would
+    sum the gradients of replicated parameters, in an order of its own.
+    """
+    mapped = jax.shard_map(
+        program, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+    return jax.jit(mapped, donate_argnums=donate, compiler_options=COMPILER_OPTIONS)

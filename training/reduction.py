@@ -47,9 +47,27 @@ def sum_devices(vector: jax.Array, axis: str, devices: int) -> jax.Array:
     """The tree sum of float32[P] over a mesh axis, on every device. Call it inside shard_map."""
     if devices == 1:
         return vector
-    # Each device gives slice i to device i, adds the n versions of its own, and shares the sum.
+    return lax.all_gather(sum_scattered(vector, axis, devices), axis, tiled=True).reshape(-1)
+
+
+def sum_scattered(vector: jax.Array, axis: str, devices: int) -> jax.Array:
+    """The first half of `sum_devices`: slice i of the sum, float32[P / n / LANES, LANES], on
+    device i.
+    """
     slices = vector.reshape(devices, -1, LANES)
-    parts = list(lax.all_to_all(slices, axis, split_axis=0, concat_axis=0))
-    while len(parts) > 1:
-        parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=True)]
-    return lax.all_gather(parts[0], axis, tiled=True).reshape(-1)
+    if devices == 1:
+        return slices[0]
+    return sum_pairs(lax.all_to_all(slices, axis, split_axis=0, concat_axis=0))
+
+
+def sum_gathered(vector: jax.Array, axis: str, devices: int) -> jax.Array:
+    """The tree sum of a few numbers over a mesh axis, on every device: all get all of them."""
+    return vector if devices == 1 else sum_pairs(lax.all_gather(vector, axis))
+
+
+def sum_pairs(parts: jax.Array) -> jax.Array:
+    """The tree sum over the leading axis, whose size is a power of two."""
+    terms = list(parts)
+    while len(terms) > 1:
+        terms = [left + right for left, right in zip(terms[::2], terms[1::2], strict=True)]
+    return terms[0]

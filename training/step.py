@@ -17,10 +17,10 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 
-from training import keys, reduction
-from training.backend import COMPILER_OPTIONS
-from training.fingerprint import fingerprint, shared_fingerprint
-from training.layout import DATA, Layout
+from training import keys, reduction, zero
+from training.fingerprint import fingerprint, fingerprint_of_slices, shared_fingerprint
+from training.layout import DATA, Layout, on_mesh
+from training.optimizer import clipped
 from training.state import TrainState
 
 Batch = dict[str, jax.Array]  # every array [B, ...]
@@ -40,13 +40,15 @@ def row_columns(sum_names: tuple[str, ...]) -> dict[str, str]:
 def make_train_step(
     loss_sums: LossSums,
     optimizer: optax.GradientTransformation,
+    clip_norm: float,
     layout: Layout,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """(state, global batch) -> (next state, row uint32[columns] as `row_columns` names them).
 
     The state's buffers are donated.
     """
-    gradient, update = make_gradient(loss_sums, layout), make_update(optimizer, layout)
+    gradient = make_gradient(loss_sums, layout)
+    update = make_update(optimizer, clip_norm, layout)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         return update(state, *gradient(state.params, state.root_key, state.step, batch))
@@ -57,7 +59,10 @@ def make_train_step(
 def make_gradient(
     loss_sums: LossSums, layout: Layout
 ) -> Callable[..., tuple[Any, Sums, jax.Array]]:
-    """(params, root key, step, global batch) -> (summed gradient, sums, uint32[2] fingerprints)."""
+    """(params, root key, step, global batch) -> (summed gradient, sums, uint32[2] fingerprints).
+
+    With a sharded optimizer state the gradient is in slices, each on the device of its shard.
+    """
 
     def loss(params: Any, *rest: Any) -> tuple[jax.Array, Sums]:
         sums = loss_sums(params, *rest)
@@ -80,14 +85,20 @@ def make_gradient(
             return grads, sums, jnp.stack(prints)
 
         grads, sums, prints = reduction.sum_own_shards(partial, first, layout.shards_per_device)
-        grads, sums = reduce_over_devices((grads, sums), layout)
+        if layout.shard_state:
+            grads = zero.scattered_sum(grads, layout)
+            sums = reduce_few(sums, layout)
+        else:
+            grads, sums = reduce_over_devices((grads, sums), layout)
         return grads, sums, lax.psum(prints, DATA)  # whole numbers add exactly in any order
 
-    return on_mesh(device_gradient, layout, in_specs=(P(), P(), P(), P(DATA)), out_specs=P())
+    grads = P(DATA) if layout.shard_state else P()
+    in_specs = (P(), P(), P(), P(DATA))
+    return on_mesh(device_gradient, layout, in_specs, out_specs=(grads, P(), P()))
 
 
 def make_update(
-    optimizer: optax.GradientTransformation, layout: Layout
+    optimizer: optax.GradientTransformation, clip_norm: float, layout: Layout
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """(state, summed gradient, sums, fingerprints) -> (next state, row). Donates the state.
 
@@ -100,7 +111,9 @@ def make_update(
         grads = jax.tree.map(lambda g: g / sums['weight'], grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            clipped(grads, norm, clip_norm), state.opt_state, state.params
+        )
         params = optax.apply_updates(state.params, updates)
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
@@ -108,13 +121,56 @@ def make_update(
             (state.params, state.opt_state),
         )
         step = state.step + 1
-        floats = jnp.stack([norm, *(sums[name] for name in sorted(sums))])
         print_of_params = shared_fingerprint(params, DATA, layout.mesh.size)
-        facts = jnp.stack([step.astype(jnp.uint32), *prints, print_of_params])
-        row = jnp.concatenate([facts, lax.bitcast_convert_type(floats, jnp.uint32)])
+        row = row_of(step, [*prints, print_of_params], norm, sums)
         return state.replace(step=step, params=params, opt_state=opt_state), row
 
+    if layout.shard_state:
+        return make_update_of_slices(optimizer, clip_norm, layout)
     return on_mesh(update, layout, in_specs=P(), out_specs=P(), donate=(0,))
+
+
+def make_update_of_slices(
+    optimizer: optax.GradientTransformation, clip_norm: float, layout: Layout
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """`make_update` for gradient and optimizer state in slices."""
+
+    def measure(state: TrainState, grads: Any, sums: Sums) -> tuple[Any, zero.Facts]:
+        own = zero.own_slices(state.params, layout)
+        norm = jnp.sqrt(zero.squared_norm(grads, layout)) / sums['weight']
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
+        return own, zero.Facts(sums['weight'], norm, finite)
+
+    def finish(
+        state: TrainState, slices: Any, norm: jax.Array, sums: Sums, prints: jax.Array
+    ) -> tuple[jax.Array, Any, jax.Array]:
+        step = state.step + 1
+        print_of_params = fingerprint_of_slices(slices, DATA)
+        row = row_of(step, [*prints, print_of_params], norm, sums)
+        return step, zero.gathered(slices, state.params), row
+
+    own, replicated = P(DATA), P()
+    measure = on_mesh(measure, layout, (replicated, own, replicated), (own, replicated))
+    apply = zero.make_apply(optimizer, clip_norm, layout)
+    finish = on_mesh(finish, layout, (replicated, own, *3 * [replicated]), replicated, donate=(0,))
+
+    def update(
+        state: TrainState, grads: Any, sums: Sums, prints: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        whole = state.replace(opt_state=None)
+        slices, facts = measure(whole, grads, sums)
+        slices, opt_state = apply(slices, state.opt_state, grads, facts)
+        step, params, row = finish(whole, slices, facts.norm, sums, prints)
+        return TrainState(step, params, opt_state, state.root_key), row
+
+    return update
+
+
+def row_of(step: jax.Array, prints: list[jax.Array], norm: jax.Array, sums: Sums) -> jax.Array:
+    """The row uint32[columns] of a step, as `row_columns` names them."""
+    floats = jnp.stack([norm, *(sums[name] for name in sorted(sums))])
+    words = jnp.stack([step.astype(jnp.uint32), *prints])
+    return jnp.concatenate([words, lax.bitcast_convert_type(floats, jnp.uint32)])
 
 
 def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Any, Batch], Sums]:
@@ -127,7 +183,7 @@ def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Any, Batch]
             return eval_sums(params, shard_rows(shards, shard - first))
 
         sums = reduction.sum_own_shards(partial, first, layout.shards_per_device)
-        return reduce_over_devices(sums, layout)
+        return reduce_few(sums, layout)
 
     return on_mesh(device_sums, layout, in_specs=(P(), P(DATA)), out_specs=P())
 
@@ -155,19 +211,9 @@ def reduce_over_devices(tree: Any, layout: Layout) -> Any:
     return unravel(vector)[0]
 
 
-def on_mesh(
-    program: Callable[..., Any],
-    layout: Layout,
-    in_specs: Any,
-    out_specs: Any,
-    donate: tuple[int, ...] = (),
-) -> Callable[..., Any]:
-    """`program` on every device of the mesh, compiled alike for any number of them.
-
-    check_vma=False: the program owns every collective. With the check on, shard_map itself would
-    sum the gradients of replicated parameters, in an order of its own.
-    """
-    mapped = jax.shard_map(
-        program, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-    )
-    return jax.jit(mapped, donate_argnums=donate, compiler_options=COMPILER_OPTIONS)
+def reduce_few(sums: Sums, layout: Layout) -> Sums:
+    """The sum over devices of a few numbers."""
+    vector, unravel = ravel_pytree(sums)
+    if layout.reduction == 'psum':
+        return unravel(lax.psum(vector, DATA))
+    return unravel(reduction.sum_gathered(vector, DATA, layout.mesh.size))
