@@ -75,7 +75,7 @@ elif verb == 'create':
         request.write_text('keyfold WAITING_FOR_RESOURCES')
 elif verb == 'delete':
     shutil.rmtree(homes)
-    slice_.unlink()
+    slice_.unlink(missing_ok=True)
     request.unlink(missing_ok=True)
 elif slice_.read_text() != 'keyfold READY':
     sys.exit('the slice is not ready')
@@ -235,7 +235,7 @@ def test_flags_arrive_on_the_workers_as_they_were_given(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize(
     ('codes', 'end', 'starts'),
-    [([2], 2, 1), ([EXIT_CODE, 137, 0], 0, 3), ([1, EXIT_CODE, 1, 1, 1, 0], 1, 5)],
+    [([2, 0], 2, 1), ([EXIT_CODE, 137, 0, 1], 0, 3), ([1, EXIT_CODE, 1, 1, 1, 0], 1, 5)],
 )
 def test_watch_starts_again_what_may_go_better(
     cloud: Cloud, codes: list[int], end: int, starts: int
@@ -268,8 +268,8 @@ def test_queued_resource_is_waited_for_replaced_and_deleted(cloud: Cloud) -> Non
     assert code == 0, errors
     told = ['not there', 'WAITING_FOR_RESOURCES', 'READY']
     assert [line.rpartition(' is ')[2] for line in errors.splitlines()] == told
-    cloud.preempt()
-    (cloud.folder / 'request').write_text('keyfold SUSPENDED')
+    (cloud.folder / 'slice').unlink()
+    (cloud.folder / 'request').write_text('keyfold SUSPENDED')  # after a preemption
     assert cloud.run('create', QUEUED='1')[0] == 0
     assert cloud.run('delete', '--queued')[0] == 0
     assert cloud.calls() == [f'queued-resources {v}' for v in ('create', 'delete') * 2]
