@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains this checkout on a TPU slice of Google Cloud, through preemptions.
 #
-#   launch/tpu_vm.sh COMMAND [FLAGS] -- --config=configs/sst2.py --workdir=gs://BUCKET/sst2
+#   launch/tpu_vm.sh COMMAND [FLAGS] -- --config=configs/reviews.py --workdir=gs://BUCKET/reviews
 #
 # create   ask for the slice and wait until it is there
 # setup    copy the files that git tracks, as they are now, to all workers; make setup there

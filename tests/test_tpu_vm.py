@@ -138,9 +138,7 @@ class Cloud:
 
     def run(self, *words: str, **env: str) -> tuple[int, str, str]:
         """(exit code, standard output, standard error) of the launcher."""
-        process = self.start(*words, **env)
-        output, errors = process.communicate(timeout=PATIENCE)
-        return process.returncode, output, errors
+        return ended(self.start(*words, **env))
 
     def calls(self) -> list[str]:
         """Group and verb of every command that gcloud was given, apart from looks."""
@@ -165,6 +163,16 @@ class Cloud:
                 os.killpg(pid, signal.SIGKILL)
 
 
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a launcher that must end by itself."""
+    try:
+        output, errors = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, output, errors
+
+
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[Cloud]:
     """A cloud without a slice; what runs on it ends with the test."""
@@ -179,7 +187,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
     """Returns as soon as `condition()` holds, while the process runs."""
     limit = time.monotonic() + PATIENCE
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, ended(process)
         assert time.monotonic() < limit
         time.sleep(0.05)
 
@@ -195,8 +203,8 @@ def test_stopped_killed_and_preempted_it_goes_on_to_the_same_bits(
     first = cloud.start('resume', *flags)
     wait_for((run / 'checkpoints' / '2').exists, first)
     assert cloud.run('stop')[0] == 0
-    output, errors = first.communicate(timeout=PATIENCE)
-    assert first.returncode == EXIT_CODE, output + errors
+    code, output, errors = ended(first)
+    assert code == EXIT_CODE, output + errors
     assert not (run / 'lock.json').exists()
     assert f'ended with exit code {EXIT_CODE}' in cloud.run('status')[1]
 
@@ -205,8 +213,8 @@ def test_stopped_killed_and_preempted_it_goes_on_to_the_same_bits(
     wait_for(lambda: set((run / 'checkpoints').iterdir()) - saved, again)
     os.killpg(cloud.pids()[1], signal.SIGKILL)
     cloud.preempt()
-    output, errors = again.communicate(timeout=PATIENCE)
-    assert again.returncode == 0, output + errors
+    code, output, errors = ended(again)
+    assert code == 0, output + errors
     assert output.count('resumed after step') == 2
     assert not (run / 'checkpoints' / '0').exists()
 
