@@ -82,14 +82,14 @@ def join_processes(timeout_seconds: int) -> None:
     """Joins the other processes of this run, if the environment says that there are any.
 
     JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID say so outright; under Slurm,
-    Open MPI and on TPU pods JAX reads the cluster's own variables.
+    Open MPI and on TPU slices JAX asks the cluster.
     """
     env = os.environ
     address = env.get('JAX_COORDINATOR_ADDRESS')
     cluster = (
         int(env.get('SLURM_STEP_NUM_TASKS', '1')) > 1
         or int(env.get('OMPI_COMM_WORLD_SIZE', '1')) > 1
-        or ',' in env.get('TPU_WORKER_HOSTNAMES', '')
+        or in_tpu_slice()
     )
     if not address and not cluster:
         return
@@ -118,10 +118,23 @@ def join_processes(timeout_seconds: int) -> None:
     try:
         jax.distributed.initialize(initialization_timeout=timeout_seconds + 60, **explicit)
         meet()
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise BadInput(f'{problem} ({str(error).splitlines()[0]})') from error
     finally:
         late.cancel()
+
+
+def in_tpu_slice() -> bool:
+    """Whether to ask which TPU hosts are the others. Never true where JAX uses no TPU.
+
+    Kubernetes lists them in the environment. A TPU VM asks its metadata server, and may learn that
+    it is alone; where there is no such server TPU_SKIP_MDS_QUERY says so.
+    """
+    env = os.environ
+    if 'tpu' not in (jax.config.jax_platforms or '').split(','):  # type: ignore[attr-defined]
+        return False
+    hosts = env.get('TPU_PROCESS_ADDRESSES', env.get('TPU_WORKER_HOSTNAMES'))
+    return 'TPU_SKIP_MDS_QUERY' not in env if hosts is None else ',' in hosts
 
 
 def meet() -> None:

@@ -1,0 +1,460 @@
+"""The promises of launch/tpu_vm.sh, against a stand-in for Google's command line.
+
+No TPU and no cloud are here: the stand-in keeps the state of one slice in a folder, and its two
+workers are folders in which it runs what comes by ssh. train.py, the scripts and what a worker does
+are the real ones; `make setup` is replaced by a .venv that leads to this Python.
+"""
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+from tests import runs
+from training import backend
+from training.preemption import EXIT_CODE
+
+SCRIPT = 'launch/tpu_vm.sh'
+SLICE = {
+    'PROJECT_ID': 'mine',
+    'ZONE': 'us-central1-a',
+    'ACCELERATOR_TYPE': 'v5litepod-16',
+    'RUNTIME_VERSION': 'v2-alpha-tpuv5-lite',
+    'POLL_SECONDS': '0',
+}
+WHERE = ['--project=mine', '--zone=us-central1-a', '--quiet']
+RUN = ['--', '--config=configs/reviews.py', '--workdir=gs://bucket/run']
+PATIENCE = 300
+
+GCLOUD = r"""
+import json, os, shutil, socket, subprocess, sys
+from pathlib import Path
+
+cloud = Path(os.environ['CLOUD'])
+group, verb, *words = [word for word in sys.argv[1:] if word not in ('compute', 'tpus')]
+with open(cloud / 'calls', 'a') as calls:
+    print(json.dumps(sys.argv[1:]), file=calls)
+flags = dict(word.split('=', 1) for word in words if word.startswith('--') and '=' in word)
+names = [word for word in words if not word.startswith('--')]
+slice_, request, homes = cloud / 'slice', cloud / 'request', cloud / 'workers'
+
+def provide():
+    for index in range(2):
+        (homes / str(index)).mkdir(parents=True)
+    slice_.write_text('keyfold READY')
+
+if verb == 'list':
+    file = {'tpu-vm': slice_, 'queued-resources': request}.get(group)
+    if group == 'auth':
+        print(os.environ.get('ACCOUNT', 'me@example.com'))
+    elif file.exists():
+        print(file.read_text())
+        if file == request and 'WAITING' in file.read_text():
+            request.write_text('keyfold ACTIVE')
+            provide()
+elif verb == 'create':
+    if slice_.exists() or request.exists():
+        sys.exit('it exists')
+    if group == 'tpu-vm':
+        provide()
+    else:
+        request.write_text('keyfold WAITING_FOR_RESOURCES')
+elif verb == 'delete':
+    shutil.rmtree(homes)
+    slice_.unlink(missing_ok=True)
+    request.unlink(missing_ok=True)
+elif slice_.read_text() != 'keyfold READY':
+    sys.exit('the slice is not ready')
+elif verb == 'scp':
+    for home in homes.iterdir():
+        shutil.copy(names[0], home / names[1].partition(':')[2])
+else:
+    with socket.create_server(('127.0.0.1', 0)) as probe:
+        port = probe.getsockname()[1]
+    chosen = ('0', '1') if flags['--worker'] == 'all' else (flags['--worker'],)
+    pod = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': '2'}
+    workers = [
+        subprocess.Popen(
+            ['bash', '-c', flags['--command']],
+            cwd=homes / index,
+            env=os.environ | pod | {'JAX_PROCESS_ID': index, 'HOME': str(homes / index)},
+        )
+        for index in chosen
+    ]
+    sys.exit(max(worker.wait() for worker in workers))
+"""
+MAKE = """
+echo "$@" >>"$CLOUD/made"
+mkdir -p .venv/bin
+cp "$CLOUD/bin/worker-python" .venv/bin/python
+"""
+
+
+class Cloud:
+    """The stand-in: its folder, and the launcher on it."""
+
+    def __init__(self, folder: Path) -> None:
+        """An empty cloud, whose workers run train.py with this Python."""
+        self.folder = folder
+        (folder / 'bin').mkdir()
+        self.put('gcloud', GCLOUD, f'{sys.executable} -IS')
+        self.put('make', MAKE)
+        self.put('sudo', 'exit 1')
+        self.put('python3', f'exec {shlex.quote(sys.executable)} "$@"')
+        self.put('worker-python', f'exec {shlex.quote(sys.executable)} "$@"')
+
+    def put(self, name: str, text: str, interpreter: str = '/bin/sh') -> None:
+        """A program that is found first."""
+        file = self.folder / 'bin' / name
+        file.write_text(f'#!{interpreter}\n{text}\n')
+        file.chmod(0o755)
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        """Starts the launcher."""
+        found = {'CLOUD': str(self.folder), 'PATH': f'{self.folder}/bin:{os.environ["PATH"]}'}
+        return subprocess.Popen(
+            [SCRIPT, *words],
+            cwd=runs.ROOT,
+            env=runs.environment(2) | SLICE | found | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+
+    def run(self, *words: str, **env: str) -> tuple[int, str, str]:
+        """(exit code, standard output, standard error) of the launcher."""
+        return ended(self.start(*words, **env))
+
+    def calls(self) -> list[str]:
+        """Group and verb of every command that gcloud was given, apart from looks."""
+        file = self.folder / 'calls'
+        words = [json.loads(line) for line in file.read_text().splitlines()]
+        return [
+            f'{call[2]} {call[3]}'
+            for call in words
+            if call[0] == 'compute' and call[3] != 'list' and not call[-4].endswith(' running')
+        ]
+
+    def pids(self) -> list[int]:
+        """The sessions of the run, a worker each."""
+        files = sorted((self.folder / 'workers').glob('*/keyfold-run/pid'))
+        return [int(file.read_text()) for file in files]
+
+    def preempt(self) -> None:
+        """Takes the slice back: everything on it dies."""
+        (self.folder / 'slice').write_text('keyfold PREEMPTED')
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a launcher that must end by itself."""
+    try:
+        output, errors = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, output, errors
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    """A cloud without a slice; what runs on it ends with the test."""
+    if not (runs.ROOT / '.git').exists() or not shutil.which('setsid'):
+        pytest.skip('needs a git checkout, and setsid')
+    made = Cloud(tmp_path)
+    yield made
+    made.preempt()
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Returns as soon as `condition()` holds, while the process runs."""
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, ended(process)
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_stopped_killed_and_preempted_it_goes_on_to_the_same_bits(
+    cloud: Cloud, tmp_path: Path
+) -> None:
+    """Two workers: asked to stop, then one of them killed and the slice taken away."""
+    run, undisturbed = tmp_path / 'run', tmp_path / 'undisturbed'
+    short = {'checkpoint_every': 2, 'data__bucket_lengths': '(42,)'}
+    flags = ['--', *runs.command(run, **short)[2:]]
+    first = cloud.start('resume', *flags)
+    wait_for((run / 'checkpoints' / '2').exists, first)
+    assert cloud.run('stop')[0] == 0
+    code, output, errors = ended(first)
+    assert code == EXIT_CODE, output + errors
+    assert not (run / 'lock.json').exists()
+    assert f'ended with exit code {EXIT_CODE}' in cloud.run('status')[1]
+
+    again = cloud.start('watch', *flags)
+    saved = set((run / 'checkpoints').iterdir())
+    wait_for(lambda: set((run / 'checkpoints').iterdir()) - saved, again)
+    os.killpg(cloud.pids()[1], signal.SIGKILL)
+    cloud.preempt()
+    code, output, errors = ended(again)
+    assert code == 0, output + errors
+    assert output.count('resumed after step') == 2
+    assert not (run / 'checkpoints' / '0').exists()
+
+    resume = ['tpu-vm create', 'tpu-vm scp', *['tpu-vm ssh'] * 4]
+    stop_and_status, go_on = ['tpu-vm ssh'] * 2, ['tpu-vm scp', *['tpu-vm ssh'] * 4]
+    assert cloud.calls() == [*resume, *stop_and_status, *go_on, 'tpu-vm delete', *resume]
+    runs.finish(undisturbed, devices=1, **short)
+    assert runs.outcome(run) == runs.outcome(undisturbed)
+    assert json.loads((run / 'summary.json').read_text())['process_count'] == 2
+
+
+AWKWARD = ["--config.a=it's $HOME", '--config.b=two  spaces "and" `quotes`', '--x=\\n*;&\n|', '']
+
+
+def test_flags_arrive_on_the_workers_as_they_were_given(cloud: Cloud) -> None:
+    record = f'import json, sys; print(json.dumps(sys.argv[1:]))\nprint({EXIT_CODE})'
+    cloud.put('worker-python', record, sys.executable)
+    code, output, errors = cloud.run('resume', *RUN, *AWKWARD)
+    assert code == 0, errors
+    assert json.loads(output.splitlines()[-2]) == ['train.py', *RUN[1:], *AWKWARD]
+    assert (cloud.folder / 'made').read_text() == 'setup ACCELERATOR=tpu PYTHON=python3\n' * 2
+    copy = cloud.folder / 'workers' / '1' / 'keyfold'
+    assert (copy / 'train.py').read_bytes() == (runs.ROOT / 'train.py').read_bytes()
+    assert not (copy / '.git').exists()
+
+
+@pytest.mark.parametrize(
+    ('codes', 'end', 'starts'),
+    [([2, 0], 2, 1), ([EXIT_CODE, 137, 0, 1], 0, 3), ([1, EXIT_CODE, 1, 1, 1, 0], 1, 5)],
+)
+def test_watch_starts_again_what_may_go_better(
+    cloud: Cloud, codes: list[int], end: int, starts: int
+) -> None:
+    """Never after a final code, always when asked to stop, three times after crashes."""
+    (cloud.folder / 'codes').write_text('\n'.join(map(str, codes)))
+    take = 'code=$(head -n 1 "$CLOUD/codes"); sed -i 1d "$CLOUD/codes"; exit "$code"'
+    cloud.put('worker-python', f'[ "$JAX_PROCESS_ID" = 0 ] || exit 0; {take}')
+    code, _, errors = cloud.run('watch', *RUN)
+    assert code == end, errors
+    assert len((cloud.folder / 'codes').read_text().split()) == len(codes) - starts
+
+
+def test_run_that_is_running_is_followed_and_not_started_again(cloud: Cloud) -> None:
+    cloud.put('worker-python', 'echo started; sleep 3; echo ended; exit 3')
+    process = cloud.start('resume', *RUN)
+    wait_for((cloud.folder / 'calls').exists, process)
+    wait_for(lambda: 'follow' in (cloud.folder / 'calls').read_text(), process)
+    pids = cloud.pids()
+    os.killpg(process.pid, signal.SIGINT)  # the connection ends, the run does not
+    process.communicate()
+    code, output, errors = cloud.run('resume', *RUN)
+    assert (code, output) == (3, 'started\nended\n'), errors
+    assert cloud.pids() == pids
+    assert cloud.calls().count('tpu-vm scp') == 1
+
+
+def test_queued_resource_is_waited_for_replaced_and_deleted(cloud: Cloud) -> None:
+    code, _, errors = cloud.run('create', '--queued')
+    assert code == 0, errors
+    told = ['not there', 'WAITING_FOR_RESOURCES', 'READY']
+    assert [line.rpartition(' is ')[2] for line in errors.splitlines()] == told
+    (cloud.folder / 'slice').unlink()
+    (cloud.folder / 'request').write_text('keyfold SUSPENDED')  # after a preemption
+    assert cloud.run('create', QUEUED='1')[0] == 0
+    assert cloud.run('delete', '--queued')[0] == 0
+    assert cloud.calls() == [f'queued-resources {v}' for v in ('create', 'delete') * 2]
+    assert not (cloud.folder / 'slice').exists()
+
+
+def test_worker_without_a_new_enough_python_gets_one(cloud: Cloud) -> None:
+    for name in ('python3', 'python3.11', 'python3.12', 'python3.13'):
+        cloud.put(name, 'exit 1')
+    cloud.put('sudo', 'echo "$@" >>"$CLOUD/installed"')
+    assert cloud.run('create')[0] == 0
+    assert cloud.run('setup')[0] == 0
+    assert (cloud.folder / 'made').read_text() == 'setup ACCELERATOR=tpu PYTHON=python3.12\n' * 2
+    assert 'install --yes python3.12-venv' in (cloud.folder / 'installed').read_text()
+
+
+def test_dry_run_prints_commands_that_a_shell_reads_back_and_runs_none(cloud: Cloud) -> None:
+    code, output, _ = cloud.run('watch', '--spot', '--dry-run', '--name=s', *RUN, *AWKWARD)
+    assert code == 0
+    assert not (cloud.folder / 'calls').exists()
+    words = shlex.split(output)
+    begins = [index for index, word in enumerate(words) if word in ('git', 'gcloud')]
+    ends = [*begins[1:], len(words)]
+    pack, *commands = [words[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    assert pack[:2] == ['git', '-C']
+    assert all(command[:4] == ['gcloud', 'compute', 'tpus', 'tpu-vm'] for command in commands)
+    assert all(command[-3:] == WHERE for command in commands)
+    looks, create, copy, unpack, setup, start, follow = [command[4:-3] for command in commands]
+    assert looks == ['list', '--format=value(name.basename(),state)']
+    version, kind = '--version=v2-alpha-tpuv5-lite', '--accelerator-type=v5litepod-16'
+    assert create == ['create', 's', version, kind, '--spot']
+    assert copy == ['scp', pack[-2].removeprefix('--output='), 's:keyfold.tar.gz', '--worker=all']
+    assert all(ssh[:3] == ['ssh', 's', '--worker=all'] for ssh in (unpack, setup, start))
+    assert follow[:3] == ['ssh', 's', '--worker=0']
+    remote = shlex.split(start[-1].removeprefix('--command='))
+    assert remote == ['bash', 'keyfold/launch/tpu_worker.sh', 'start', *RUN[1:], *AWKWARD]
+
+
+@pytest.mark.parametrize(
+    ('words', 'env', 'told'),
+    [
+        (['launch'], {}, 'launch: no such command'),
+        (['create', '--zones=a'], {}, '--zones=a: no such --FLAG=VALUE'),
+        (['create', '--config=a'], {}, "come after ' -- '"),
+        (['create', '--name=My slice'], {}, '--name=My slice: expected lower-case'),
+        (['create'], {'ZONE': ''}, '--zone=ZONE, or ZONE, is missing'),
+        (['delete'], {'PROJECT_ID': ''}, '--project=PROJECT, or PROJECT_ID, is missing'),
+        (['watch', *RUN], {'RUNTIME_VERSION': ''}, '--runtime-version=NAME, or RUNTIME_VERSION'),
+        (['run'], {}, '--config=FILE is missing'),
+        (['run', '--', '--config=a'], {}, '--workdir=: expected gs://BUCKET/PATH'),
+        (['run', '--', '--config=a', '--workdir=runs/a'], {}, '--workdir=runs/a: expected gs://'),
+        (['create'], {'ACCOUNT': ''}, 'gcloud has no credentials: run gcloud auth login'),
+        (['create'], {'POLL_SECONDS': 'soon'}, 'POLL_SECONDS=soon: expected a whole number'),
+    ],
+)
+def test_a_mistake_is_one_line_and_changes_nothing(
+    cloud: Cloud, words: list[str], env: dict[str, str], told: str
+) -> None:
+    code, output, errors = cloud.run(*words, **env)
+    assert (code, output) == (2, '')
+    (line,) = errors.splitlines()
+    assert line.startswith('error: ')
+    assert told in line
+    assert not (cloud.folder / 'slice').exists()
+
+
+def test_without_googles_command_line_it_says_so(cloud: Cloud, tmp_path: Path) -> None:
+    (tmp_path / 'few').mkdir()
+    for name in ('bash', 'dirname', 'env'):
+        (tmp_path / 'few' / name).symlink_to(str(shutil.which(name)))
+    code, _, errors = cloud.run('create', PATH=str(tmp_path / 'few'))
+    assert code == 2
+    assert errors == 'error: gcloud is not on PATH: install the Google Cloud CLI\n'
+
+
+def test_workdir_on_a_disk_is_taken_with_a_warning(cloud: Cloud) -> None:
+    code, _, errors = cloud.run('run', '--dry-run', *RUN[:2], '--workdir=/mnt/shared/run')
+    assert code == 0
+    assert 'warning: all workers must mount the file system of --workdir=/mnt/shared' in errors
+
+
+def test_help_is_the_head_of_the_script(cloud: Cloud) -> None:
+    code, output, _ = cloud.run('--help')
+    assert code == 0
+    assert output == cloud.run()[1]
+    assert all(f'\n{name} ' in output for name in ('create', 'watch', 'delete'))
+    assert '#' not in output
+
+
+@pytest.mark.parametrize(
+    ('platforms', 'env', 'asks'),
+    [
+        (None, {}, False),
+        ('cpu', {'TPU_WORKER_HOSTNAMES': 'a,b'}, False),
+        ('cuda', {}, False),
+        ('tpu,cpu', {}, True),
+        ('tpu', {'TPU_SKIP_MDS_QUERY': '1'}, False),
+        ('tpu,cpu', {'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
+        ('tpu,cpu', {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_SKIP_MDS_QUERY': 'true'}, True),
+        ('tpu,cpu', {'TPU_PROCESS_ADDRESSES': 'a:1,b:1', 'TPU_WORKER_HOSTNAMES': 'a'}, True),
+    ],
+)
+def test_other_hosts_are_asked_for_only_where_there_is_a_tpu(
+    monkeypatch: pytest.MonkeyPatch, platforms: str | None, env: dict[str, str], asks: bool
+) -> None:
+    for name in ('TPU_SKIP_MDS_QUERY', 'TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    before = jax.config.jax_platforms
+    jax.config.update('jax_platforms', platforms)
+    try:
+        assert backend.in_tpu_slice() is asks
+    finally:
+        jax.config.update('jax_platforms', before)
+
+
+ON_A_TPU_VM = """
+import os, jax
+from jax._src.clusters import cloud_tpu_cluster
+from training import backend
+
+cloud_tpu_cluster.running_in_cloud_tpu_vm = True  # as where there are TPU chips, and libtpu
+os.environ.pop('TPU_SKIP_MDS_QUERY')
+jax.config.update('jax_platforms', 'tpu,cpu')
+meet = backend.meet
+
+def meet_on_cpu():
+    jax.config.update('jax_platforms', 'cpu')
+    meet()
+
+backend.meet = meet_on_cpu
+backend.join_processes(60)
+print(f'host {jax.process_index()} of {jax.process_count()}', flush=True)
+"""
+
+
+@contextlib.contextmanager
+def metadata_server(worker: int, endpoints: str) -> Iterator[str]:
+    """The address of what tells a TPU VM who it is."""
+    answers = {'agent-worker-number': str(worker), 'worker-network-endpoints': endpoints}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = answers.get(self.path.rpartition('/')[2], '').encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('endpoints', ['127.0.0.1', 'a:0:127.0.0.1,b:1:127.0.0.1'])
+def test_hosts_of_a_tpu_vm_slice_find_each_other_through_its_metadata(endpoints: str) -> None:
+    """JAX's own code for TPU VMs, told that chips are there, asks a stand-in for the server."""
+    with socket.create_server(('', 0)) as probe:
+        port = str(probe.getsockname()[1])
+    count = len(endpoints.split(','))
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(metadata_server(n, endpoints)) for n in range(count)]
+        hosts = [
+            subprocess.Popen(
+                [sys.executable, '-c', ON_A_TPU_VM],
+                cwd=runs.ROOT,
+                env=runs.environment(2, GCE_METADATA_IP=address, JAX_COORDINATOR_PORT=port),
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for address in servers
+        ]
+        told = [host.communicate(timeout=PATIENCE)[0] for host in hosts]
+    found = [re.findall('^host .*', text, re.MULTILINE) for text in told]
+    assert found == [[f'host {index} of {count}'] for index in range(count)], told
