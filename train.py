@@ -21,7 +21,7 @@ import tasks
 from configs import command_line, schema
 from configs.schema import Config
 from input_pipeline.batches import eval_batches, train_batches
-from training import backend, keys, lock, logs, resume
+from training import backend, keys, lock, logs, processes, resume
 from training.checkpoints import Checkpoints
 from training.evaluation import make_evaluate
 from training.layout import make_layout, make_mesh
@@ -51,9 +51,9 @@ def main(_: Sequence[str]) -> None:
     stop = StopRequest()
     stop.listen(STOP_TIMEOUT.value)
     backend.prepare(config.num_shards)
-    backend.join_processes(JOIN_TIMEOUT.value)
+    processes.join(JOIN_TIMEOUT.value)
     logs.start_logging()
-    with backend.bounded_end(), lock.only_run_in(workdir):
+    with processes.bounded_end(), lock.only_run_in(workdir):
         train(config, workdir, ALLOW_CHANGES.value, stop)
 
 
@@ -70,7 +70,7 @@ def train(
     stop = stop or StopRequest()
     task = tasks.make_task(config)
     launch = {'workdir': str(workdir), 'allow_changes': allow_changes}
-    backend.require_same_on_all_processes(schema.to_dict(config), task.facts, launch)
+    processes.require_same(schema.to_dict(config), task.facts, launch)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
     mesh = make_mesh()

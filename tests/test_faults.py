@@ -310,3 +310,69 @@ def test_full_disk_is_told_and_loses_no_older_checkpoint(full_disk: Path, tmp_pa
     runs.finish(run)
     runs.finish(tmp_path / 'undisturbed')
     assert runs.outcome(run) == runs.outcome(tmp_path / 'undisturbed')
+
+
+@pytest.mark.slow
+def test_pod_on_a_full_disk_ends_with_the_same_exit_code_and_loses_nothing(
+    full_disk: Path, tmp_path: Path
+) -> None:
+    run = full_disk / 'run'
+    pod = ['-m', 'launch.local_pod', '--processes=2', '--devices_per_process=1', '--']
+    command = [sys.executable, *pod, *runs.command(run)[2:]]
+    for code, size in ((5, '50m'), (0, '50m')):
+        done = subprocess.run(
+            command, cwd=runs.ROOT, env=runs.environment(1), capture_output=True, text=True
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == code, output
+        assert ('the last checkpoint could not be written' in output) == (code == 5)
+        assert 'starting again' not in output
+        subprocess.run(['mount', '-o', f'remount,size={size}', str(full_disk)], check=True)
+    runs.finish(tmp_path / 'undisturbed')
+    assert runs.outcome(run) == runs.outcome(tmp_path / 'undisturbed')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mended', [True, False])
+def test_lost_permission_is_told_and_survived(tmp_path: Path, mended: bool) -> None:
+    run, undisturbed = tmp_path / 'run', tmp_path / 'undisturbed'
+    steps = {'num_steps': 600, 'eval_every': 600, 'optimizer__decay_steps': 600}
+    plain = []  # root writes anywhere, unless it is a root that may not
+    if os.geteuid() == 0:
+        plain = ['setpriv', '--bounding-set=-dac_override,-dac_read_search']
+        if subprocess.run([*plain, 'true'], capture_output=True).returncode:
+            pytest.skip('needs setpriv, or not to be root')
+    process = subprocess.Popen(
+        [*plain, *runs.command(run, checkpoint_every=20, **steps)],
+        cwd=runs.ROOT,
+        env=runs.environment(2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    output = ''
+    try:
+        while not (run / 'checkpoints' / '20').exists():
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.01)
+        (run / 'checkpoints').chmod(0o500)
+        for line in process.stdout:
+            output += line
+            if 'a checkpoint could not be written' in line:
+                break
+        if mended:
+            (run / 'checkpoints').chmod(0o700)
+        output += process.communicate(timeout=300)[0]
+    finally:
+        process.kill()
+        (run / 'checkpoints').chmod(0o700)
+    assert 'a checkpoint could not be written' in output
+    assert 'Permission denied' in output
+    assert 'Traceback' not in output
+    assert process.returncode == (0 if mended else 5), output
+    if not mended:
+        assert 'the last checkpoint could not be written' in output.splitlines()[-1]
+    runs.finish(run, **steps)
+    runs.finish(undisturbed, **steps)
+    assert runs.outcome(run) == runs.outcome(undisturbed)

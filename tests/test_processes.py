@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,11 +36,13 @@ def start_pod(
     return start(['-m', 'launch.local_pod', *flags, '--', *small(workdir, **overrides)])
 
 
-def start(args: list[str], devices: int = 2, **env: str) -> subprocess.Popen[str]:
-    """Starts a Python program of the project."""
+def start(
+    args: list[str], devices: int = 2, root: Path = runs.ROOT, **env: str
+) -> subprocess.Popen[str]:
+    """Starts a Python program of the project, or of a copy of it."""
     return subprocess.Popen(
         [sys.executable, *args],
-        cwd=runs.ROOT,
+        cwd=root,
         env=runs.environment(devices, **env),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -228,15 +231,19 @@ def test_only_process_0_writes_logs_and_every_line_tells_its_process(tmp_path: P
     assert 'the run is finished at step 6' in again
 
 
-def start_by_hand(workdirs: list[Path], *overrides: dict[str, Any]) -> Iterator[tuple[int, str]]:
+def start_by_hand(
+    workdirs: list[Path],
+    *overrides: dict[str, Any],
+    roots: tuple[Path, Path] = (runs.ROOT, runs.ROOT),
+) -> Iterator[tuple[int, str]]:
     """(exit code, output) of each process of a pod whose processes have other flags each."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{probe.getsockname()[1]}'
     pod = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(len(overrides))}
     processes = [
-        start(['train.py', *small(workdir, **knobs)], **pod, JAX_PROCESS_ID=str(index))
-        for index, (workdir, knobs) in enumerate(zip(workdirs, overrides, strict=True))
+        start(['train.py', *small(workdir, **knobs)], 2, root, **pod, JAX_PROCESS_ID=str(index))
+        for index, (workdir, knobs, root) in enumerate(zip(workdirs, overrides, roots, strict=True))
     ]
     try:
         yield from [ended(process) for process in processes]
@@ -261,6 +268,21 @@ def test_processes_with_different_configs_are_named(tmp_path: Path) -> None:
         value = runs.STEPS['batch_size'] if process == 0 else 32
         assert f'batch_size is not the same on process {1 - process}' in told
         assert f'on process {process}, which has {value}' in told
+    assert not run.exists()
+
+
+@pytest.mark.slow
+def test_processes_with_different_code_are_named(tmp_path: Path) -> None:
+    run, copy = tmp_path / 'run', tmp_path / 'copy'
+    shutil.copytree(
+        runs.ROOT, copy, ignore=lambda *_: {'.venv', '.git', 'runs', 'docs', '__pycache__'}
+    )
+    with (copy / 'model' / 'classifier.py').open('a') as code:
+        code.write('# an edit on one host alone\n')
+    for code, output in start_by_hand([run, run], {}, {}, roots=(runs.ROOT, copy)):
+        assert code == 2, output
+        (told,) = errors(output)
+        assert 'the code is not the same on process' in told
     assert not run.exists()
 
 

@@ -25,7 +25,7 @@ import jax
 import pytest
 
 from tests import runs
-from training import backend
+from training import processes
 from training.preemption import EXIT_CODE
 
 SCRIPT = 'launch/tpu_vm.sh'
@@ -390,7 +390,7 @@ def test_other_hosts_are_asked_for_only_where_there_is_a_tpu(
     before = jax.config.jax_platforms
     jax.config.update('jax_platforms', platforms)
     try:
-        assert backend.in_tpu_slice() is asks
+        assert processes.in_tpu_slice() is asks
     finally:
         jax.config.update('jax_platforms', before)
 
@@ -398,19 +398,19 @@ def test_other_hosts_are_asked_for_only_where_there_is_a_tpu(
 ON_A_TPU_VM = """
 import os, jax
 from jax._src.clusters import cloud_tpu_cluster
-from training import backend
+from training import processes
 
 cloud_tpu_cluster.running_in_cloud_tpu_vm = True  # as where there are TPU chips, and libtpu
 os.environ.pop('TPU_SKIP_MDS_QUERY')
 jax.config.update('jax_platforms', 'tpu,cpu')
-meet = backend.meet
+meet = processes.meet
 
 def meet_on_cpu():
     jax.config.update('jax_platforms', 'cpu')
     meet()
 
-backend.meet = meet_on_cpu
-backend.join_processes(60)
+processes.meet = meet_on_cpu
+processes.join(60)
 print(f'host {jax.process_index()} of {jax.process_count()}', flush=True)
 """
 

@@ -19,7 +19,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from configs.schema import BadInput
-from training import backend
+from training import processes
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
 from training.storage import NotSaved, brief
 
@@ -172,7 +172,7 @@ class Checkpoints:
                 raise BadInput(f'{self._directory / str(step)}: {brief(error)}') from error
             except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
                 problem = brief(error)
-            if backend.on_all_processes(not problem):
+            if processes.on_all(not problem):
                 return result
             logging.warning(
                 'checkpoint %s is damaged (%s): moved to %s, using the one before',

@@ -20,7 +20,7 @@ import jax
 from etils import epath
 
 from configs.schema import BadInput
-from training import backend
+from training import processes
 from training.storage import brief
 
 LEASE_SECONDS = 60.0  # without renewal, after which another machine takes over
@@ -43,7 +43,7 @@ def only_run_in(workdir: epath.Path) -> Iterator[None]:
         if not problem:
             made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
             problem = taken(file, me)
-    if not backend.on_all_processes(not problem):
+    if not processes.on_all(not problem):
         raise BadInput(f'{workdir}: {problem or "process 0 can not hold it"}')
     if jax.process_index() != 0:
         yield
@@ -54,7 +54,7 @@ def only_run_in(workdir: epath.Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a full disk or a lost one is told by a save
                 owner = read(file)
                 if owner and owner['id'] != me['id']:
-                    backend.end_now(f'error: {workdir}: another run took it over', LOST)
+                    processes.end_now(f'error: {workdir}: another run took it over', LOST)
                 write(file, me)
 
     thread = threading.Thread(target=renew, daemon=True)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from training import backend
+from training import processes
 from training.layout import Layout
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, worth another try
@@ -48,11 +48,11 @@ class StopRequest:
                 continue
             name = signal.Signals(number).name
             if self._asked or not self._training:
-                backend.end_now(f'{name}: stopped at once; start again to go on', EXIT_CODE)
+                processes.end_now(f'{name}: stopped at once; start again to go on', EXIT_CODE)
             self._asked = True
             logging.warning('%s: saving and stopping; once more to stop at once', name)
             problem = f'{name}: not saved within {self._timeout} s; an older checkpoint goes on'
-            late = threading.Timer(self._timeout, backend.end_now, (problem, EXIT_CODE))
+            late = threading.Timer(self._timeout, processes.end_now, (problem, EXIT_CODE))
             late.daemon = True
             late.start()
 
