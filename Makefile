@@ -22,7 +22,7 @@ PIP_INSTALL := PIP_REQUIRE_VIRTUALENV=1 \
 # Written when a set-up is complete, so an interrupted one does not count.
 READY := $(VENV)/ready-$(ACCELERATOR)
 
-.PHONY: help setup train test test-fast lint exactness faults clean
+.PHONY: help setup train test test-fast lint exactness gpu-check faults clean
 
 help:  ## this list
 	@echo 'make TARGET [CONFIG=configs/reviews.py] [WORKDIR=runs/reviews] [ARGS="--config.seed=1"]'
@@ -47,6 +47,9 @@ lint: $(READY)  ## format, style and types, as CI wants them
 
 exactness: $(READY)  ## train CONFIG on several layouts and compare the bits
 	$(VENV)/bin/python -m tools.exactness --config="$(CONFIG)" $(ARGS)
+
+gpu-check: $(READY)  ## train on the GPUs here, twice and killed, and compare [ACCELERATOR=cuda13]
+	$(VENV)/bin/python -m tools.gpu_check $(ARGS)
 
 faults: $(READY)  ## kill runs in every phase, resume and compare (half an hour) [ARGS=--rounds=3]
 	$(VENV)/bin/python -m tests.faults $(ARGS)

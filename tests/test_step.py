@@ -305,8 +305,11 @@ def test_state_is_donated(
     ours = trainer(variant, 8)
     before = ours.start()
     after, _ = ours.step(before, ours.layout.put(batches[0]))
-    donated = before if variant == 'adamw' else (before.params, before.opt_state)
+    donated = before if variant == 'adamw' else before.params
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
+    for leaf in jax.tree.leaves(before.opt_state):
+        with pytest.raises(RuntimeError, match='deleted'):
+            np.asarray(leaf)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 

@@ -95,4 +95,9 @@ def on_mesh(
     mapped = jax.shard_map(
         program, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
-    return jax.jit(mapped, donate_argnums=donate, compiler_options=COMPILER_OPTIONS)
+    return jax.jit(
+        mapped,
+        donate_argnums=donate,
+        keep_unused=bool(donate),  # what is not read is still to be written over
+        compiler_options=COMPILER_OPTIONS,
+    )

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from configs.schema import BadInput
 
-LEAVE_SECONDS = 10  # in which the processes of a pod that fail together leave it together
+LEAVE_SECONDS = 10  # from the end of a run to the end of its process
 
 
 def join(timeout_seconds: int) -> None:
@@ -130,19 +130,22 @@ def end_now(problem: str, code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def bounded_end() -> Iterator[None]:
-    """An error inside ends this process soon, even where the others of its pod go on waiting.
+    """After what is inside, this process ends soon, whatever still waits in it.
 
     JAX leaves a pod through a barrier. When all fail alike they meet there; else time runs out.
+    Orbax has threads that wait ten minutes for a save that has failed.
     """
+    code = 0
     try:
         yield
     except BaseException as error:
-        if jax.process_count() > 1:
-            code = getattr(error, 'exit_code', getattr(error, 'code', 1))
+        code = getattr(error, 'exit_code', getattr(error, 'code', 1))
+        raise
+    finally:
+        if code or jax.process_count() == 1:  # else the others may still be at work
             end = threading.Timer(LEAVE_SECONDS, os._exit, (code,))
             end.daemon = True
             end.start()
-        raise
 
 
 def require_same(*facts: dict[str, Any]) -> None:

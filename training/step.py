@@ -135,32 +135,29 @@ def make_update_of_slices(
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """`make_update` for gradient and optimizer state in slices."""
 
-    def measure(state: TrainState, grads: Any, sums: Sums) -> tuple[Any, zero.Facts]:
-        own = zero.own_slices(state.params, layout)
+    def measure(params: Any, grads: Any, sums: Sums) -> tuple[Any, zero.Facts]:
         norm = jnp.sqrt(zero.squared_norm(grads, layout)) / sums['weight']
         finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
-        return own, zero.Facts(sums['weight'], norm, finite)
+        return zero.own_slices(params, layout), zero.Facts(sums['weight'], norm, finite)
 
     def finish(
-        state: TrainState, slices: Any, norm: jax.Array, sums: Sums, prints: jax.Array
-    ) -> tuple[jax.Array, Any, jax.Array]:
-        step = state.step + 1
+        old: Any, slices: Any, step: jax.Array, norm: jax.Array, sums: Sums, prints: jax.Array
+    ) -> tuple[Any, jax.Array, jax.Array]:
         print_of_params = fingerprint_of_slices(slices, DATA)
-        row = row_of(step, [*prints, print_of_params], norm, sums)
-        return step, zero.gathered(slices, state.params), row
+        row = row_of(step + 1, [*prints, print_of_params], norm, sums)
+        return zero.gathered(slices, old), step + 1, row
 
     own, replicated = P(DATA), P()
     measure = on_mesh(measure, layout, (replicated, own, replicated), (own, replicated))
     apply = zero.make_apply(optimizer, clip_norm, layout)
-    finish = on_mesh(finish, layout, (replicated, own, *3 * [replicated]), replicated, donate=(0,))
+    finish = on_mesh(finish, layout, (replicated, own, *4 * [replicated]), replicated, donate=(0,))
 
     def update(
         state: TrainState, grads: Any, sums: Sums, prints: jax.Array
     ) -> tuple[TrainState, jax.Array]:
-        whole = state.replace(opt_state=None)
-        slices, facts = measure(whole, grads, sums)
+        slices, facts = measure(state.params, grads, sums)
         slices, opt_state = apply(slices, state.opt_state, grads, facts)
-        step, params, row = finish(whole, slices, facts.norm, sums, prints)
+        params, step, row = finish(state.params, slices, state.step, facts.norm, sums, prints)
         return TrainState(step, params, opt_state, state.root_key), row
 
     return update

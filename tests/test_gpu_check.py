@@ -1,0 +1,43 @@
+"""The command that looks at GPUs, tried on simulated devices."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests import runs
+
+
+def gpu_check(*flags: str, devices: int = 2) -> subprocess.CompletedProcess[str]:
+    """Runs the tool to its end."""
+    return subprocess.run(
+        [sys.executable, '-m', 'tools.gpu_check', *flags],
+        cwd=runs.ROOT,
+        env=runs.environment(devices),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_without_a_gpu_it_says_so_in_one_line() -> None:
+    done = gpu_check()
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: --platform=cuda: JAX finds none')
+    assert done.stderr.count('\n') == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('reduction', 'code'), [('tree', 0), ('psum', 1)])
+def test_runs_that_differ_are_told_from_those_that_do_not(reduction: str, code: int) -> None:
+    config = 'configs/reviews.py'
+    small = [flag for flag in runs.command(runs.ROOT, config)[4:] if 'every' not in flag]
+    small = [flag for flag in small if not re.search('num_steps|num_shards', flag)]
+    flags = [*small, '--config.num_shards=4', f'--config.reduction={reduction}']
+    done = gpu_check(f'--config={config}', '--platform=cpu', '--steps=36', '--', *flags, devices=4)
+    assert done.returncode == code, done.stdout + done.stderr
+    lines = done.stdout.splitlines()[2:]
+    ways = ['first', 'again', 'killed', 'one device']
+    assert [line[2:12].strip() for line in lines] == ways
+    same = [line.endswith('the same bits') for line in lines]
+    assert same == [True, True, True, code == 0]

@@ -1,0 +1,105 @@
+"""Does a run keep its bits on this machine's accelerators? Two runs, and one that is killed.
+
+    python -m tools.gpu_check [--config=FILE ...] [--platform=cuda] [--steps=300] [-- FLAGS]
+
+Trains each config (without --config the embedded reviews and SST-2) for a few steps, twice, and
+once more with a SIGKILL in the middle and a second start; on one device as well, where there are
+several. All must end in the same bits. FLAGS go to every train.py. Exit code 0: they do. 1: not.
+2: bad input, or a run that did not end.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.command_line import refuse
+from tools import compare_runs
+
+PROJECT = Path(__file__).resolve().parent.parent
+DEVICES = 'import jax; print(len(jax.devices()), jax.devices()[0].device_kind)'
+ONE_DEVICE = {'CUDA_VISIBLE_DEVICES': '0', 'JAX_NUM_CPU_DEVICES': '1'}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints a line for every run; returns the exit code."""
+    parser = argparse.ArgumentParser('gpu_check', description=(__doc__ or '').split('\n')[0])
+    parser.error = refuse  # type: ignore  # a mistake is one line
+    parser.add_argument('--config', action='append')
+    parser.add_argument('--platform', default='cuda')
+    parser.add_argument('--steps', type=int, default=300)
+    parser.add_argument('flags', nargs='*')
+    given = parser.parse_args(argv)
+    env = os.environ | {'JAX_PLATFORMS': given.platform}
+    asked = subprocess.run([sys.executable, '-c', DEVICES], env=env, capture_output=True, text=True)
+    if asked.returncode:
+        refuse(f'--platform={given.platform}: JAX finds none (make setup ACCELERATOR=cuda13?)')
+    count, _, kind = asked.stdout.strip().partition(' ')
+    print(f'{count} x {kind}')
+    every = ('num_steps', 'eval_every', 'optimizer.decay_steps')
+    knobs = dict.fromkeys(every, given.steps) | {
+        'checkpoint_every': max(1, given.steps // 6),
+        'num_shards': count,
+    }
+    flags = [*(f'--config.{name}={value}' for name, value in knobs.items()), *given.flags]
+    codes = []
+    for config in given.config or ('configs/reviews.py', 'configs/sst2.py'):
+        with tempfile.TemporaryDirectory(prefix='gpu-check-') as folder:
+            codes.append(check(Path(folder), [f'--config={config}', *flags], env, int(count)))
+    return max(codes)
+
+
+def check(folder: Path, flags: Sequence[str], env: dict[str, str], devices: int) -> int:
+    """Trains one config in all ways. Returns the exit code."""
+    print(flags[0])
+    ways = {'first': env, 'again': env, 'killed': env}
+    if devices > 1:
+        ways['one device'] = env | ONE_DEVICE
+    code = 0
+    for way, its_env in ways.items():
+        began, command = time.perf_counter(), [*flags, f'--workdir={folder / way}']
+        if way == 'killed':
+            kill_after_a_checkpoint(folder / way, command, its_env)
+        done = train(command, its_env)
+        output, _ = done.communicate()
+        if done.returncode:
+            refuse(f'{way}: train.py ended with exit code {done.returncode}: {output[-500:]}')
+        first, this = (compare_runs.load(str(folder / name)) for name in ('first', way))
+        same, verdict = compare_runs.compare(first, this)
+        print(f'  {way:10} {time.perf_counter() - began:6.1f} s ', end='')
+        print(f'{this.final["examples_per_second"]:8.0f} examples/s ', end='')
+        print(this.final['state_fingerprint'][:16], 'the same bits' if same else ' '.join(verdict))
+        code = max(code, int(not same))
+    return code
+
+
+def kill_after_a_checkpoint(workdir: Path, flags: Sequence[str], env: dict[str, str]) -> None:
+    """Starts a run and kills it where it has written a checkpoint after the one of step 0."""
+    process = train(flags, env)
+    while process.poll() is None:
+        if [p for p in workdir.glob('checkpoints/*') if p.name.isdecimal() and p.name != '0']:
+            process.send_signal(signal.SIGKILL)
+        time.sleep(0.05)
+    process.communicate()
+
+
+def train(flags: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    """Starts train.py."""
+    return subprocess.Popen(
+        [sys.executable, 'train.py', *flags],
+        cwd=PROJECT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+    )
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
