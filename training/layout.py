@@ -1,6 +1,7 @@
 """How a run lies on its devices: one mesh axis, the shards on it, the rows of each process."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -56,11 +57,11 @@ class Layout:
         )
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes on the axis 'data', each process's devices side by side."""
-    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """These devices, or all of all processes, on the axis 'data', each process's side by side."""
+    ordered = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
     # Auto axes: Linen's dropout does not run on the Explicit axes that jax.make_mesh makes.
-    return Mesh(np.array(devices), (DATA,), axis_types=(jax.sharding.AxisType.Auto,))
+    return Mesh(np.array(ordered), (DATA,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:
