@@ -157,9 +157,8 @@ def reduce_over_devices(tree: Any, layout: Layout) -> Any:
     # Cut first, shaped after: else XLA on TPU gives the whole vector the shape of a leaf. As
     # [P/2, 2], in tiles of 128 columns, it takes 64 times its memory.
     parts = lax.optimization_barrier(jnp.split(vector, ends)[:-1])
-    return structure.unflatten(
-        part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)
-    )
+    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)
 
 
 def on_mesh(
