@@ -52,4 +52,8 @@ def sum_devices(vector: jax.Array, axis: str, devices: int) -> jax.Array:
     parts = list(lax.all_to_all(slices, axis, split_axis=0, concat_axis=0))
     while len(parts) > 1:
         parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=True)]
-    return lax.all_gather(parts[0], axis, tiled=True).reshape(-1)
+    # As whole numbers: XLA on TPU makes a small all-gather an all-reduce with zeros, and -0.0 + 0.0
+    # is 0.0.
+    words = lax.bitcast_convert_type(parts[0], jnp.uint32)
+    gathered = lax.all_gather(words, axis, tiled=True).reshape(-1)
+    return lax.bitcast_convert_type(gathered, jnp.float32)
