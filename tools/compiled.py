@@ -3,7 +3,8 @@
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,10 +62,10 @@ class Compiled(NamedTuple):
 def compile_program(program: Any, *args: Any) -> Compiled:
     """Compiles a jitted function for abstract arguments. Needs none of the devices it is for."""
     traced = program.trace(*args)
-    flops = matmul_flops(traced.jaxpr)
+    flops, lowered = matmul_flops(traced.jaxpr), traced.lower()
     began = time.perf_counter()
     try:
-        compiled = traced.lower().compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(r'([\d.]+)([KMGT])\b', str(error))
         if 'RESOURCE_EXHAUSTED' not in str(error) or not needed:
@@ -78,10 +79,12 @@ def compile_program(program: Any, *args: Any) -> Compiled:
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
         memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
     )
-    counted = compiled.cost_analysis()['flops']
-    return Compiled(
-        seconds, sum(parts), parts, flops, counted, tuple(collectives(compiled.as_text()))
+    counted = compiled.cost_analysis().get('flops', 0)
+    moved = with_origins(
+        collectives(compiled.as_text()),
+        collectives(lowered.as_text(dialect='hlo', debug_info=True)),
     )
+    return Compiled(seconds, sum(parts), parts, flops, counted, tuple(moved))
 
 
 def matmul_flops(jaxpr: Any) -> int:
@@ -125,6 +128,29 @@ def collectives(hlo: str) -> Iterator[Collective]:
             operation[1] if operation else '',
             places[frame[1]] if frame else '',
         )
+
+
+def with_origins(
+    compiled: Iterable[Collective], written: Iterable[Collective]
+) -> Iterator[Collective]:
+    """The collectives of a compiled program, of which the compiler may have left one unnamed that
+    it put in the place of another, as for a small all-gather an all-reduce with zeros. That has the
+    bytes of one `written` in the program before it was compiled, of which nothing else is left.
+    """
+    found, left = list(compiled), []
+    named = Counter((c.operation, c.place) for c in found)
+    for collective in written:
+        if named[collective.operation, collective.place]:
+            named[collective.operation, collective.place] -= 1
+        else:
+            left.append(collective)
+    for collective in found:
+        if not collective.operation:
+            same = [other for other in left if other.result == collective.result]
+            if same:
+                left.remove(same[0])
+                collective = same[0]._replace(name=collective.name)
+        yield collective
 
 
 def size_of(dtype: str, dimensions: str) -> int:

@@ -37,8 +37,10 @@ CHIPS = {
     'v6e': Chip(SQUARES, 31.25),
 }
 
-# libtpu would ask the network what machine this is, and tell on standard error that it is none.
-QUIET = {
+# libtpu would lock out every other process, ask the network what machine this is, and tell on
+# standard error that it is none.
+LIBTPU = {
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-8',  # any that it knows; the topology decides
     'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -77,7 +79,7 @@ def devices(topology: str, num_shards: int) -> Sequence[jax.Device]:
     backend.prepare(num_shards)
     if name == 'cpu':
         return jax.devices()
-    for variable, value in QUIET.items():
+    for variable, value in LIBTPU.items():
         os.environ.setdefault(variable, value)
     options = dict(CHIPS[name].options)
     if shape == '1x1':
