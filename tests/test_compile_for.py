@@ -126,8 +126,6 @@ def test_step_compiles_for_a_tpu_slice_into_a_true_all_gather() -> None:
     report = run('v5e:2x2').stdout
     check_report(report, 4)
     assert re.search(r'^fits: .* of 15.75', report, re.M)
-    for name, cells in table(report).items():
-        assert cells['temporary'] < 32, name  # the sum's vector as [P/2, 2] takes more than 100
 
 
 @pytest.fixture
@@ -180,6 +178,20 @@ def test_bits_of_the_sum_are_gathered_as_whole_numbers(
         'v4:2x2x2': [('all-to-all', 'all_to_all'), ('all-gather', 'all_gather')],
         'v5e:1x1': [],
     }[topology]
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_sum_takes_little_more_memory_than_its_vector(tpu_layout: MakeLayout) -> None:
+    """With the vector shaped before it is cut, as [P/2, 2], it took 64 times as much."""
+    layout = tpu_layout('v5e:4x4')
+    program = on_mesh(
+        lambda tree: reduce_over_devices(tree, layout), layout, in_specs=P(), out_specs=P()
+    )
+    shapes = {'embedding': (4_100, 300), 'head': (256, 2), 'hidden': (512, 256)}
+    sizes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    arguments, _, temporaries = compile_program(program, layout.abstract(sizes)).parts
+    assert temporaries < 3 * arguments
 
 
 @pytest.mark.parametrize('topology', ['v5e', 'v5e:3x3', 'v4:4x4', 'v9:2x2', 'cpu:0', 'cpu:x', ''])
