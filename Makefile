@@ -22,11 +22,11 @@ PIP_INSTALL := PIP_REQUIRE_VIRTUALENV=1 \
 # Written when a set-up is complete, so an interrupted one does not count.
 READY := $(VENV)/ready-$(ACCELERATOR)
 
-.PHONY: help setup train test test-fast lint exactness gpu-check faults clean
+.PHONY: help setup train test test-fast lint exactness gpu-check faults compile-check clean
 
 help:  ## this list
 	@echo 'make TARGET [CONFIG=configs/reviews.py] [WORKDIR=runs/reviews] [ARGS="--config.seed=1"]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY)  ## install into .venv [ACCELERATOR=cpu|cuda13|tpu] [PYTHON=python3]
 	@echo "$(VENV) is ready for $(ACCELERATOR)"
@@ -53,6 +53,9 @@ gpu-check: $(READY)  ## train on the GPUs here, twice and killed, and compare [A
 
 faults: $(READY)  ## kill runs in every phase, resume and compare (half an hour) [ARGS=--rounds=3]
 	$(VENV)/bin/python -m tests.faults $(ARGS)
+
+compile-check: $(READY)  ## compile for TPUs, with none [VENV=.venv-tpu ACCELERATOR=tpu]
+	$(VENV)/bin/python -m pytest tests/test_compile_for.py $(ARGS)
 
 clean:  ## remove .venv and caches, never runs
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,8 +1,6 @@
 """The promises of training/reduction.py: the order of adding is a law, and costs a ring's bytes."""
 
 import collections
-import math
-import re
 from collections.abc import Callable
 
 import jax
@@ -14,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from model.classifier import TextClassifier
 from tasks import classification
+from tools.compiled import collectives
 from training import keys, reduction
 from training.layout import DATA, Layout
 from training.state import make_create_state
@@ -107,19 +106,11 @@ def test_psum_does_not_keep_the_law(layout: MakeLayout, devices: int) -> None:
     np.testing.assert_allclose(found / scale, tree_sum(parts) / scale, atol=1e-6)
 
 
-def collectives(program: str) -> dict[str, list[int]]:
+def moved(program: str) -> dict[str, list[int]]:
     """Operation -> bytes of each result that a compiled program gets from other devices."""
     found = collections.defaultdict(list)
-    names = (
-        'all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute|collective-broadcast'
-    )
-    for result, name in re.findall(rf' = (.*?) ({names})(?:-start)?\(', program):
-        shapes = re.findall(r'[a-z]+(\d+)\[([\d,]*)\]', result)
-        size = sum(
-            int(bits) // 8 * math.prod(int(n) for n in shape.split(',') if n)
-            for bits, shape in shapes
-        )
-        found[name].append(size)
+    for collective in collectives(program):
+        found[collective.name].append(collective.result)
     return dict(found)
 
 
@@ -141,10 +132,9 @@ def test_step_moves_the_bytes_of_a_ring_in_two_collectives_and_two_small_ones(
     gradient = make_gradient(classification.classifier_sums(model), layout(8))
     gradient_args = (state.params, state.root_key, state.step, batch)
     results = jax.eval_shape(gradient, *gradient_args)
-    found = collectives(gradient.lower(*gradient_args).compile().as_text())
-    after = collectives(
-        make_update(optimizer, 1.0, layout(8)).lower(state, *results).compile().as_text()
-    )
+    found = moved(gradient.lower(*gradient_args).compile().as_text())
+    update = make_update(optimizer, 1.0, layout(8))
+    after = moved(update.lower(state, *results).compile().as_text())
 
     assert {name: len(sizes) for name, sizes in found.items()} == {
         'all-to-all': 1,
@@ -153,6 +143,6 @@ def test_step_moves_the_bytes_of_a_ring_in_two_collectives_and_two_small_ones(
     }
     assert found['all-reduce'] == [8]  # two fingerprints; for random numbers, nothing at all
     assert after == {'all-reduce': [4]}  # the fingerprint of the parameters
-    moved = 7 / 8 * (found['all-to-all'][0] + found['all-gather'][0])
+    received = 7 / 8 * (found['all-to-all'][0] + found['all-gather'][0])
     ring = 2 * 7 / 8 * 4 * size
-    assert moved == pytest.approx(ring, rel=0.05)
+    assert received == pytest.approx(ring, rel=0.05)

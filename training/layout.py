@@ -54,10 +54,10 @@ class Layout:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices of all processes on the axis 'data', each process's devices side by side."""
-    devices = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
+    """These devices, or all of all processes, on the axis 'data', each process's side by side."""
+    ordered = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
     # Auto axes: Linen's dropout does not run on the Explicit axes that jax.make_mesh makes.
-    return Mesh(np.array(devices), (DATA,), axis_types=(jax.sharding.AxisType.Auto,))
+    return Mesh(np.array(ordered), (DATA,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:

@@ -47,7 +47,7 @@ def sum_devices(vector: jax.Array, axis: str, devices: int) -> jax.Array:
     """The tree sum of float32[P] over a mesh axis, on every device. Call it inside shard_map."""
     if devices == 1:
         return vector
-    return lax.all_gather(sum_scattered(vector, axis, devices), axis, tiled=True).reshape(-1)
+    return gathered(sum_scattered(vector, axis, devices), axis).reshape(-1)
 
 
 def sum_scattered(vector: jax.Array, axis: str, devices: int) -> jax.Array:
@@ -60,9 +60,19 @@ def sum_scattered(vector: jax.Array, axis: str, devices: int) -> jax.Array:
     return sum_pairs(lax.all_to_all(slices, axis, split_axis=0, concat_axis=0))
 
 
-def sum_gathered(vector: jax.Array, axis: str, devices: int) -> jax.Array:
+def gathered(part: jax.Array, axis: str) -> jax.Array:
+    """The float32[N, ...] of all devices, one after the other, on every device.
+
+    As whole numbers: XLA on TPU makes a small all-gather an all-reduce with zeros, and -0.0 + 0.0
+    is 0.0.
+    """
+    words = lax.all_gather(lax.bitcast_convert_type(part, jnp.uint32), axis, tiled=True)
+    return lax.bitcast_convert_type(words, jnp.float32)
+
+
+def sum_gathered(vector: jax.Array, axis: str) -> jax.Array:
     """The tree sum of a few numbers over a mesh axis, on every device: all get all of them."""
-    return vector if devices == 1 else sum_pairs(lax.all_gather(vector, axis))
+    return sum_pairs(gathered(vector[None], axis))
 
 
 def sum_pairs(parts: jax.Array) -> jax.Array:

@@ -7,6 +7,8 @@ Gradient and update are two programs: joined, XLA would fuse the update into the
 in a way that depends on the number of devices, and so would the last bit of the parameters.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -130,10 +132,32 @@ def make_update(
     return on_mesh(update, layout, in_specs=P(), out_specs=P(), donate=(0,))
 
 
+@dataclasses.dataclass(frozen=True)
+class UpdateOfSlices:
+    """`make_update` for gradient and optimizer state in slices: three programs in a row.
+
+    Joined, they would round otherwise on another number of devices (training/zero.py).
+    """
+
+    measure: Callable[..., tuple[Any, zero.Facts]]
+    apply: Callable[..., tuple[Any, Any]]
+    finish: Callable[..., tuple[Any, jax.Array, jax.Array]]
+
+    def __call__(
+        self, state: TrainState, grads: Any, sums: Sums, prints: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        """The next state, and the row of the step."""
+        slices, facts = self.measure(state.params, grads, sums)
+        slices, opt_state = self.apply(slices, state.opt_state, grads, facts)
+        rest = (slices, state.step, facts.norm, sums, prints)
+        params, step, row = self.finish(state.params, *rest)
+        return TrainState(step, params, opt_state, state.root_key), row
+
+
 def make_update_of_slices(
     optimizer: optax.GradientTransformation, clip_norm: float, layout: Layout
-) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """`make_update` for gradient and optimizer state in slices."""
+) -> UpdateOfSlices:
+    """Binds the three programs."""
 
     def measure(params: Any, grads: Any, sums: Sums) -> tuple[Any, zero.Facts]:
         norm = jnp.sqrt(zero.squared_norm(grads, layout)) / sums['weight']
@@ -148,19 +172,11 @@ def make_update_of_slices(
         return zero.gathered(slices, old), step + 1, row
 
     own, replicated = P(DATA), P()
-    measure = on_mesh(measure, layout, (replicated, own, replicated), (own, replicated))
-    apply = zero.make_apply(optimizer, clip_norm, layout)
-    finish = on_mesh(finish, layout, (replicated, own, *4 * [replicated]), replicated, donate=(0,))
-
-    def update(
-        state: TrainState, grads: Any, sums: Sums, prints: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
-        slices, facts = measure(state.params, grads, sums)
-        slices, opt_state = apply(slices, state.opt_state, grads, facts)
-        params, step, row = finish(state.params, slices, state.step, facts.norm, sums, prints)
-        return TrainState(step, params, opt_state, state.root_key), row
-
-    return update
+    return UpdateOfSlices(
+        on_mesh(measure, layout, (replicated, own, replicated), (own, replicated)),
+        zero.make_apply(optimizer, clip_norm, layout),
+        on_mesh(finish, layout, (replicated, own, *4 * [replicated]), replicated, donate=(0,)),
+    )
 
 
 def row_of(step: jax.Array, prints: list[jax.Array], norm: jax.Array, sums: Sums) -> jax.Array:
@@ -198,14 +214,19 @@ def shard_rows(shards: Batch, index: jax.Array) -> Batch:
 
 def reduce_over_devices(tree: Any, layout: Layout) -> Any:
     """The sum over devices of a tree of float32 arrays, in one message per device and direction."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(tree))
-    padding = jnp.zeros(reduction.padding(size, layout.mesh.size))
-    vector, unravel = ravel_pytree((tree, padding))
+    leaves, structure = jax.tree.flatten(tree)
+    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
+    padding = jnp.zeros(reduction.padding(ends[-1], layout.mesh.size))
+    vector, _ = ravel_pytree((leaves, padding))
     if layout.reduction == 'psum':
         vector = lax.psum(vector, DATA)
     else:
         vector = reduction.sum_devices(vector, DATA, layout.mesh.size)
-    return unravel(vector)[0]
+    # Cut first, shaped after: else XLA on TPU gives the whole vector the shape of a leaf. As
+    # [P/2, 2], in tiles of 128 columns, it takes 64 times its memory.
+    parts = lax.optimization_barrier(jnp.split(vector, ends)[:-1])
+    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)
 
 
 def reduce_few(sums: Sums, layout: Layout) -> Sums:
@@ -213,4 +234,4 @@ def reduce_few(sums: Sums, layout: Layout) -> Sums:
     vector, unravel = ravel_pytree(sums)
     if layout.reduction == 'psum':
         return unravel(lax.psum(vector, DATA))
-    return unravel(reduction.sum_gathered(vector, DATA, layout.mesh.size))
+    return unravel(reduction.sum_gathered(vector, DATA))

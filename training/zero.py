@@ -104,7 +104,7 @@ def scattered_sum(tree: Any, layout: Layout) -> Any:
 def gathered(own: Any, like: Any) -> Any:
     """Each device's own slices [S/n, k] -> the whole leaves, in the shapes of `like`."""
     rows = packed(own)
-    whole = lax.all_gather(rows.reshape(-1, reduction.LANES), DATA, tiled=True)
+    whole = reduction.gathered(rows.reshape(-1, reduction.LANES), DATA)
     slices = unpacked(whole.reshape(-1, rows.shape[1]), own)
     return jax.tree.map(
         lambda leaf, shape: leaf.reshape(-1)[: shape.size].reshape(shape.shape), slices, like
@@ -119,7 +119,7 @@ def squared_norm(own: Any, layout: Layout) -> jax.Array:
         return optax.tree.norm(one, squared=True)
 
     total = reduction.sum_own_shards(of_slice, jnp.int32(0), layout.shards_per_device)
-    return reduction.sum_gathered(total, DATA, layout.mesh.size)
+    return reduction.sum_gathered(total, DATA)
 
 
 def packed(slices: Any) -> jax.Array:

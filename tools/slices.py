@@ -1,0 +1,87 @@
+"""TPU slices by name, as devices to compile for on a machine that has none."""
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from configs.schema import BadInput
+from training import backend
+
+SQUARES = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8')
+MOST_CPU_DEVICES = 256
+
+
+class Chip(NamedTuple):
+    """A generation of TPUs. One JAX device is one chip.
+
+    Shapes are those of Cloud TPU up to 256 chips whose chips are a power of two:
+    https://cloud.google.com/tpu/docs/v4, v5e, v5p and v6e.
+    """
+
+    shapes: tuple[str, ...]
+    hbm: float  # GiB that a program may have; libtpu 0.0.42.1 says so where it refuses a larger one
+    # Two cores of a v4 chip can be two devices; as one they are what a Cloud TPU VM shows.
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+CHIPS = {
+    'v4': Chip(CUBES, 30.75, {'chip_config_name': 'megacore'}),
+    'v5e': Chip(SQUARES, 15.75),
+    'v5p': Chip(CUBES, 95.74),
+    'v6e': Chip(SQUARES, 31.25),
+}
+
+# libtpu would lock out every other process, ask the network what machine this is, and tell on
+# standard error that it is none.
+LIBTPU = {
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-8',  # any that it knows; the topology decides
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_MIN_LOG_LEVEL': '3',
+    'TPU_STDERR_LOG_LEVEL': '3',
+    'TPU_LOG_DIR': 'disabled',
+}
+
+
+def check(topology: str) -> None:
+    """Raises BadInput unless `topology` is known and, for TPUs, libtpu is installed."""
+    name, _, shape = topology.partition(':')
+    if name == 'cpu' and shape.isdecimal() and 0 < int(shape) <= MOST_CPU_DEVICES:
+        return
+    if name not in CHIPS or shape not in CHIPS[name].shapes:
+        known = '; '.join(f'{name}: {" ".join(chip.shapes)}' for name, chip in CHIPS.items())
+        raise BadInput(
+            f'--topology={topology}: expected CHIP:SHAPE, as in v5e:4x4, of {known}; or cpu:DEVICES'
+        )
+    if importlib.util.find_spec('libtpu') is None:
+        raise BadInput(
+            f'--topology={topology}: the compiler for TPUs, libtpu, is not installed; '
+            'make setup ACCELERATOR=tpu, or pip install "jax[tpu]" with requirements.txt, brings it'
+        )
+
+
+def devices(topology: str, num_shards: int) -> Sequence[jax.Device]:
+    """The devices of a topology that `check` has passed, in the environment that a run makes.
+
+    Call it before the first device is touched.
+    """
+    name, _, shape = topology.partition(':')
+    jax.config.update('jax_platforms', 'cpu')  # a TPU that is there may be in use
+    if name == 'cpu':
+        jax.config.update('jax_num_cpu_devices', int(shape))
+    backend.prepare(num_shards)
+    if name == 'cpu':
+        return jax.devices()
+    for variable, value in LIBTPU.items():
+        os.environ.setdefault(variable, value)
+    options = dict(CHIPS[name].options)
+    if shape == '1x1':
+        options['chips_per_host_bounds'] = (1, 1, 1)
+    return topologies.get_topology_desc(topology, 'tpu', **options).devices
