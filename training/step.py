@@ -89,9 +89,8 @@ def make_gradient(
         grads, sums, prints = reduction.sum_own_shards(partial, first, layout.shards_per_device)
         if layout.shard_state:
             grads = zero.scattered_sum(grads, layout)
-            sums = reduce_few(sums, layout)
-        else:
-            grads, sums = reduce_over_devices((grads, sums), layout)
+            return grads, *reduce_few(sums, prints, layout)
+        grads, sums = reduce_over_devices((grads, sums), layout)
         return grads, sums, lax.psum(prints, DATA)  # whole numbers add exactly in any order
 
     grads = P(DATA) if layout.shard_state else P()
@@ -196,7 +195,7 @@ def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Any, Batch]
             return eval_sums(params, shard_rows(shards, shard - first))
 
         sums = reduction.sum_own_shards(partial, first, layout.shards_per_device)
-        return reduce_few(sums, layout)
+        return reduce_few(sums, jnp.zeros(0, jnp.uint32), layout)[0]
 
     return on_mesh(device_sums, layout, in_specs=(P(), P(DATA)), out_specs=P())
 
@@ -229,9 +228,13 @@ def reduce_over_devices(tree: Any, layout: Layout) -> Any:
     return jax.tree.unflatten(structure, shaped)
 
 
-def reduce_few(sums: Sums, layout: Layout) -> Sums:
-    """The sum over devices of a few numbers."""
+def reduce_few(sums: Sums, prints: jax.Array, layout: Layout) -> tuple[Sums, jax.Array]:
+    """The sums over devices of a few numbers and of fingerprints uint32[N], in one message."""
     vector, unravel = ravel_pytree(sums)
     if layout.reduction == 'psum':
-        return unravel(lax.psum(vector, DATA))
-    return unravel(reduction.sum_gathered(vector, DATA))
+        return unravel(lax.psum(vector, DATA)), lax.psum(prints, DATA)
+    words = jnp.concatenate([lax.bitcast_convert_type(vector, jnp.uint32), prints])
+    rows = lax.all_gather(words, DATA)
+    floats = lax.bitcast_convert_type(rows[:, : vector.size], jnp.float32)
+    prints = jnp.sum(rows[:, vector.size :], axis=0, dtype=jnp.uint32)
+    return unravel(reduction.sum_pairs(floats)), prints
