@@ -78,7 +78,9 @@ def trainers(workdir: Path) -> dict[int, int]:
         except OSError:
             continue
         if f'--workdir={workdir}' in command and 'train.py' in command:
-            found[int(re.findall(r'(?:JAX_PROCESS_|SLURM_PROC)ID=(\d+)', env)[0])] = int(folder.name)
+            found[int(re.findall(r'(?:JAX_PROCESS_|SLURM_PROC)ID=(\d+)', env)[0])] = int(
+                folder.name
+            )
     return found
 
 

@@ -18,10 +18,8 @@ from tests import runs, slurm_cluster
 from tests.slurm_cluster import ask
 from tests.test_processes import trainers, wait_for
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing()),
-]
+MISSING = slurm_cluster.missing()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 LONGER = {
     'num_steps': 240,
     'log_every': 40,
@@ -41,6 +39,7 @@ echo "gpus ${CUDA_VISIBLE_DEVICES-} jax ${JAX_LOCAL_DEVICE_IDS-}"
 case $end in
   killed) kill -9 $$ ;;
   waits) sleep 100 ;;
+  hangs) trap '' TERM; sleep 100 ;;
   saves) trap 'sleep 2; exit 75' TERM; sleep 100 & wait ;;
   *) exit "$end" ;;
 esac
@@ -154,10 +153,10 @@ def train(slurm: dict[str, str], folder: Path, *flags: str, devices: int) -> Job
 def test_how_processes_end_decides_whether_the_job_starts_again(submit: Callable[..., Job]) -> None:
     expected = {
         '0/0': ('COMPLETED', '0', 0),
-        '2/killed': ('FAILED', '2', 0),
+        '2/saves': ('FAILED', '2', 0),
         '3/waits': ('FAILED', '3', 0),
         'saves/4': ('FAILED', '4', 0),
-        '1/5': ('FAILED', '5', 0),
+        '5/hangs,0/0': ('FAILED', '137', 0),  # it is killed, which hides the 5
         '75/75,75/75,0/0': ('COMPLETED', '0', 2),  # asked to stop: as often as it likes
         'killed/saves,0/0': ('COMPLETED', '0', 1),
         '1/saves,1/saves,0/0': ('FAILED', '129', 1),  # a crash, although one was asked to stop
@@ -214,7 +213,7 @@ def test_a_process_gets_the_gpus_that_are_its_own(submit: Callable[..., Job]) ->
 
 def test_nothing_outlives_the_cluster(tmp_path: Path) -> None:
     with slurm_cluster.cluster(tmp_path) as env:
-        ask(env, 'sbatch', '--wrap', 'srun sleep 1000')
+        ask(env, 'sbatch', '--output=/dev/null', '--wrap', 'srun sleep 1000')
         wait_for(lambda: ask(env, 'squeue', '--noheader', '--format=%T') == 'RUNNING')
         assert len(started_with(env)) >= 6
     wait_for(lambda: not started_with(env))
