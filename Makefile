@@ -44,6 +44,7 @@ lint: $(READY)  ## format, style and types, as CI wants them
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/shellcheck $(wildcard launch/*.sh launch/*.sbatch) .ci/run
 
 exactness: $(READY)  ## train CONFIG on several layouts and compare the bits
 	$(VENV)/bin/python -m tools.exactness --config="$(CONFIG)" $(ARGS)

@@ -81,16 +81,18 @@ def trainers(workdir: Path) -> dict[int, int]:
         except OSError:
             continue
         if f'--workdir={workdir}' in command and 'train.py' in command:
-            found[int(re.findall(r'JAX_PROCESS_ID=(\d+)', env)[0])] = int(folder.name)
+            found[int(re.findall(r'(?:JAX_PROCESS_|SLURM_PROC)ID=(\d+)', env)[0])] = int(
+                folder.name
+            )
     return found
 
 
-def wait_for(condition: Callable[[], Any]) -> None:
-    """Returns as soon as `condition()` holds."""
+def wait_for(condition: Callable[[], Any], pause: float = 0.02) -> None:
+    """Returns as soon as `condition()` holds, asked again after `pause` seconds."""
     limit = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < limit
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,110 @@
+"""A Slurm cluster on this machine, for tests: two nodes of 16 cores and 2 GPUs that are none.
+
+Debian's slurm-wlm and munge give the programs. The daemons have files, ports and a process
+namespace of their own: an existing cluster sees nothing of them, and they end with the test.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PATH = f'{os.environ["PATH"]}:/usr/sbin:/sbin'
+NAMESPACE = (
+    *('setpriv', '--pdeathsig=KILL'),  # dies with the tests
+    *('unshare', '--pid', '--fork', '--kill-child', '--mount-proc'),
+)
+START_SECONDS = 60  # that daemons may take on a busy machine
+
+# Nodes are named by addresses that every Linux machine has, since JAX asks the first one by its
+# name. A job that is requeued waits for cred_expire before it starts again. Slurm repeats a signal
+# that takes longer than 10 s: before then, after KillWait, the job has to be gone, or its next
+# launch is signalled. (The defaults are 120 s and 30 s.)
+CONFIG = """
+ClusterName=keyfold
+SlurmctldHost=localhost
+SlurmctldPort={ports[0]}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+SlurmUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+KillWait=4
+JobRequeue=0
+MailProg=/bin/true
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1,bf_interval=1
+GresTypes=gpu
+NodeName=127.0.0.1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 Gres=gpu:2
+NodeName=127.0.0.2 NodeAddr=127.0.0.2 Port={ports[2]} CPUs=16 Gres=gpu:2
+PartitionName=all Nodes=ALL Default=YES
+"""
+GPUS = """
+Name=gpu File=/dev/null
+Name=gpu File=/dev/zero
+"""
+DAEMONS = """
+cd '{folder}'
+munged --foreground --force --key-file=key --seed-file=seed --log-file=munged.log \
+    --pid-file='{folder}/munged.pid' --socket='{folder}/munge.socket' &
+until [[ -S munge.socket ]]; do sleep 0.1; done
+slurmctld -D &
+slurmd -D -N 127.0.0.1 &
+slurmd -D -N 127.0.0.2 &
+wait
+"""
+
+
+def missing() -> str:
+    """What this machine lacks for a cluster; nothing where it can have one."""
+    programs = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'unshare', 'setpriv')
+    lacking = [name for name in programs if not shutil.which(name, path=PATH)]
+    if lacking:
+        return f'needs {", ".join(lacking)}; Debian: apt install slurm-wlm munge'
+    if os.geteuid() or subprocess.run([*NAMESPACE, 'true'], capture_output=True).returncode:
+        return 'needs root that may make process namespaces'
+    return ''
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[dict[str, str]]:
+    """A cluster whose files are in `folder`. Gives the environment in which sbatch finds it."""
+    with contextlib.ExitStack() as probes:
+        ports = [probes.enter_context(socket.create_server(('', 0))) for _ in range(3)]
+        names = {'folder': folder, 'ports': [port.getsockname()[1] for port in ports]}
+    for name in ('state', 'spool-127.0.0.1', 'spool-127.0.0.2'):
+        (folder / name).mkdir()
+    (folder / 'slurm.conf').write_text(CONFIG.format(**names))
+    (folder / 'gres.conf').write_text(GPUS)
+    (folder / 'key').write_bytes(os.urandom(1024))
+    (folder / 'key').chmod(0o400)
+    env = os.environ | {'PATH': PATH, 'SLURM_CONF': str(folder / 'slurm.conf')}
+    command = [*NAMESPACE, 'bash', '-c', DAEMONS.format(**names)]
+    with (folder / 'log').open('wb') as log:
+        daemons = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        limit = time.monotonic() + START_SECONDS
+        while ask(env, 'sinfo', '--noheader', '--format=%D %t') != '2 idle':
+            assert time.monotonic() < limit, (folder / 'log').read_text()
+            time.sleep(0.1)
+        yield env
+    finally:
+        daemons.kill()  # and with it, as the namespace ends, all that ever started inside
+        daemons.wait()
+
+
+def ask(env: dict[str, str], *command: str) -> str:
+    """What a command of Slurm prints."""
+    return subprocess.run(command, env=env, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,229 @@
+"""The promises of a Slurm job: the same bits, requeued when it helps and never when it does not.
+
+A cluster of its own runs launch/slurm.sbatch: two nodes, which are this machine twice.
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import runs, slurm_cluster
+from tests.slurm_cluster import ask
+from tests.test_processes import trainers, wait_for
+
+MISSING = slurm_cluster.missing()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
+LONGER = {
+    'num_steps': 240,
+    'log_every': 40,
+    'checkpoint_every': 20,
+    'eval_every': 120,
+    'data__bucket_lengths': '(42,)',  # one width to compile
+}
+MIDDLE = r'step +\d+/240  loss'  # logged; at least one checkpoint is there
+PAUSE = 0.3  # seconds after which Slurm is asked again
+
+# Stands for python: ends as its arguments say, LAUNCH,LAUNCH,..., and in each PROCESS/PROCESS/...
+STAND_IN = """#!/bin/bash
+IFS=, read -ra launches <<<"$2"
+IFS=/ read -ra ends <<<"${launches[${SLURM_RESTART_COUNT:-0}]}"
+end=${ends[SLURM_PROCID]}
+echo "gpus ${CUDA_VISIBLE_DEVICES-} jax ${JAX_LOCAL_DEVICE_IDS-}"
+case $end in
+  killed) kill -9 $$ ;;
+  waits) sleep 100 ;;
+  hangs) trap '' TERM; sleep 100 ;;
+  saves) trap 'sleep 2; exit 75' TERM; sleep 100 & wait ;;
+  *) exit "$end" ;;
+esac
+"""
+
+
+class Job:
+    """A job of launch/slurm.sbatch on the cluster of `env`."""
+
+    def __init__(self, env: dict[str, str], folder: Path, *words: str, **more: str) -> None:
+        """Submits it: flags of sbatch, ' -- ', flags of train.py; `more` environment."""
+        self.env, self.output = env, folder / 'output'
+        folder.mkdir(parents=True, exist_ok=True)
+        flags, rest = words[: words.index('--')], words[words.index('--') + 1 :]
+        flags = ('--parsable', '--cpus-per-task=2', f'--output={self.output}', *flags)
+        script = str(runs.ROOT / 'launch' / 'slurm.sbatch')
+        self.id = ask(env | more, 'sbatch', f'--chdir={runs.ROOT}', *flags, script, *rest)
+        assert self.id.isdecimal()
+
+    def told(self) -> str:
+        """What it has printed, in all its launches."""
+        return self.output.read_text() if self.output.exists() else ''
+
+    def state(self) -> tuple[str, str, int]:
+        """(state, exit code, restarts), as Slurm tells them."""
+        shown = ask(self.env, 'scontrol', 'show', 'job', self.id)
+        found = dict(re.findall(r'(JobState|ExitCode|Restarts)=(\S+)', shown))
+        return found['JobState'], found['ExitCode'].split(':')[0], int(found['Restarts'])
+
+    def wait_for(self, pattern: str, times: int = 1) -> None:
+        """Returns when it has printed so many matches; it must not end before."""
+        wait_for(lambda: len(re.findall(pattern, self.told())) >= times or self.ended(), PAUSE)
+        assert len(re.findall(pattern, self.told())) >= times, self.told()
+
+    def ended(self) -> bool:
+        """Whether it will not run again."""
+        return self.state()[0] in ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'NODE_FAIL')
+
+    def end(self) -> tuple[str, str, int]:
+        """Its last state."""
+        wait_for(self.ended, PAUSE)
+        return self.state()
+
+
+@pytest.fixture(scope='module')
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a cluster."""
+    with slurm_cluster.cluster(tmp_path_factory.mktemp('slurm')) as env:
+        yield env
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run in one process."""
+    workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+    runs.finish(workdir, devices=1, **LONGER)
+    return workdir
+
+
+@pytest.fixture
+def submit(slurm: dict[str, str], tmp_path: Path) -> Callable[..., Job]:
+    """(flags of sbatch, ends of the stand-in, environment) -> its job, two processes on a node."""
+    python = tmp_path / 'bin' / 'python'
+    python.parent.mkdir()
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    number = itertools.count()
+
+    def start(flags: str, ends: str, **env: str) -> Job:
+        flags = f'--ntasks-per-node=2 --cpus-per-task=1 {flags}'
+        env = {'VENV': str(tmp_path), **env}
+        return Job(slurm, tmp_path / str(next(number)), *flags.split(), '--', ends, **env)
+
+    return start
+
+
+def test_job_equals_undisturbed_run_through_a_crash_and_a_requeue(
+    slurm: dict[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
+    """Two nodes, a process on each."""
+    job = train(slurm, tmp_path, '--nodes=2', devices=2)
+    job.wait_for(MIDDLE)
+    os.kill(trainers(tmp_path / 'run')[1], signal.SIGKILL)
+    job.wait_for(r'resumed after step [1-9](?s:.)*' + MIDDLE)
+    ask(slurm, 'scontrol', 'requeue', job.id)
+    assert job.end() == ('COMPLETED', '0', 2), job.told()
+    assert len(re.findall(r'resumed after step [1-9]', job.told())) == 2
+    assert runs.outcome(tmp_path / 'run') == runs.outcome(undisturbed)
+
+
+def test_job_equals_undisturbed_run_through_its_signal(
+    slurm: dict[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
+    """Two nodes, two processes on each."""
+    job = train(slurm, tmp_path, '--nodes=2', '--ntasks-per-node=2', devices=1)
+    job.wait_for(MIDDLE)
+    ask(slurm, 'scancel', '--signal=TERM', job.id)
+    assert job.end() == ('COMPLETED', '0', 1), job.told()
+    (step,) = re.findall(r'stopping after step (\d+) as asked', job.told())
+    assert f'resumed after step {step}' in job.told()
+    assert runs.outcome(tmp_path / 'run') == runs.outcome(undisturbed)
+
+
+def train(slurm: dict[str, str], folder: Path, *flags: str, devices: int) -> Job:
+    """A job that trains in `folder`/run, with so many devices in each process."""
+    words = runs.command(folder / 'run', **LONGER)[2:]
+    env = {'VENV': str(Path(sys.executable).parent.parent)}
+    return Job(slurm, folder, *flags, '--', *words, **runs.environment(devices, **slurm, **env))
+
+
+def test_how_processes_end_decides_whether_the_job_starts_again(submit: Callable[..., Job]) -> None:
+    expected = {
+        '0/0': ('COMPLETED', '0', 0),
+        '2/saves': ('FAILED', '2', 0),
+        '3/waits': ('FAILED', '3', 0),
+        'saves/4': ('FAILED', '4', 0),
+        '5/hangs,0/0': ('FAILED', '137', 0),  # it is killed, which hides the 5
+        '75/75,75/75,0/0': ('COMPLETED', '0', 2),  # asked to stop: as often as it likes
+        'killed/saves,0/0': ('COMPLETED', '0', 1),
+        '1/saves,1/saves,0/0': ('FAILED', '129', 1),  # a crash, although one was asked to stop
+        'waits/killed,killed/waits,0/0': ('FAILED', '137', 1),
+    }
+    jobs = {ends: submit('', ends, MAX_RESTARTS='1') for ends in expected}
+    assert {ends: job.end() for ends, job in jobs.items()} == expected
+    assert 'exit code 129 after 1 restarts: not requeued' in jobs['1/saves,1/saves,0/0'].told()
+
+
+def test_what_slurm_does_decides_whether_the_job_starts_again(
+    slurm: dict[str, str], submit: Callable[..., Job]
+) -> None:
+    """A crash is not one of these: MAX_RESTARTS=0."""
+    signalled = [submit('', f'{end}/{end},0/0', MAX_RESTARTS='0') for end in ('saves', 'waits')]
+    ending = submit('', 'killed/saves,0/0')
+    limited = submit('--time=1', 'saves/saves,0/0', MAX_RESTARTS='0')
+    requeued = submit('', 'waits/waits,0/0', MAX_RESTARTS='0')
+    cancelled = submit('', 'saves/saves,0/0')
+    for job in (*signalled, limited, requeued, cancelled):
+        job.wait_for('gpus', times=2)
+    ending.wait_for('Terminating')
+    for job in signalled:
+        ask(slurm, 'scancel', '--signal=TERM', job.id)
+    ask(slurm, 'scontrol', 'requeue', requeued.id)
+    ask(slurm, 'scancel', cancelled.id, ending.id)
+    for job in (*signalled, limited, requeued):
+        assert job.end() == ('COMPLETED', '0', 1), job.told()
+    for job in (cancelled, ending):
+        state, _, restarts = job.end()
+        assert (state, restarts) == ('CANCELLED', 0), job.told()
+
+
+def test_a_set_up_that_is_not_there_is_one_line(submit: Callable[..., Job]) -> None:
+    job = submit('--ntasks-per-node=1', '', VENV='nowhere')
+    assert job.end() == ('FAILED', '2', 0)
+    told = [line for line in job.told().splitlines() if 'error: no nowhere/bin/python' in line]
+    assert len(told) == 1, job.told()
+    assert 'after make setup' in told[0]
+
+
+def test_a_process_gets_the_gpus_that_are_its_own(submit: Callable[..., Job]) -> None:
+    expected = {
+        '--ntasks-per-node=1 --gpus-per-node=2': {'gpus 0,1 jax 0,1'},
+        '--ntasks-per-node=1 --gpus-per-task=2': {'gpus 0,1 jax 0,1'},
+        '--ntasks-per-node=2 --gpus-per-task=1': {'gpus 0 jax 0', 'gpus 1 jax 0'},
+        '--ntasks-per-node=2 --gpus-per-node=2': {'gpus 0,1 jax '},  # JAX takes one of them each
+    }
+    for flags, lines in expected.items():
+        job = submit(f'--nodes=2 {flags}', '0/0/0/0')
+        assert job.end() == ('COMPLETED', '0', 0), job.told()
+        assert set(re.findall(r'gpus \S* jax \S*', job.told())) == lines
+
+
+def test_nothing_outlives_the_cluster(tmp_path: Path) -> None:
+    with slurm_cluster.cluster(tmp_path) as env:
+        ask(env, 'sbatch', '--output=/dev/null', '--wrap', 'srun sleep 1000')
+        wait_for(lambda: ask(env, 'squeue', '--noheader', '--format=%T') == 'RUNNING')
+        assert len(started_with(env)) >= 6
+    wait_for(lambda: not started_with(env))
+
+
+def started_with(env: dict[str, str]) -> list[str]:
+    """The programs that live in a cluster."""
+    found, sign = [], f'SLURM_CONF={env["SLURM_CONF"]}'.encode()
+    for folder in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            if sign in (folder / 'environ').read_bytes().split(b'\0'):
+                found.append((folder / 'comm').read_text().strip())
+    return found
