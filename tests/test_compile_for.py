@@ -38,7 +38,7 @@ KNOBS = {
     'model.embedding_size': 192,
     'model.hidden_size': 128,
 }
-SUM = 'sum_devices, training/reduction.py'
+SUM = 'sum_scattered, training/reduction.py'
 CELLS = ('seconds', 'arguments', 'results', 'temporary', 'beside', 'MiB', 'MFLOP', 'counted')
 
 
@@ -93,9 +93,8 @@ def check_report(report: str, devices: int) -> None:
     )
     padded = -(-(parameters + 4) // (1024 * devices)) * 1024 * devices
     assert sorted((*row[:2], int(row[2].replace(',', '')), *row[3:]) for row in found) == [
-        ('evaluation', 'all-gather', 4096 * devices, 'all_gather', SUM),
-        ('evaluation', 'all-to-all', 4096 * devices, 'all_to_all', SUM),
-        ('gradient', 'all-gather', 4 * padded, 'all_gather', SUM),
+        ('evaluation', 'all-gather', 16 * devices, 'all_gather', 'reduce_few, training/step.py'),
+        ('gradient', 'all-gather', 4 * padded, 'all_gather', 'gathered, training/reduction.py'),
         ('gradient', 'all-reduce', 8, 'psum', 'make_gradient, training/step.py'),
         ('gradient', 'all-to-all', 4 * padded, 'all_to_all', SUM),
         ('update', 'all-reduce', 4, 'psum', 'shared_fingerprint, training/fingerprint.py'),
@@ -113,6 +112,18 @@ def test_report_for_simulated_devices_has_memory_and_the_bytes_of_a_ring() -> No
     report = run('cpu:8').stdout
     check_report(report, 8)
     assert re.search(r'^memory: .* of the machine$', report, re.M)
+
+
+@pytest.mark.slow
+def test_sharded_optimizer_state_moves_the_same_bytes_and_lies_in_slices() -> None:
+    """Its leaves are of the small model, which fill a slice of 1024 numbers only in part."""
+    report = run('cpu:8', optimizer__shard_state=True, model__hidden_size=128).stdout
+    cells = table(report)['evaluation, width 42']
+    assert cells['beside'] < 0.3 * cells['arguments']
+    assert 'random numbers: nothing moves for them' in report
+    assert re.search('^update, after +all-gather', report, re.M)
+    ratio = float(re.search(r'bytes received, ([\d.]+) of the', report)[1])
+    assert 1 <= ratio < 1.3
 
 
 needs_libtpu = pytest.mark.skipif(

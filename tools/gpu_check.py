@@ -9,6 +9,7 @@ several. All must end in the same bits. FLAGS go to every train.py. Exit code 0:
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -72,7 +73,8 @@ def check(folder: Path, flags: Sequence[str], env: dict[str, str], devices: int)
         first, this = (compare_runs.load(str(folder / name)) for name in ('first', way))
         same, verdict = compare_runs.compare(first, this)
         print(f'  {way:10} {time.perf_counter() - began:6.1f} s ', end='')
-        print(f'{this.final["examples_per_second"]:8.0f} examples/s ', end='')
+        speed = json.loads((folder / way / 'summary.json').read_text())['examples_per_second']
+        print(f'{speed:8.0f} examples/s ', end='')
         print(this.final['state_fingerprint'][:16], 'the same bits' if same else ' '.join(verdict))
         code = max(code, int(not same))
     return code
