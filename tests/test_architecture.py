@@ -15,8 +15,8 @@ AROUND = ('tools', 'launch', 'benchmarks')  # import what they like and are impo
 MAY_IMPORT = {
     'configs': {'configs'},
     'model': {'model', 'configs.schema'},
-    'input_pipeline': {'input_pipeline', 'configs.schema'},
-    'training': {'training', 'configs.schema'},
+    'input_pipeline': {'input_pipeline', 'configs.schema', 'configs.paths'},
+    'training': {'training', 'configs.schema', 'configs.paths'},
     'tasks': {'tasks', 'configs', 'model', 'input_pipeline'},
     'train': set(CORE),
     **{name: {*CORE, name} for name in AROUND},
