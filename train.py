@@ -107,6 +107,7 @@ def train(
         log.add(ledger.drain())
         with checkpoints.outlived():
             ledger.write_segment()  # before the checkpoint, so that none lacks its past
+            log.keep()
             checkpoints.save(state, header, metrics)
 
     metrics = None

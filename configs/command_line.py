@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from etils import epath
 
+from configs.paths import in_bucket, located
 from configs.schema import BadInput, Config, check, knobs
 
 
@@ -75,16 +76,21 @@ def loaded_config(holder: flags.FlagHolder[Any]) -> Config:
 
 
 def usable_workdir(workdir: str | None) -> epath.Path:
-    """The folder of a run. Raises BadInput when it is a file or can not be written."""
+    """The folder of a run. Raises BadInput when it is a file, can not be reached or not be written.
+
+    Whether a bucket can be written is seen when the run takes its lease there.
+    """
     if not workdir:
         raise BadInput('--workdir: expected the folder that the run lives in')
-    path = epath.Path(workdir)
-    if '://' in workdir:
-        return path
-    path = path.expanduser().resolve()
-    parent = next(p for p in (path, *path.parents) if p.exists())
-    if not parent.is_dir():
+    if in_bucket(workdir) and not workdir.startswith('gs://'):
+        raise BadInput(f'--workdir={workdir}: of buckets, Orbax writes to gs://BUCKET/FOLDER alone')
+    path = located(workdir, for_checkpoints=True)
+    remote = in_bucket(workdir)
+    parent = path if remote else next(p for p in (path, *path.parents) if p.exists())
+    if parent.exists() and not parent.is_dir():
         raise BadInput(f'--workdir={workdir}: expected a folder, {parent} is a file')
+    if remote:
+        return path
     try:
         tempfile.TemporaryDirectory(dir=parent).cleanup()
     except OSError as error:
@@ -96,10 +102,10 @@ def usable_workdir(workdir: str | None) -> epath.Path:
 
 def existing_run(workdir: str) -> epath.Path:
     """The folder of a run that is there. Raises BadInput where it is not."""
-    path = epath.Path(workdir)
+    path = located(workdir)
     if not path.is_dir():
         raise BadInput(f'{workdir}: expected the workdir of a run, found no folder')
-    return path if '://' in workdir else path.expanduser().resolve()
+    return path
 
 
 def refuse(problem: object) -> NoReturn:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.paths import located
 from configs.schema import BadInput
 from input_pipeline.examples import (
     PairDataset,
@@ -106,9 +107,11 @@ def _records(file: str, wanted: Sequence[str]) -> _Records:
 
 def _contents(file: str) -> str:
     try:
-        text = Path(file).read_bytes().decode('utf-8-sig')
-    except OSError as error:
-        raise BadInput(f'{file}: {error.strerror}, expected a readable file') from error
+        text = located(file).read_bytes().decode('utf-8-sig')
+    except OSError as error:  # from a bucket it has no strerror
+        missing = isinstance(error, FileNotFoundError)
+        reason = 'No such file' if missing else error.strerror or error
+        raise BadInput(f'{file}: {reason}, expected a readable file') from error
     except UnicodeDecodeError as error:
         # Counted in the error's own bytes: they lack the byte order mark, as does its offset.
         line = error.object.count(b'\n', 0, error.start) + 1

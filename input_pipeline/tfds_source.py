@@ -98,7 +98,7 @@ def _builder(name: str, data_dir: str) -> Any:
 
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     if data_dir and not root.is_dir():
-        raise BadInput(f'{data_dir}: no such folder, expected one of prepared TFDS data sets')
+        raise BadInput(f'{data_dir}: no such folder here, expected one of prepared TFDS data sets')
     try:
         return tfds.builder(name, data_dir=root)
     except Exception as error:  # TFDS has no common base, and raises AssertionError among others.

@@ -16,8 +16,8 @@ AROUND = ('tools', 'launch', 'benchmarks')  # import what they like and are impo
 MAY_IMPORT = {
     'configs': {'configs'},
     'model': {'model', 'configs.schema', 'configs.sections'},
-    'input_pipeline': {'input_pipeline', 'configs.schema', 'configs.sections'},
-    'training': {'training', 'configs.schema', 'configs.sections'},
+    'input_pipeline': {'input_pipeline', 'configs.schema', 'configs.sections', 'configs.paths'},
+    'training': {'training', 'configs.schema', 'configs.sections', 'configs.paths'},
     'tasks': {'tasks', 'configs', 'model', 'input_pipeline'},
     'train': set(CORE),
     **{name: {*CORE, name} for name in AROUND},

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
-from configs.command_line import refuse
+from configs.command_line import existing_run, refuse
 from configs.schema import BadInput
 from training import ledger_files
 
@@ -63,9 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 def load(workdir: str) -> Run:
     """Raises BadInput where there is no run, or its ledger is not whole."""
-    path = epath.Path(workdir)
-    if not path.is_dir():
-        raise BadInput(f'{workdir}: expected the workdir of a run, found no folder')
+    path = existing_run(workdir)
     rows = ledger_files.read(path / 'ledger')
     last = int(rows['step'][-1])
     files = {int(p.parts[-3]): p for p in path.glob('checkpoints/*/run/metadata')

@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from etils import epath
 import tasks
 from configs import schema
 from configs.command_line import existing_run, refuse
+from configs.paths import located
 from configs.schema import BadInput
 from tasks.task import Predictor
 from training import logs
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     parser.error = refuse  # type: ignore  # a mistake is one line
     parser.add_argument('run', help='workdir of a run')
     parser.add_argument('--text', action='append', help='a text; may be given more than once')
-    parser.add_argument('--input', type=Path, help='file with a text on each line')
+    parser.add_argument('--input', metavar='FILE', help='file with a text on each line')
     parser.add_argument('--bad_lines', choices=('stop', 'skip'), default='stop')
     given = parser.parse_args(argv)
     logs.quiet_libraries()
@@ -55,10 +55,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_lines(file: Path) -> list[str]:
+def read_lines(file: str) -> list[str]:
     """The lines of a UTF-8 file. Raises BadInput where it can not be read."""
     try:
-        with file.open(encoding='utf-8') as lines:  # splitlines() knows more ends of lines
+        with located(file).open(encoding='utf-8') as lines:  # splitlines() knows more ends of lines
             return [line.rstrip('\n') for line in lines]
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f'--input={file}: can not be read ({error})') from error

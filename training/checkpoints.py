@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from configs.schema import BadInput
 from training import processes
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
-from training.storage import NotSaved, brief
+from training.storage import NotSaved, brief, says_nothing_of_a_file, write_whole
 
 Header = dict[str, Any]  # what the `run` item holds: 'config', 'task', 'manifest', 'sha256'
 
@@ -64,9 +64,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the committed checkpoints, in order."""
-        return (
-            sorted(ocp.utils.checkpoint_steps(self._directory)) if self._directory.exists() else []
-        )
+        return sorted(ocp.utils.checkpoint_steps(self._directory))
 
     def newest_header(self) -> Header | None:
         """The header of the newest checkpoint that has a whole one; None without a checkpoint."""
@@ -168,17 +166,17 @@ class Checkpoints:
                 result = read(step)
             except BadInput:
                 raise
-            except (MemoryError, PermissionError) as error:
-                raise BadInput(f'{self._directory / str(step)}: {brief(error)}') from error
             except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
                 problem = brief(error)
+                if says_nothing_of_a_file(error):
+                    raise BadInput(f'{self._directory / str(step)}: {problem}') from error
             if processes.on_all(not problem):
                 return result
             logging.warning(
                 'checkpoint %s is damaged (%s): moved to %s, using the one before',
                 self._directory / str(step), problem or 'on another process', self._set_aside,
             )  # fmt: skip
-            self._move_aside(step)
+            self._move_aside(step, problem)
         if self._set_aside.exists() and any(self._set_aside.iterdir()):
             raise BadInput(
                 f'{self._set_aside}: none of the checkpoints is whole; mend one and '
@@ -186,11 +184,13 @@ class Checkpoints:
             )
         return None
 
-    def _move_aside(self, step: int) -> None:
+    def _move_aside(self, step: int, problem: str) -> None:
         if jax.process_index() == 0:
-            self._set_aside.mkdir(parents=True, exist_ok=True)
             number = len(list(self._set_aside.glob(f'{step}*')))
             name = f'{step}.{number}' if number else str(step)
+            # First why: in a bucket a folder is there only with something in it.
+            why = problem or 'on another process'
+            write_whole(self._set_aside / f'{name}.txt', f'{why}\n'.encode())
             (self._directory / str(step)).rename(self._set_aside / name)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'set aside {step}')
@@ -204,7 +204,8 @@ def told_if_damaged(run: epath.Path) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(f'{run}: the checkpoint is damaged ({brief(error)})') from error
+        what = 'can not be read' if says_nothing_of_a_file(error) else 'the checkpoint is damaged'
+        raise BadInput(f'{run}: {what} ({brief(error)})') from error
 
 
 def seal(header: Header) -> Header:

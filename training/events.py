@@ -2,9 +2,11 @@
 
 tensorboardX's SummaryWriter hands events to a thread; where that dies, on a full disk say, the run
 would wait for it for ever. Here a file that can not be written is told once, and done without.
+In a bucket nothing can be appended to: there a file of this machine is copied again and again.
 """
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 
@@ -13,6 +15,9 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
+from configs.paths import in_bucket
+from training.storage import brief, write_whole
+
 
 class Events:
     """An event file in a folder; none at all without a folder."""
@@ -20,10 +25,14 @@ class Events:
     def __init__(self, folder: epath.Path | None) -> None:
         """Begins a new file."""
         self._writer: EventsWriter | None = None
+        self._copy: tuple[tempfile.TemporaryDirectory[str], epath.Path] | None = None  # from, to
         if folder is not None:
             self._survived(lambda: self._begin(folder))
 
     def _begin(self, folder: epath.Path) -> None:
+        if in_bucket(folder):
+            self._copy = tempfile.TemporaryDirectory(prefix='events-'), folder
+            folder = epath.Path(self._copy[0].name)
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / 'events'))
 
@@ -41,10 +50,22 @@ class Events:
             event = Event(wall_time=time.time(), step=step, summary=value)
             self._survived(lambda: writer.write_event(event) or writer.flush())
 
+    def keep(self) -> None:
+        """Brings what was written to where it lasts."""
+        if self._copy is None:
+            return
+        local, folder = self._copy
+        try:
+            for file in epath.Path(local.name).iterdir():
+                write_whole(folder / file.name, file.read_bytes())
+        except Exception as error:  # whatever the client of a bucket makes of it
+            logging.error('TensorBoard: not copied to %s (%s)', folder, brief(error))
+
     def close(self) -> None:
         """Ends the file."""
         if self._writer is not None:
             self._survived(self._writer.close)
+        self.keep()
 
     def _survived(self, write: Callable[[], object]) -> None:
         try:

@@ -16,6 +16,7 @@ from etils import epath
 
 from configs.schema import BadInput
 from training.ledger_files import read, segments
+from training.storage import write_whole
 
 IN_FLIGHT = 2  # steps that the device may have queued before the host waits for a row
 
@@ -73,14 +74,11 @@ class Ledger:
             return
         buffer = io.BytesIO()
         np.save(buffer, np.array(rows, self._dtype), allow_pickle=False)
-        self._directory.mkdir(parents=True, exist_ok=True)
         name = f'{rows[0]["step"]:09d}-{rows[-1]["step"]:09d}.npy'
-        partial = self._directory / (name + '.partial')
-        partial.write_bytes(buffer.getvalue())
-        partial.rename(self._directory / name)
+        write_whole(self._directory / name, buffer.getvalue())
         self._unwritten = []
 
     def close(self) -> None:
         """Writes the rows of a run that ends before its next checkpoint, for people and tools."""
-        with contextlib.suppress(OSError):  # storage that fails was told of by a save
+        with contextlib.suppress(Exception):  # storage that fails was told of by a save
             self.write_segment()

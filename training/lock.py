@@ -19,9 +19,10 @@ from typing import Any
 import jax
 from etils import epath
 
+from configs.paths import in_bucket
 from configs.schema import BadInput
 from training import processes
-from training.storage import brief
+from training.storage import brief, write_whole
 
 LEASE_SECONDS = 60.0  # without renewal, after which another machine takes over
 RENEWALS = 6  # in one lease
@@ -39,10 +40,12 @@ def only_run_in(workdir: epath.Path) -> Iterator[None]:
     me = {'id': uuid.uuid4().hex, 'host': socket.gethostname(), 'process': identity(os.getpid())}
     made: list[epath.Path] = []
     if jax.process_index() == 0:
-        problem = refusal(file)
-        if not problem:
+        if not in_bucket(workdir):
             made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-            problem = taken(file, me)
+        try:
+            problem = refusal(file) or taken(file, me)
+        except Exception as error:  # OSError, or whatever the client of a bucket makes of it
+            problem = f'can not be written ({brief(error)})'
     if not processes.on_all(not problem):
         raise BadInput(f'{workdir}: {problem or "process 0 can not hold it"}')
     if jax.process_index() != 0:
@@ -51,7 +54,7 @@ def only_run_in(workdir: epath.Path) -> Iterator[None]:
 
     def renew() -> None:
         while not released.wait(LEASE_SECONDS / RENEWALS):
-            with contextlib.suppress(OSError):  # a full disk or a lost one is told by a save
+            with contextlib.suppress(Exception):  # storage that fails is told by a save
                 owner = read(file)
                 if owner and owner['id'] != me['id']:
                     processes.end_now(f'error: {workdir}: another run took it over', LOST)
@@ -64,7 +67,7 @@ def only_run_in(workdir: epath.Path) -> Iterator[None]:
     finally:
         released.set()
         thread.join()
-        with contextlib.suppress(OSError, ValueError):  # epath says ValueError where not empty
+        with contextlib.suppress(Exception):  # epath says ValueError where a folder is not empty
             if (read(file) or me)['id'] == me['id']:
                 file.unlink(missing_ok=True)
             for folder in made:
@@ -72,14 +75,14 @@ def only_run_in(workdir: epath.Path) -> Iterator[None]:
 
 
 def taken(file: epath.Path, me: dict[str, Any]) -> str:
-    """Takes the lease; returns why it can not be, or nothing."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(file, me)
-        time.sleep(SETTLED_SECONDS)
-        owner = read(file)
-    except OSError as error:
-        return f'can not be written ({brief(error)})'
+    """Takes the lease; returns why it can not be, or nothing.
+
+    The last that writes has it. Where a write takes long, so may that of another run.
+    """
+    began = time.monotonic()
+    write(file, me)
+    time.sleep(SETTLED_SECONDS + 2 * (time.monotonic() - began))
+    owner = read(file)
     return '' if owner and owner['id'] == me['id'] else 'another run has just started in it'
 
 
@@ -140,11 +143,4 @@ def read(file: epath.Path) -> dict[str, Any] | None:
 
 def write(file: epath.Path, owner: dict[str, Any]) -> None:
     """Takes or renews the lease."""
-    partial = file.parent / f'{file.name}.{owner["id"]}'
-    try:
-        partial.write_text(json.dumps(owner | {'renewed': time.time()}))
-        partial.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    write_whole(file, json.dumps(owner | {'renewed': time.time()}).encode(), owner['id'])

@@ -17,7 +17,7 @@ from training import nonfinite
 from training.events import Events
 from training.layout import Layout
 from training.state import TrainState, root_key_hex
-from training.storage import NotSaved, brief
+from training.storage import NotSaved, brief, write_whole
 
 Metrics = dict[str, float]
 
@@ -143,6 +143,10 @@ class RunLog:
             return 0.0
         return self._config.batch_size / float(np.median(self._seconds_per_step))
 
+    def keep(self) -> None:
+        """What was logged so far is to last, as far as the run can do something about it."""
+        self._events.keep()
+
     def close(self) -> None:
         """Ends the files of events."""
         self._events.close()
@@ -171,12 +175,9 @@ def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
     if not is_writer():
         return
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            partial = workdir / f'{name}.partial'
-            partial.write_text(text.rstrip() + '\n')
-            partial.replace(workdir / name)
-    except OSError as error:
+            write_whole(workdir / name, (text.rstrip() + '\n').encode())
+    except Exception as error:  # OSError, or whatever the client of a bucket makes of it
         raise NotSaved(f'{workdir}: {", ".join(files)} not written ({brief(error)})') from error
 
 

@@ -1,0 +1,343 @@
+"""The promises about paths in a bucket, shown on a stand-in (tests/bucket.py).
+
+What a real bucket may do besides is not shown here: docs/launch.md, Buckets.
+"""
+
+import itertools
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from etils import epath
+from tensorboardX.proto.event_pb2 import Event
+
+from configs import command_line, paths
+from configs.schema import BadInput
+from input_pipeline import text_files
+from tests import runs
+from tests.bucket import Storage
+from tests.test_processes import finish_pod
+from tools import compare_runs, predict
+from training import lock
+from training.checkpoints import Checkpoints
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope='module')
+def store() -> Iterator[Storage]:
+    """The stand-in, where this process and those that it starts look for Google's."""
+    served = Storage('box')
+    found_by = {
+        'STORAGE_EMULATOR_HOST': served.url,
+        'TENSORSTORE_GCS_HTTP_URL': served.url,
+        'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',  # gRPC, for buckets of another kind
+    }
+    with mock.patch.dict(os.environ, found_by):
+        pytest.importorskip('gcsfs')
+        yield served
+    served.shutdown()
+    assert not served.not_known
+
+
+@pytest.fixture
+def workdir(store: Storage) -> Iterator[epath.Path]:
+    """Of a run that is about to begin, in an empty bucket."""
+    name = f'bucket-{next(NUMBERS)}'
+    store.buckets[name] = {}
+    yield paths.located(f'gs://{name}/a/run')
+    store.refused, store.code, store.before = '^$', 403, ('^$', bool)
+
+
+def objects(store: Storage, folder: epath.Path) -> dict[str, bytes]:
+    """What is in a folder, by the names within it."""
+    bucket, _, prefix = f'{folder}/'.removeprefix('gs://').partition('/')
+    return {
+        name.removeprefix(prefix): data
+        for name, (_, data) in store.buckets[bucket].copy().items()
+        if name.startswith(prefix)
+    }
+
+
+# A run
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run on this machine."""
+    workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+    runs.finish(workdir)
+    return workdir
+
+
+@pytest.fixture(scope='module')
+def disturbed(store: Storage) -> epath.Path:
+    """That of a run in a bucket, killed where it would commit step 12, and finished by a pod."""
+    workdir = epath.Path('gs://box/run')
+    process = runs.start(workdir)
+
+    def kill() -> None:
+        process.kill()
+        raise ConnectionAbortedError  # and so the call does nothing
+
+    store.before = ('POST .*/checkpoints/12/commit_success', kill)
+    output, _ = process.communicate(timeout=300)
+    store.before = ('^$', bool)
+    assert process.returncode == -signal.SIGKILL, output
+    assert 'checkpoints/12/state/_METADATA' in objects(store, workdir)
+    assert Checkpoints(paths.located(str(workdir)), read_only=True).steps() == [0, 6]
+    assert 'resumed after step 6' in finish_pod('2x1', workdir)
+    return workdir
+
+
+@pytest.mark.slow
+def test_run_in_a_bucket_killed_in_a_save_and_finished_by_a_pod_is_the_run_of_a_local_disk(
+    store: Storage, disturbed: epath.Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runs.outcome(disturbed) == runs.outcome(undisturbed)
+    assert compare_runs.main([str(disturbed), str(undisturbed)]) == 0
+    assert 'The same run, bit for bit: 24 steps' in capsys.readouterr().out
+    left = objects(store, disturbed)
+    names = {re.sub('tfevents.*', 'tfevents', name) for name in left}
+    kept = {name for name in names if not name.startswith('checkpoints/')}
+    assert kept == {
+        'config.json', 'summary.json', 'vocabulary.txt', 'tensorboard/events.out.tfevents',
+        *(f'ledger/{n - 5:09d}-{n:09d}.npy' for n in (6, 12, 18, 24)),
+    }  # fmt: skip
+    assert {name.split('/')[1] for name in names - kept} == {'18', '24'}
+    points = [scalars(left[name]) for name in left if 'tfevents' in name]
+    files = (undisturbed / 'tensorboard').iterdir()
+    assert set().union(*points) == set().union(*(scalars(file.read_bytes()) for file in files))
+
+
+def scalars(events: bytes) -> set[tuple[int, str]]:
+    """(step, tag) of every event in TensorBoard's file."""
+    found, place = set(), 0
+    while place < len(events):
+        (size,) = struct.unpack_from('<Q', events, place)
+        event = Event.FromString(events[place + 12 : place + 12 + size])
+        found |= {(event.step, value.tag) for value in event.summary.value}
+        place += size + 16
+    return found
+
+
+@pytest.mark.slow
+def test_tools_read_a_run_in_a_bucket(
+    disturbed: epath.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, '-m', 'tools.replay', str(disturbed), '--step=20']
+    done = subprocess.run(
+        command, cwd=runs.ROOT, env=runs.environment(2), capture_output=True, text=True
+    )
+    assert 'the bits of the ledger' in done.stdout.splitlines(), done
+    assert predict.main([str(disturbed), '--text', 'i hated it']) == 0
+    assert json.loads(capsys.readouterr().out)['text'] == 'i hated it'
+    with pytest.raises(SystemExit):
+        compare_runs.main([str(disturbed), str(disturbed / 'none')])
+    assert 'found no folder' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_in_a_bucket_is_moved_aside_whole_and_a_barred_one_is_left_alone(
+    store: Storage, disturbed: epath.Path, workdir: epath.Path
+) -> None:
+    for name, data in objects(store, disturbed).items():
+        store.put(workdir.parts[2], f'a/run/{name}', data)
+    before = objects(store, workdir)
+    for barred, told in (('run/metadata', 'Forbidden'), ('state/manifest', 'PERMISSION_DENIED')):
+        store.refused = f'GET .*/checkpoints/24/{barred}.*alt=media'
+        with pytest.raises(BadInput, match=f'can not be read .*{told}'):
+            predict.load(workdir)
+        process = runs.start(workdir)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 2, output
+        assert re.match(f'error: {workdir}/checkpoints/24: .*{told}', output.splitlines()[-1])
+    store.refused = '^$'
+    assert objects(store, workdir) == before
+
+    name = next(name for name in before if re.match('checkpoints/24/state/d/', name))
+    store.put(workdir.parts[2], f'a/run/{name}', before[name][:-1])
+    damaged = objects(store, workdir / 'checkpoints' / '24')
+    output = runs.finish(workdir)
+    assert '24 is damaged' in output
+    assert 'resumed after step 18' in output
+    assert objects(store, workdir / 'damaged' / '24') == damaged
+    assert runs.outcome(workdir) == runs.outcome(disturbed)
+
+
+# The lease
+
+
+def test_second_run_in_a_bucket_is_refused_while_the_first_lives(
+    store: Storage, workdir: epath.Path
+) -> None:
+    with lock.only_run_in(workdir):
+        told = rf'process {os.getpid()} on .* is at work in it'
+        with pytest.raises(BadInput, match=told), lock.only_run_in(workdir):
+            pass
+        assert set(objects(store, workdir)) == {'lock.json'}
+    assert not objects(store, workdir)
+
+
+@pytest.mark.parametrize('alive', [True, False])
+def test_lease_of_an_owner_elsewhere_is_renewed_or_runs_out(
+    workdir: epath.Path, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    monkeypatch.setattr(lock, 'LEASE_SECONDS', 1.2)
+    owner = {'id': 'x', 'host': 'elsewhere', 'process': '7 boot 5'}
+    lock.write(workdir / 'lock.json', owner)
+    renewal = threading.Timer(0.3, lock.write, (workdir / 'lock.json', owner))
+    if alive:
+        renewal.start()
+        with pytest.raises(BadInput, match='process 7 on elsewhere'), lock.only_run_in(workdir):
+            pass
+        renewal.join()
+    else:
+        with lock.only_run_in(workdir):
+            pass
+
+
+def test_of_two_runs_that_start_together_in_a_slow_bucket_one_gets_it(
+    store: Storage, workdir: epath.Path
+) -> None:
+    store.before = ('POST .*lock.json', lambda: time.sleep(0.4))
+    answers: dict[str, str] = {}
+
+    def start(name: str) -> None:
+        me = {'id': name, 'host': name, 'process': '7 boot 5'}
+        answers[name] = lock.refusal(workdir / 'lock.json') or lock.taken(workdir / 'lock.json', me)
+
+    threads = [threading.Thread(target=start, args=(name,)) for name in ('first', 'second')]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.5)
+    for thread in threads:
+        thread.join()
+    assert answers == {'first': 'another run has just started in it', 'second': ''}
+
+
+def test_lease_is_renewed_again_when_a_bucket_that_failed_is_back(
+    store: Storage, workdir: epath.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, 'LEASE_SECONDS', 0.6)
+    store.code = 400  # which gcsfs does not try again, and tells by an exception of its own
+    with lock.only_run_in(workdir):
+        store.refused = '.'
+        asked = len(store.calls)
+        while len(store.calls) == asked:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        store.refused = '^$'
+        before, limit = objects(store, workdir)['lock.json'], time.monotonic() + 30
+        while objects(store, workdir)['lock.json'] == before:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+
+
+# What is in the way
+
+
+@pytest.mark.parametrize(
+    ('refused', 'told'),
+    [
+        ('.', r'can not be reached \(Forbidden'),
+        (r'GET /storage/v1/b/bucket-\d+\?', r'can not be reached \(403 GET .*/b/bucket-'),
+        ('POST', r'can not be written \(Forbidden'),
+    ],
+    ids=['list', 'buckets.get, as Orbax will', 'write'],
+)
+def test_missing_permission_is_told_before_anything_is_done(
+    store: Storage, workdir: epath.Path, refused: str, told: str
+) -> None:
+    store.refused = refused
+    with (
+        pytest.raises(BadInput, match=f'^{workdir}: {told}'),
+        lock.only_run_in(command_line.usable_workdir(str(workdir))),
+    ):
+        pass
+    assert not objects(store, workdir)
+
+
+def test_missing_package_is_told_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, package in (('gs://box/run', 'gcsfs'), ('s3://box/run', 's3fs')):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(BadInput) as refused:
+            paths.located(path)
+        install = f'pip install -c constraints.txt {package}'
+        assert str(refused.value) == f'{path}: needs {package}; {install}'
+
+
+def test_bucket_that_does_not_answer_is_waited_for_in_bounds(
+    store: Storage, workdir: epath.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, 'PATIENCE_SECONDS', 0.3)
+    store.before = ('.', lambda: time.sleep(1.0))
+    with pytest.raises(BadInput, match='no answer within 0 s'):
+        command_line.usable_workdir(str(workdir))
+
+
+def test_only_a_folder_of_a_gs_bucket_can_be_a_workdir(store: Storage, workdir: epath.Path) -> None:
+    (workdir / 'file').write_text('precious')
+    with pytest.raises(BadInput, match=r'expected a folder, gs://.*/file is a file'):
+        command_line.usable_workdir(f'{workdir}/file')
+    for wrong in ('s3://box/run', 'http://box/run'):
+        with pytest.raises(BadInput, match='of buckets, Orbax writes to gs://BUCKET/FOLDER alone'):
+            command_line.usable_workdir(wrong)
+    with pytest.raises(BadInput, match='as in gs://BUCKET/FOLDER'):
+        command_line.usable_workdir('gs:///run')
+    assert objects(store, workdir) == {'file': b'precious'}
+
+
+@pytest.mark.slow
+def test_missing_bucket_is_one_line_and_exit_code_2_and_is_not_made(store: Storage) -> None:
+    done = subprocess.run(
+        runs.command(epath.Path('gs://none/run')),
+        cwd=runs.ROOT,
+        env=runs.environment(devices=2),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done
+    assert re.fullmatch(r'error: gs://none/run: .* bucket does not exist.*\n', done.stderr)
+    assert 'none' not in store.buckets
+
+
+# Files
+
+
+def test_what_others_write_is_seen(store: Storage, workdir: epath.Path) -> None:
+    """gcsfs keeps lists, with the sizes that files had."""
+    (workdir / 'a').write_text('short')
+    assert [path.name for path in workdir.iterdir()] == ['a']
+    bucket = workdir.parts[2]
+    store.put(bucket, 'a/run/a', b'as long as it is now')
+    store.put(bucket, 'a/run/b', b'')
+    assert (workdir / 'a').read_text() == 'as long as it is now'
+    assert sorted(path.name for path in workdir.iterdir()) == ['a', 'b']
+
+
+def test_text_files_are_read_from_a_bucket(workdir: epath.Path, tmp_path: Path) -> None:
+    for folder in (workdir, tmp_path):
+        (folder / 'train.tsv').write_text('text\tlabel\nso good\t1\nso bad\t0\ngut größer\t1\n')
+        (folder / 'dev.jsonl').write_text('{"text": "fine", "label": "1"}\n')
+
+    def read(folder: epath.Path | Path) -> list[object]:
+        files = (str(folder / name) for name in ('train.tsv', 'dev.jsonl'))
+        data = text_files.read_text_files(*files, ['text'], 'label')
+        return [*((part.texts, part.labels.tolist()) for part in data[:2]), data[2]]
+
+    assert read(workdir) == read(tmp_path)
+    (workdir / 'dev.jsonl').unlink()
+    with pytest.raises(BadInput, match=f'^{workdir}/dev.jsonl: No such file, expected'):
+        read(workdir)
