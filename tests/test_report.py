@@ -124,6 +124,8 @@ def test_page_of_an_encoder_decoder_has_its_worst_pairs(
     assert f'{wrong} of 70 examples are wrong' in page.words['Worst mistakes']
     (_, *mistakes) = page.sections['Worst mistakes']
     assert len(mistakes) == report.SHOWN
+    losses = [float(loss) for loss, *_ in mistakes]
+    assert losses == sorted(losses, reverse=True)
     for _, said, pair in mistakes:
         source, _, target = pair.partition(' -> ')
         assert sum(map(int, source.strip("'").split('+'))) == int(target.strip("'"))

@@ -21,7 +21,11 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser('plot', description=(__doc__ or '').split('\n')[0])
     parser.error = refuse  # type: ignore  # a mistake is one line
     parser.add_argument('runs', nargs='+', metavar='RUN', help='workdir of a run')
-    parser.add_argument('--metric', default='loss', help='what to draw (default: loss)')
+    parser.add_argument(
+        '--metric',
+        default='loss',
+        help='loss, accuracy, gradient_norm, learning_rate, ... as in TensorBoard (default: loss)',
+    )
     parser.add_argument('--out', required=True, metavar='FILE.png', help='the file to write')
     given = parser.parse_args(argv)
     try:
