@@ -20,8 +20,13 @@ flags = dict(arg.lstrip('-').split('=', 1) for arg in sys.argv[1:])
 workdir, seed = flags['workdir'], int(flags['config.seed'])
 with open(LOG, 'a') as log:
     print(os.path.basename(workdir), file=log)
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-signal.signal(signal.SIGINT, lambda *_: print('interrupted', file=open(LOG, 'a'), flush=True))
+def heard(number, _):
+    with open(LOG, 'a') as log:
+        print(signal.Signals(number).name, file=log)
+    if number == signal.SIGTERM:
+        sys.exit(75)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, heard)
 how = json.load(open(HOW)).get(str(seed), 0)
 while how == 'waits':
     time.sleep(0.01)
@@ -153,7 +158,7 @@ def test_signal_reaches_the_run_and_stops_the_sweep(tmp_path: Path, number: sign
         process.kill()
     assert process.returncode == 75, output
     assert 'stopped; the same command goes on' in output
-    assert stage.called() == NAMES[:2]
+    assert stage.called() == [*NAMES[:2], 'SIGTERM']
 
 
 def test_run_finished_with_another_config_is_refused(

@@ -5,7 +5,8 @@
 
 DIR gets model.jax, the program for any number of texts on CPU, GPU and TPU (StableHLO, by
 jax.export); parameters.npz, its arrays; run.json, config, vocabulary, labels and manifest of the
-run; and predict.py, which reads them and shows how. DIR appears when it is whole.
+run; and predict.py, which reads them and shows how. The arrays are no constants of the program, or
+XLA might fold them and round otherwise. DIR appears when it is whole.
 """
 
 import argparse

@@ -11,7 +11,7 @@ h1 { font-size: 1.5rem; overflow-wrap: anywhere }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; overflow-wrap: anywhere }
 section { overflow-x: auto }
 table { border-collapse: collapse }
-td, th { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem .3rem;
+td, th { text-align: left; vertical-align: baseline; padding: .25rem .9rem .25rem .3rem;
          border-bottom: 1px solid #e4e4e4; overflow-wrap: anywhere; max-width: 42rem }
 th { font-weight: 600; color: #555 }
 td { font-variant-numeric: tabular-nums }
