@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import AxisType, Mesh
 
 from input_pipeline.encoded import LabelledTexts
@@ -83,3 +86,23 @@ def random_texts() -> Callable[..., LabelledTexts]:
         return LabelledTexts(texts, rng.integers(0, 3, count), Vocabulary(words), max_length)
 
     return make
+
+
+@pytest.fixture(scope='session')
+def classifier_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The workdir and the summary of a small classifier, for tests that only read it."""
+    import train
+    from tests.test_resume import small_config
+
+    run = tmp_path_factory.mktemp('reviews')
+    return run, train.train(small_config(), epath.Path(run))
+
+
+@pytest.fixture(scope='session')
+def addition_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The workdir and the summary of a small encoder-decoder, for tests that only read it."""
+    import train
+    from tests.test_seq2seq import small_config
+
+    run = tmp_path_factory.mktemp('addition')
+    return run, train.train(small_config(), epath.Path(run))

@@ -5,29 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from etils import epath
 
-import train
 from input_pipeline import addition, reviews
 from tests.test_resume import small_config
 from tests.test_seq2seq import small_config as small_addition
 from tools import predict
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope='module')
-def classifier_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The workdir and the summary of a small classifier."""
-    run = tmp_path_factory.mktemp('reviews')
-    return run, train.train(small_config(), epath.Path(run))
-
-
-@pytest.fixture(scope='module')
-def addition_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The workdir and the summary of a small encoder-decoder."""
-    run = tmp_path_factory.mktemp('addition')
-    return run, train.train(small_addition(), epath.Path(run))
 
 
 def predicted(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:

@@ -1,0 +1,116 @@
+"""The promises of tools/export.py: the model predicts the same, far from the project."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from etils import epath
+
+from tests import runs
+from tools import export, predict
+
+pytestmark = pytest.mark.slow
+Trained = tuple[Path, dict[str, Any]]
+
+ELSEWHERE = """
+import importlib.util, json, sys
+assert not any(importlib.util.find_spec(name) for name in ('tasks', 'tools', 'training', 'model'))
+sys.path.insert(0, sys.argv[1])
+from predict import load
+predict = load(sys.argv[1])
+texts = sys.argv[2:]
+print(json.dumps([predict(texts), [predict([text])[0] for text in texts[:1]]]))
+loaded = {name.split('.')[0] for name in sys.modules}
+assert not loaded & {'flax', 'orbax', 'optax', 'grain', 'configs'}, loaded
+"""
+
+
+def exported(run: Path, out: Path, texts: list[str]) -> tuple[list[Any], list[Any]]:
+    """What the export makes of all texts at once and of the first, in a process of its own."""
+    assert export.main([str(run), f'--out={out}']) == 0
+    done = subprocess.run(
+        [sys.executable, '-I', '-c', ELSEWHERE, str(out), *texts],
+        cwd=out.parent,
+        env=runs.environment(1),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    together, first = json.loads(done.stdout)
+    return together, first
+
+
+def predicted(run: Path, texts: list[str]) -> list[dict[str, Any]]:
+    """What tools.predict makes of them."""
+    found = predict.predictions(*predict.load(epath.Path(run)), texts, skip=False)
+    return [{name: x for name, x in line.items() if name != 'text'} for line in found]
+
+
+def test_exported_classifier_predicts_the_same_without_the_project(
+    classifier_run: Trained, tmp_path: Path
+) -> None:
+    texts = ['i hated it', 'a', 'never seen: zyx <unk>', ' '.join(['wonderful'] * 60)]
+    texts += ['it is wonderful .', 'the film is not bad at all !', 'é']
+    together, first = exported(classifier_run[0], tmp_path / 'out', texts)
+    expected = predicted(classifier_run[0], texts)
+    assert len(together) == 7
+    for found, right in zip([*together, *first], [*expected, expected[0]], strict=True):
+        assert found['label'] == right['label']
+        assert found['probabilities'] == pytest.approx(right['probabilities'], rel=1e-5)
+        assert [word for word, _ in found['attention']] == [word for word, _ in right['attention']]
+        weights = [[weight for _, weight in line['attention']] for line in (found, right)]
+        assert weights[0] == pytest.approx(weights[1], rel=1e-5)
+    assert len({line['probabilities']['positive'] for line in together}) > 4, 'all alike'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out']
+
+
+def test_exported_encoder_decoder_decodes_the_same_without_the_project(
+    addition_run: Trained, tmp_path: Path
+) -> None:
+    texts = ['1+2', '76+192', '5+5', '12+345', '9+99', '10+10', '99+999']
+    together, first = exported(addition_run[0], tmp_path / 'out', texts)
+    expected = predicted(addition_run[0], texts)
+    assert together == expected
+    assert first == expected[:1]
+    for text, told in (('1+x', 'not in the vocabulary'), ('12345+678', 'needs a width of 10')):
+        done = subprocess.run(
+            [sys.executable, '-I', tmp_path / 'out' / 'predict.py', text],
+            env=runs.environment(1),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert told in line
+
+
+@pytest.mark.parametrize(
+    ('run', 'out', 'told'),
+    [
+        ('none', 'out', 'expected the workdir of a run, found no folder'),
+        ('there', 'out', 'expected the workdir of a run, found no checkpoint'),
+        ('none', 'there', 'expected a folder that is not there yet'),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, out: str, told: str
+) -> None:
+    (tmp_path / 'there').mkdir()
+    with pytest.raises(SystemExit) as end:
+        export.main([str(tmp_path / run), f'--out={tmp_path / out}'])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert [path.name for path in tmp_path.iterdir()] == ['there']
+
+
+def test_folder_that_can_not_be_made_is_one_line(
+    classifier_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        export.main([str(classifier_run[0]), f'--out={tmp_path / "no" / "out"}'])
+    assert end.value.code == 2
+    assert 'can not be written (No such file or directory)' in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""Predicts with an exported model: `python predict.py "a text" "another one"`.
+
+Needs jax, numpy and flatbuffers, and the files beside it. In a program of your own:
+
+    from predict import load
+    predict = load('DIR')
+    predict(['a text', 'another one'])   # a dictionary for each; any number of texts
+
+The model is compiled once for each number of texts that it is called with.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+
+PAD, UNK, BOS, EOS = range(4)
+MARKS = ('<pad>', '<unk>', '<bos>', '<eos>')  # by id; the words of the vocabulary follow
+VOCABULARIES = ('source_vocabulary', 'target_vocabulary')
+Predictions = list[dict[str, Any]]
+
+
+def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
+    """texts -> predictions. The folder holds what tools.export wrote."""
+    folder = Path(folder)
+    model = jax.export.deserialize(bytearray((folder / 'model.jax').read_bytes()))
+    with np.load(folder / 'parameters.npz', allow_pickle=False) as arrays:
+        parameters = dict(arrays)
+    run = json.loads((folder / 'run.json').read_text())
+    task, width = run['task'], run['config']['data.bucket_lengths'][-1]
+    apply = jax.jit(model.call)
+
+    def classify(texts: Sequence[str]) -> Predictions:
+        rows = [[BOS, *found[: width - 2], EOS] for found in encode(texts)]
+        given = {'token_ids': padded(rows, width), 'lengths': lengths(rows)}
+        probabilities, attention, *_ = jax.device_get(apply(parameters, given))
+        return [
+            {
+                'label': task['label_names'][int(np.argmax(values))],
+                'probabilities': dict(zip(task['label_names'], values.tolist(), strict=True)),
+                'attention': [
+                    (names[index], weight)
+                    for index, weight in zip(row[1:-1], weights[1:].tolist(), strict=False)
+                ],
+            }
+            for row, values, weights in zip(rows, probabilities, attention, strict=True)
+        ]
+
+    def decode(texts: Sequence[str]) -> Predictions:
+        rows = [[*found, EOS] for found in encode(texts)]
+        for text, row in zip(texts, rows, strict=True):
+            if UNK in row and run['config']['data.min_frequency'] == 1:
+                raise ValueError(f'{text!r}: has what is not in the vocabulary of the run')
+            if len(row) > width:
+                raise ValueError(f'{text!r}: needs a width of {len(row)}, expected at most {width}')
+        given = {'sources': padded(rows, width), 'source_lengths': lengths(rows)}
+        decoded = jax.device_get(apply(parameters, given)).tolist()
+        texts_of = [[names[index] for index in row if index not in (PAD, EOS)] for row in decoded]
+        return [{'prediction': (' ' if by_words else '').join(text)} for text in texts_of]
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        if not all(text.strip() for text in texts):
+            raise ValueError('expected some text in each')
+        return [
+            [known.get(word, UNK) for word in (text.split() if by_words else text)]
+            for text in texts
+        ]
+
+    by_words = run['config'].get('data.unit', 'word') == 'word'
+    read, said = ('vocabulary',) * 2 if 'label_names' in task else VOCABULARIES
+    known = {word: index for index, word in enumerate(task[read], len(MARKS))}
+    names = (*MARKS, *task[said])
+    return classify if 'label_names' in task else decode
+
+
+def padded(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    """int32[B, width]."""
+    return np.array([[*row, *[PAD] * (width - len(row))] for row in rows], np.int32)
+
+
+def lengths(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """int32[B]."""
+    return np.array([len(row) for row in rows], np.int32)
+
+
+if __name__ == '__main__':
+    if not sys.argv[1:]:
+        sys.exit('error: expected texts, as in: python predict.py "a text"')
+    try:
+        predictions = load(Path(__file__).parent)(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f'error: {error}')
+    for prediction in predictions:
+        print(json.dumps(prediction, ensure_ascii=False))

@@ -1,0 +1,197 @@
+"""Trains a grid of settings with several seeds, one run after another, and compares them.
+
+    python -m tools.sweep --config=FILE --workdir=DIR --seeds=0:5
+        [--set optimizer.learning_rate=1e-3,3e-3] [--set ...]
+        [--command='sbatch launch/slurm.sbatch']
+
+Each run lives in DIR/NAME. Called again, it passes over finished runs and goes on with others. With
+--command that is called for each unfinished run, with train.py's flags behind it: when a scheduler
+has done them, another call has the table. It ends with a table of the final metrics, over seeds the
+mean ± the standard deviation of a sample, and writes DIR/sweep.json. Exit code 0: all went well,
+1: some failed, 2: bad input, 75: a run was asked to stop, as by Ctrl-C; the same command goes on.
+"""
+
+import argparse
+import itertools
+import json
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from configs import schema
+from configs.command_line import refuse, usable_workdir
+from configs.schema import BadInput, Config
+from input_pipeline.examples import not_among
+from training import logs
+from training.preemption import EXIT_CODE, SIGNALS
+
+TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
+LONGEST_NAME = 200  # of a folder, named after its settings
+
+
+class Run(NamedTuple):
+    """One run of the grid."""
+
+    settings: dict[str, str]  # knob -> value, as given
+    seed: int
+    workdir: epath.Path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Brings the runs to their end and prints the table; returns the exit code."""
+    parser = argparse.ArgumentParser('sweep', description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.error = refuse  # type: ignore  # a mistake is one line
+    add = parser.add_argument
+    add('--config', required=True, metavar='FILE', help='config of all runs')
+    add('--workdir', required=True, metavar='DIR', help='has a folder for each run')
+    add('--seeds', default='0:1', metavar='A:B', help='A, A + 1, .. B - 1 (default: 0:1)')
+    add('--set', action='append', default=[], metavar='KNOB=VALUE,...', help='values to try')
+    add('--command', default='', help='call this for each run instead of training here')
+    given = parser.parse_args(argv)
+    try:
+        config, workdir = read_config(given.config), usable_workdir(given.workdir)
+        runs = grid(config, workdir, given.set, given.seeds)
+        command = shlex.split(given.command) or [sys.executable, str(TRAIN)]
+        code = carry_out(runs, config, [*command, f'--config={given.config}'])
+        conclude(runs, config, workdir)
+    except (BadInput, ValueError) as error:  # ValueError: a quotation in --command has no end
+        refuse(error)
+    return code
+
+
+def read_config(file: str) -> Config:
+    """What the file's get_config() gives. Raises BadInput."""
+    try:
+        config = runpy.run_path(file)['get_config']()
+    except Exception as error:  # whatever the file does
+        raise BadInput(f'--config={file}: {type(error).__name__}: {error}') from error
+    if not isinstance(config, Config):
+        raise BadInput(f'--config={file}: expected a file whose get_config() gives a Config')
+    return config
+
+
+def grid(config: Config, workdir: epath.Path, given: Sequence[str], seeds: str) -> list[Run]:
+    """All combinations of the settings, each with all seeds. Raises BadInput."""
+    values: dict[str, list[str]] = {}
+    known = schema.to_dict(config).keys() - {'seed'}
+    for setting in given:
+        name, _, text = setting.partition('=')
+        if name not in known:
+            raise BadInput(f'--set {setting}: {not_among(name, sorted(known))}')
+        values[name] = re.split(r',(?![^()]*\))', text)  # a comma in (16,28) is part of a value
+    ends = re.fullmatch(r'(\d+):(\d+)', seeds)
+    if not ends or int(ends[1]) >= int(ends[2]):
+        raise BadInput(f'--seeds={seeds}: expected A:B, as in 0:5 for 0, 1, 2, 3 and 4')
+    runs = []
+    for combination in itertools.product(*values.values()):
+        settings = dict(zip(values, combination, strict=True))
+        for seed in range(int(ends[1]), int(ends[2])):
+            name = '_'.join(f'{k}={v}' for k, v in [*settings.items(), ('seed', seed)])
+            runs.append(Run(settings, seed, workdir / re.sub(r'[^\w.=+-]+', '-', name)))
+    if max(len(run.workdir.name) for run in runs) > LONGEST_NAME:
+        raise BadInput('--set: too many; put what is the same for all runs into the config file')
+    if len({run.workdir for run in runs}) < len(runs):
+        raise BadInput('--set: expected values that differ')
+    return runs
+
+
+def carry_out(runs: Sequence[Run], config: Config, command: Sequence[str]) -> int:
+    """Calls the command for each run that is not finished; returns the exit code."""
+    finished = [final_metrics(run, config) is not None for run in runs]
+    asked: list[int] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: asked.append(number))
+    worst = 0
+    for run, done in zip(runs, finished, strict=True):
+        print(f'{run.workdir.name}{": finished" if done else ""}', flush=True)
+        if not done:
+            knobs = run.settings | {'seed': run.seed}
+            flags = [f'--config.{name}={value}' for name, value in knobs.items()]
+            code = call([*command, f'--workdir={run.workdir}', *flags], asked)
+            if asked or code == EXIT_CODE:
+                print('stopped; the same command goes on', flush=True)
+                return EXIT_CODE
+            if code:
+                print(f'{run.workdir.name}: exit code {code}', file=sys.stderr, flush=True)
+                worst = 1
+    return worst
+
+
+def call(words: Sequence[str], asked: list[int]) -> int:
+    """Runs a program, to which signals are passed on. Returns its exit code."""
+    try:  # in a session of its own: a Ctrl-C that reaches it twice stops it at once
+        child = subprocess.Popen(words, start_new_session=True)
+    except OSError as error:
+        raise BadInput(f'--command: {words[0]}: {error.strerror}') from error
+
+    def pass_on(number: int, _: object) -> None:
+        asked.append(number)
+        child.terminate()
+
+    for number in SIGNALS:
+        signal.signal(number, pass_on)
+    if asked:
+        child.terminate()
+    return child.wait()
+
+
+def final_metrics(run: Run, config: Config) -> dict[str, float] | None:
+    """Of a finished run. Raises BadInput where it was another config's."""
+    steps = run.settings.get('num_steps', str(config.num_steps))
+    summary = logs.read_summary(run.workdir, int(steps)) if steps.isdecimal() else None
+    if summary is None:
+        return None
+    saved = json.loads((run.workdir / 'config.json').read_text())
+    changes = schema.trajectory_changes(config, saved)
+    if others := [x for x in changes if x.partition(':')[0] not in run.settings]:
+        raise BadInput(
+            f'{run.workdir} is finished with another config: {"; ".join(others)}; '
+            'use the old values, or another --workdir'
+        )
+    return dict(summary['eval'])
+
+
+def conclude(runs: Sequence[Run], config: Config, workdir: epath.Path) -> None:
+    """Prints the table, and writes it with each run's metrics to sweep.json. Raises BadInput."""
+    groups, of_runs, rows = [], [], []
+    for _, group in itertools.groupby(runs, key=lambda run: run.settings):
+        found = [(run, final_metrics(run, config)) for run in group]
+        of_runs += [{'name': r.workdir.name, 'seed': r.seed, 'eval': e} for r, e in found]
+        done = [metrics for _, metrics in found if metrics is not None]
+        spread = {name: statistics([e[name] for e in done]) for name in (done or [{}])[0]}
+        settings, seeds = found[0][0].settings, f'{len(done)}/{len(found)}'
+        groups.append({'settings': settings, 'seeds': seeds, 'metrics': spread})
+        shown = {name: f'{s["mean"]:.4f} ± {s["std"]:.4f}' for name, s in spread.items()}
+        rows.append(settings | {'seeds': seeds} | shown)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns, *([row.get(name, '') for name in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print('  '.join(f'{x:<{width}}' for x, width in zip(line, widths, strict=True)).rstrip())
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({'table': groups, 'runs': of_runs}, indent=2)
+        (workdir / 'sweep.json').write_text(text + '\n')
+    except OSError as error:
+        raise BadInput(f'{workdir}/sweep.json: not written ({error.strerror})') from error
+
+
+def statistics(values: Sequence[float]) -> dict[str, float]:
+    """Over seeds: mean, standard deviation (0 for a single one), range."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    ends = {'min': min(values), 'max': max(values)}
+    return {'mean': float(np.mean(values)), 'std': deviation, **ends}
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
