@@ -55,15 +55,13 @@ def make_apply(
     on_device = jax.jit(apply, donate_argnums=(0, 1))
 
     def on_local_devices(slices: Any, opt_state: Any, *rest: Any) -> tuple[Any, Any]:
-        results, structure = jax.tree.flatten((slices, opt_state))
-        parts = zip(*map(on_each_device, jax.tree.leaves(rest)), strict=True)
-        rests = [jax.tree.unflatten(jax.tree.structure(rest), part) for part in parts]
-        parts = zip(*map(on_each_device, results), strict=True)
-        olds = [jax.tree.unflatten(structure, part) for part in parts]
-        news = [jax.tree.leaves(on_device(*a, *b)) for a, b in zip(olds, rests, strict=True)]
+        leaves, structure = jax.tree.flatten((slices, opt_state, *rest))
+        parts = list(zip(*map(on_each_device, leaves), strict=True))
+        news = [jax.tree.leaves(on_device(*jax.tree.unflatten(structure, p))) for p in parts]
+        leaves, structure = jax.tree.flatten((slices, opt_state))
         joined = [
             jax.make_array_from_single_device_arrays(old.shape, layout.sharded, list(arrays))
-            for old, *arrays in zip(results, *news, strict=True)
+            for old, *arrays in zip(leaves, *news, strict=True)
         ]
         return jax.tree.unflatten(structure, joined)
 
