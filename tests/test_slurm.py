@@ -39,7 +39,8 @@ echo "gpus ${CUDA_VISIBLE_DEVICES-} jax ${JAX_LOCAL_DEVICE_IDS-}"
 case $end in
   killed) kill -9 $$ ;;
   waits) sleep 100 ;;
-  hangs) trap '' TERM; sleep 100 ;;
+  hangs) trap '' TERM; touch "$VENV/hangs"; sleep 100 ;;
+  then5) until [[ -e $VENV/hangs ]]; do sleep 0.1; done; exit 5 ;;
   saves) trap 'sleep 2; exit 75' TERM; sleep 100 & wait ;;
   *) exit "$end" ;;
 esac
@@ -156,7 +157,8 @@ def test_how_processes_end_decides_whether_the_job_starts_again(submit: Callable
         '2/saves': ('FAILED', '2', 0),
         '3/waits': ('FAILED', '3', 0),
         'saves/4': ('FAILED', '4', 0),
-        '5/hangs,0/0': ('FAILED', '137', 0),  # it is killed, which hides the 5
+        '5/waits': ('FAILED', '5', 0),
+        'then5/hangs,0/0': ('FAILED', '137', 0),  # Slurm kills the other, which hides the 5
         '75/75,75/75,0/0': ('COMPLETED', '0', 2),  # asked to stop: as often as it likes
         'killed/saves,0/0': ('COMPLETED', '0', 1),
         '1/saves,1/saves,0/0': ('FAILED', '129', 1),  # a crash, although one was asked to stop
