@@ -14,7 +14,7 @@ compiler moves something else. 2: bad input.
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -35,9 +35,6 @@ from training.layout import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.state import abstract_state, make_create_state
 from training.step import UpdateOfSlices, make_eval_step, make_gradient, make_update
-
-CONFIG = config_flags.DEFINE_config_file('config', None, 'What to compile.')
-TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'CHIP:SHAPE, as in v5e:4x4, or cpu:DEVICES.')
 
 MIB, GIB = 2**20, 2**30
 WHAT_HELPS = {
@@ -71,10 +68,9 @@ class Program(NamedTuple):
 Results = list[tuple[Program, Compiled]]
 
 
-def main(_: Sequence[str]) -> None:
+def main(config_flag: flags.FlagHolder[Any], topology: str) -> None:
     """Prints the report, and ends with the exit code."""
-    config = command_line.loaded_config(CONFIG)
-    topology = TOPOLOGY.value
+    config = command_line.loaded_config(config_flag)
     slices.check(topology)
     logs.quiet_libraries()
     # A program from the cache may say that it was written where another copy of the project lies.
@@ -82,15 +78,15 @@ def main(_: Sequence[str]) -> None:
     devices = slices.devices(topology, config.num_shards)
     layout = make_layout(config, config.num_shards or len(devices), make_mesh(devices))
     chip = slices.CHIPS.get(topology.partition(':')[0])
-    sys.exit(report(config, layout, chip.hbm * GIB if chip else math.inf))
+    sys.exit(report(topology, config, layout, chip.hbm * GIB if chip else math.inf))
 
 
-def report(config: Config, layout: Layout, memory: float) -> int:
+def report(topology: str, config: Config, layout: Layout, memory: float) -> int:
     """Compiles for devices with `memory` bytes, and prints. Returns the exit code."""
     devices, task = layout.mesh.size, tasks.make_task(config)
     programs = list(step_programs(config, task, layout))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(programs[-1].arguments[0]))
-    print(head(config, layout, parameters))
+    print(f'{topology}:', head(config, layout, parameters))
 
     columns = 'seconds', 'arguments', 'results', 'temporary', 'beside', 'MiB', 'MFLOP', 'counted'
     print(f'\n{"on each device":22}', *(f'{name:>10}' for name in columns))
@@ -115,7 +111,7 @@ def head(config: Config, layout: Layout, parameters: int) -> str:
     versions = ', '.join(f'{name} {metadata.version(name)}' for name in libraries)
     hosts = len({device.process_index for device in layout.mesh.devices})
     return (
-        f'{TOPOLOGY.value}: {layout.mesh.size} x {device.device_kind} in {hosts} process(es); '
+        f'{layout.mesh.size} x {device.device_kind} in {hosts} process(es); '
         f'{versions}\n{parameters:,} parameters; {layout.num_shards} shards of '
         f'{config.batch_size // layout.num_shards} examples, {layout.shards_per_device} on each '
         'device'
@@ -239,4 +235,7 @@ def judge_memory(results: Results, memory: float) -> tuple[bool, str]:
 
 
 if __name__ == '__main__':
-    command_line.run(main)
+    # Defined here and not above: a test that imports this module has train.py's flags as well.
+    CONFIG = config_flags.DEFINE_config_file('config', None, 'What to compile.')
+    TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'CHIP:SHAPE, or cpu:DEVICES.')
+    command_line.run(lambda _: main(CONFIG, TOPOLOGY.value))
