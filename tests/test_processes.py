@@ -310,7 +310,7 @@ def test_unreachable_coordinator_fails_in_bounded_time(tmp_path: Path, process: 
     pod = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2'}
     flags = [*small(tmp_path / 'run'), '--join_timeout=4']
     code, output = ended(start(['train.py', *flags], **pod, JAX_PROCESS_ID=str(process)))
-    assert code == 2, output
+    assert code == 1, output  # a launcher may try again
     (told,) = errors(output)
     assert f'JAX_COORDINATOR_ADDRESS = {address}: ' in told
     assert 'within 4 s' in told

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from configs.schema import BadInput
 
+TOO_LATE = 1  # exit code of a process that the others did not join: a launcher may try again
 LEAVE_SECONDS = 10  # from the end of a run to the end of its process
 
 
@@ -57,7 +58,7 @@ def join(timeout_seconds: int) -> None:
     )
     # When JAX's own time is up it ends the process from C++ with SIGABRT: be there before it.
     told = f'within {timeout_seconds} s; see that all processes are started and reach it'
-    late = threading.Timer(timeout_seconds, end_now, (f'error: {problem} {told}', 2))
+    late = threading.Timer(timeout_seconds, end_now, (f'error: {problem} {told}', TOO_LATE))
     late.daemon = True
     late.start()
     try:
