@@ -15,7 +15,7 @@ from etils import epath
 from configs.schema import BadInput
 from training import checkpoints, keys, state
 from training.checkpoints import Checkpoints
-from training.state import TrainState
+from training.state import TrainState, abstract_state
 
 # Orbax leaves coroutines of a failed read behind, which complain when they are collected.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -49,7 +49,7 @@ def saved(tmp_path: Path, layout: Any) -> tuple[Path, Any]:
 def restore(workdir: Path, layout: Any) -> TrainState:
     """The newest whole checkpoint, on two devices."""
     keeper = Checkpoints(epath.Path(workdir), keep_newest=2, keep_best=0, metric='accuracy')
-    target = layout.abstract(jax.eval_shape(lambda: small_state(layout, 0)))
+    target = abstract_state(lambda _: small_state(layout, 0), 'rbg', layout)
     found = keeper.restore(target)
     keeper.close()
     gc.collect()  # what a failed read left behind complains here, not in a later test
@@ -114,7 +114,7 @@ def test_one_flipped_bit_in_a_saved_array_is_noticed(
 def test_another_model_is_refused_and_no_checkpoint_is_moved(saved: Any) -> None:
     workdir, layout = saved
     keeper = Checkpoints(epath.Path(workdir), keep_newest=2, keep_best=0, metric='accuracy')
-    target = layout.abstract(jax.eval_shape(lambda: small_state(layout, 0)))
+    target = abstract_state(lambda _: small_state(layout, 0), 'rbg', layout)
     target.params['kernel'] = jax.ShapeDtypeStruct((20, 31), jnp.float32)
     with pytest.raises(BadInput, match=r'kernel.* was float32\[20, 30\], is float32\[20, 31\]'):
         keeper.restore(target)

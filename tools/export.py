@@ -1,4 +1,4 @@
-"""Exports a trained model, so that it predicts without this project: with jax, NumPy and flatbuffers.
+"""Exports a trained model, to predict without this project: with jax, NumPy and flatbuffers.
 
     python -m tools.export RUN --out=DIR
     python DIR/predict.py "i hated it"
