@@ -172,6 +172,7 @@ def test_damaged_checkpoint_in_a_bucket_is_moved_aside_whole_and_a_barred_one_is
     assert '24 is damaged' in output
     assert 'resumed after step 18' in output
     assert objects(store, workdir / 'damaged' / '24') == damaged
+    assert 'OUT_OF_RANGE' in (workdir / 'damaged' / 'why-24.txt').read_text()
     assert runs.outcome(workdir) == runs.outcome(disturbed)
 
 
@@ -215,7 +216,7 @@ def test_of_two_runs_that_start_together_in_a_slow_bucket_one_gets_it(
 
     def start(name: str) -> None:
         me = {'id': name, 'host': name, 'process': '7 boot 5'}
-        answers[name] = lock.refusal(workdir / 'lock.json') or lock.taken(workdir / 'lock.json', me)
+        answers[name] = lock.taken(workdir / 'lock.json', me)
 
     threads = [threading.Thread(target=start, args=(name,)) for name in ('first', 'second')]
     for thread in threads:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -217,7 +218,7 @@ def test_file_without_permission_is_named_with_the_reason(
     def deny(path: Path) -> bytes:  # Rather than chmod, which does not bind the superuser.
         raise PermissionError(13, 'Permission denied', str(path))
 
-    monkeypatch.setattr(Path, 'read_bytes', deny)
+    monkeypatch.setattr(type(epath.Path(tmp_path)), 'read_bytes', deny)
     assert refusal(tmp_path, '.tsv', GOOD['.tsv']).startswith('train.tsv: Permission denied')
 
 

@@ -190,7 +190,7 @@ class Checkpoints:
             name = f'{step}.{number}' if number else str(step)
             # First why: in a bucket a folder is there only with something in it.
             why = problem or 'on another process'
-            write_whole(self._set_aside / f'{name}.txt', f'{why}\n'.encode())
+            write_whole(self._set_aside / f'why-{name}.txt', f'{why}\n'.encode())
             (self._directory / str(step)).rename(self._set_aside / name)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'set aside {step}')
