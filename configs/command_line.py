@@ -44,7 +44,11 @@ def unknown_field(error: str, argv: Sequence[str]) -> str:
     given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('--config.')]
     wrong = next((name for name in given if name not in known), error)
     nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
-    hint = f'; did you mean --{nearest[0]}?' if nearest else '; configs/schema.py lists all'
+    hint = (
+        f'; did you mean --{nearest[0]}?'
+        if nearest
+        else '; configs/schema.py and configs/sections.py list all'
+    )
     return f'--{wrong}: no such config field{hint}'
 
 

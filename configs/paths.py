@@ -12,9 +12,10 @@ from collections.abc import Callable
 import fsspec.config
 from etils import epath
 
-from configs.schema import BadInput
+from configs.schema import BadInput, NoAnswer
 
 PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}  # through which epath asks
+NOTHING = 'no answer'
 PATIENCE_SECONDS = 60.0  # for a first answer; some look for credentials, and try again, for long
 
 
@@ -54,13 +55,14 @@ def located(text: str, for_checkpoints: bool = False) -> epath.Path:
             importlib.import_module('google.cloud.storage').Client().get_bucket(bucket)
 
     if problem := _problem(ask):
-        raise BadInput(f'{text}: can not be reached ({problem}); see docs/launch.md, Buckets')
+        kind = NoAnswer if problem.startswith(NOTHING) else BadInput
+        raise kind(f'{text}: can not be reached ({problem}); see docs/launch.md, Buckets')
     return path
 
 
 def _problem(ask: Callable[[], None]) -> str:
     """What `ask()` fails with, and be it time; nothing where it does not."""
-    problem = [f'no answer within {PATIENCE_SECONDS:.0f} s']
+    problem = [f'{NOTHING} within {PATIENCE_SECONDS:.0f} s']
 
     def tell() -> None:
         try:

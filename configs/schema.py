@@ -18,6 +18,12 @@ class BadInput(Exception):
     exit_code = 2
 
 
+class NoAnswer(BadInput):
+    """No mistake of the user's: another process, or a store, is not there. Worth another try."""
+
+    exit_code = 1
+
+
 @dataclasses.dataclass
 class Config:
     """One run. The type of `model` says which task is learned (tasks/)."""

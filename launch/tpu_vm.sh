@@ -32,6 +32,7 @@ set -euo pipefail
 PROJECT_FOLDER=$(cd "$(dirname "$0")/.." && pwd)
 FINAL=' 0 2 3 4 5 ' # exit codes of train.py after which a new start would bring nothing
 ASKED_TO_STOP=75
+ALIVE=(-oServerAliveInterval=20 -oConnectTimeout=20)
 RESTARTS=3
 
 name=${TPU_NAME:-keyfold}
@@ -89,8 +90,8 @@ tpus() {
 on() {
   local workers=$1
   shift
-  tpus tpu-vm ssh "$name" --worker="$workers" --ssh-flag=-oServerAliveInterval=20 \
-    --ssh-flag=-oConnectTimeout=20 --command="$(quote bash keyfold/launch/tpu_worker.sh "$@")"
+  tpus tpu-vm ssh "$name" --worker="$workers" "${ALIVE[@]/#/--ssh-flag=}" \
+    --command="$(quote bash keyfold/launch/tpu_worker.sh "$@")"
 }
 
 # What Google says of the slice, or else of the request for it; nothing where there is neither.
@@ -130,7 +131,7 @@ create() {
       READY) return ;;
       '') ask_for_slice || return ;;
       PREEMPTED | TERMINATED | STOPPED | SUSPENDED) delete_slice || return ;;
-      FAILED) return 1 ;; # what was asked for can not be: its owner has to delete it
+      FAILED) refuse "Google can not give what was asked for; delete it, and ask for another" ;;
       *) sleep "$poll" ;;
     esac
     if [[ $dry_run ]]; then return; fi
@@ -152,8 +153,9 @@ pack() {
 setup() {
   local unpack='mkdir -p keyfold && find keyfold -mindepth 1 -maxdepth 1 ! -name .venv'
   unpack+=' -exec rm -rf {} + && tar -xzf keyfold.tar.gz -C keyfold'
-  tpus tpu-vm scp "$archive" "$name:keyfold.tar.gz" --worker=all || return
-  tpus tpu-vm ssh "$name" --worker=all --command="$unpack" || return
+  tpus tpu-vm scp "$archive" "$name:keyfold.tar.gz" --worker=all "${ALIVE[@]/#/--scp-flag=}" ||
+    return
+  tpus tpu-vm ssh "$name" --worker=all "${ALIVE[@]/#/--ssh-flag=}" --command="$unpack" || return
   on all setup
 }
 
@@ -219,6 +221,8 @@ check_gcloud() {
 check() {
   [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
     refuse "--name=$name: expected lower-case letters, digits and hyphens"
+  [[ "$spot$queued$dry_run" =~ ^1*$ ]] ||
+    refuse "SPOT=$spot, QUEUED=$queued, DRY_RUN=$dry_run: expected 1 or nothing"
   [[ $poll =~ ^[0-9]+$ ]] || refuse "POLL_SECONDS=$poll: expected a whole number"
   [[ $project ]] || refuse '--project=PROJECT, or PROJECT_ID, is missing'
   [[ $zone ]] || refuse '--zone=ZONE, or ZONE, is missing'

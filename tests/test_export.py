@@ -45,7 +45,7 @@ def exported(run: Path, out: Path, texts: list[str]) -> tuple[list[Any], list[An
 
 def predicted(run: Path, texts: list[str]) -> list[dict[str, Any]]:
     """What tools.predict makes of them."""
-    found = predict.predictions(*predict.load(epath.Path(run)), texts, skip=False)
+    found = predict.predictions(*predict.load(epath.Path(run))[:2], texts, skip=False)
     return [{name: x for name, x in line.items() if name != 'text'} for line in found]
 
 

@@ -137,7 +137,7 @@ def test_all_keys_of_a_small_run_are_distinct(
     seed_key = keys.root_key(0, 'threefry2x32')
     root = hex_words(seed_key)
     state = make_create_state(classification.classifier_init(model), optimizer, layout(8))(seed_key)
-    step = make_train_step(classification.classifier_sums(model), optimizer, layout(8))
+    step = make_train_step(classification.classifier_sums(model), optimizer, 1.0, layout(8))
     parameters = len(jax.tree.leaves(state.params))
     for _ in range(3):
         state, _ = step(state, layout(8).put(token_batch(8, 6)))

@@ -3,9 +3,10 @@
     python -m tools.compile_for --config=FILE --topology=v5e:4x4 [--config.FIELD=VALUE ...]
 
 The trainer's own programs are compiled, and none is run: the gradient for every width of a batch,
-the update, the evaluation. For TPUs that takes libtpu (make setup ACCELERATOR=tpu) and no TPU;
---topology=cpu:8 is eight simulated devices. Shown are, per device, memory, floating-point
-operations and all that moves between devices.
+the update, the evaluation. (Of an update of slices, optimizer.shard_state, only what comes before
+and after the optimizer itself, which takes no more than they do.) For TPUs that takes libtpu (make
+setup ACCELERATOR=tpu) and no TPU; --topology=cpu:8 is eight simulated devices. Shown are, per
+device, memory, floating-point operations and all that moves between devices.
 
 Exit code 0: it fits, and nothing moves but what the trainer moves. 1: it does not fit, or the
 compiler moves something else. 2: bad input.
@@ -38,11 +39,12 @@ from training.step import UpdateOfSlices, make_eval_step, make_gradient, make_up
 
 MIB, GIB = 2**20, 2**30
 WHAT_HELPS = {
-    'update': 'a smaller model, or a chip with more memory',
+    'update': 'config.optimizer.shard_state=True, a smaller model, a chip with more memory',
     'gradient': (
         'a smaller config.batch_size, more config.num_shards (a device works through its shards '
         'one after the other), shorter config.data.bucket_lengths, a narrower '
-        'config.model.compute_dtype, a smaller model'
+        'config.model.compute_dtype, config.model.remat=True, config.optimizer.shard_state=True, '
+        'a smaller model'
     ),
     'evaluation': 'a smaller config.eval_batch_size',
 }

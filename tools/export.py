@@ -29,7 +29,7 @@ from configs.schema import BadInput
 from tasks.task import Predictor
 from tools import predict, predict_exported
 from training import logs
-from training.checkpoints import Checkpoints, Header
+from training.checkpoints import Header
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 OF_TRAINING = ('labels', 'weights')  # in a row, but nothing to predict from
@@ -46,10 +46,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if Path(given.out).exists():
             raise BadInput(f'--out={given.out}: expected a folder that is not there yet')
-        run = existing_run(given.run)
-        predictor, params = predict.load(run)
-        checkpoints = Checkpoints(run, read_only=True)
-        header = checkpoints.header(checkpoints.steps()[-1])
+        predictor, params, header = predict.load(existing_run(given.run))
         write(Path(given.out), files(predictor, jax.device_get(params), header))
     except BadInput as error:
         refuse(error)

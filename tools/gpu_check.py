@@ -24,7 +24,6 @@ from tools import compare_runs
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEVICES = 'import jax; print(len(jax.devices()), jax.devices()[0].device_kind)'
-ONE_DEVICE = {'CUDA_VISIBLE_DEVICES': '0', 'JAX_NUM_CPU_DEVICES': '1'}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,7 +59,9 @@ def check(folder: Path, flags: Sequence[str], env: dict[str, str], devices: int)
     print(flags[0])
     ways = {'first': env, 'again': env, 'killed': env}
     if devices > 1:
-        ways['one device'] = env | ONE_DEVICE
+        first_gpu = env.get('CUDA_VISIBLE_DEVICES', '0').partition(',')[0]
+        one = {'CUDA_VISIBLE_DEVICES': first_gpu, 'JAX_NUM_CPU_DEVICES': '1'}
+        ways['one device'] = env | one
     code = 0
     for way, its_env in ways.items():
         began, command = time.perf_counter(), [*flags, f'--workdir={folder / way}']
@@ -82,21 +83,24 @@ def check(folder: Path, flags: Sequence[str], env: dict[str, str], devices: int)
 
 def kill_after_a_checkpoint(workdir: Path, flags: Sequence[str], env: dict[str, str]) -> None:
     """Starts a run and kills it where it has written a checkpoint after the one of step 0."""
-    process = train(flags, env)
+    process = train(flags, env, subprocess.DEVNULL)
     while process.poll() is None:
         if [p for p in workdir.glob('checkpoints/*') if p.name.isdecimal() and p.name != '0']:
             process.send_signal(signal.SIGKILL)
         time.sleep(0.05)
-    process.communicate()
+    if process.returncode != -signal.SIGKILL:
+        refuse(f'killed: train.py ended with {process.returncode} before; give it more --steps')
 
 
-def train(flags: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
+def train(
+    flags: Sequence[str], env: dict[str, str], output: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """Starts train.py."""
     return subprocess.Popen(
         [sys.executable, 'train.py', *flags],
         cwd=PROJECT,
         env=env,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
         errors='replace',

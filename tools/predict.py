@@ -25,7 +25,7 @@ from configs.paths import located
 from configs.schema import BadInput
 from tasks.task import Predictor
 from training import logs
-from training.checkpoints import Checkpoints, told_if_damaged
+from training.checkpoints import Checkpoints, Header, told_if_damaged
 from training.layout import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.state import abstract_state, make_create_state
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         if (given.text is None) == (given.input is None):
             raise BadInput('expected --text or --input, one of them')
         texts = given.text or read_lines(given.input)
-        predictor, params = load(existing_run(given.run))
+        predictor, params, _ = load(existing_run(given.run))
         for found in predictions(predictor, params, texts, skip=given.bad_lines == 'skip'):
             print(json.dumps(found, ensure_ascii=False))
     except BadInput as error:
@@ -64,8 +64,11 @@ def read_lines(file: str) -> list[str]:
         raise BadInput(f'--input={file}: can not be read ({error})') from error
 
 
-def load(run: epath.Path) -> tuple[Predictor, Any]:
-    """The predictor of a run and its parameters. Raises BadInput without a whole checkpoint."""
+def load(run: epath.Path) -> tuple[Predictor, Any, Header]:
+    """The predictor of a run, its parameters, and the header of the checkpoint that they are from.
+
+    Raises BadInput without a whole checkpoint.
+    """
     checkpoints = Checkpoints(run, read_only=True)
     steps = checkpoints.steps()
     if not steps:
@@ -78,7 +81,7 @@ def load(run: epath.Path) -> tuple[Predictor, Any]:
         optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1))
         create_state = make_create_state(predictor.init, optimizer, layout)
         target = abstract_state(create_state, config.prng_impl, layout)
-        return predictor, checkpoints.read(steps[-1], target).params
+        return predictor, checkpoints.read(steps[-1], target).params, header
 
 
 def predictions(

@@ -76,7 +76,7 @@ def sections(runs: dict[str, Run]) -> Iterator[tuple[str, str]]:
     yield 'Final metrics', metrics_table(runs)
     if drawn := {name: run.curves for name, run in runs.items() if run.curves}:
         yield 'Learning curves', curves_svg(drawn)
-    predictor, params = predict.load(existing_run(first))
+    predictor, params, _ = predict.load(existing_run(first))
     of_first = f' of {first}' if len(runs) > 1 else ''
     try:
         closer = [

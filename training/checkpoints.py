@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from configs.schema import BadInput
 from training import processes
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
-from training.storage import NotSaved, brief, says_nothing_of_a_file, write_whole
+from training.storage import NotSaved, brief, on_the_way, write_whole
 
 Header = dict[str, Any]  # what the `run` item holds: 'config', 'task', 'manifest', 'sha256'
 
@@ -168,8 +168,8 @@ class Checkpoints:
                 raise
             except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
                 problem = brief(error)
-                if says_nothing_of_a_file(error):
-                    raise BadInput(f'{self._directory / str(step)}: {problem}') from error
+                if kind := on_the_way(error):
+                    raise kind(f'{self._directory / str(step)}: {problem}') from error
             if processes.on_all(not problem):
                 return result
             logging.warning(
@@ -186,7 +186,7 @@ class Checkpoints:
 
     def _move_aside(self, step: int, problem: str) -> None:
         if jax.process_index() == 0:
-            number = len(list(self._set_aside.glob(f'{step}*')))
+            number = len(list(self._set_aside.glob(f'why-{step}.*txt')))
             name = f'{step}.{number}' if number else str(step)
             # First why: in a bucket a folder is there only with something in it.
             why = problem or 'on another process'
@@ -204,8 +204,9 @@ def told_if_damaged(run: epath.Path) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:
-        what = 'can not be read' if says_nothing_of_a_file(error) else 'the checkpoint is damaged'
-        raise BadInput(f'{run}: {what} ({brief(error)})') from error
+        kind = on_the_way(error)
+        what = 'can not be read' if kind else 'the checkpoint is damaged'
+        raise (kind or BadInput)(f'{run}: {what} ({brief(error)})') from error
 
 
 def seal(header: Header) -> Header:

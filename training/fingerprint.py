@@ -68,11 +68,11 @@ def lax_bits(leaf: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(leaf, jnp.uint16).reshape(-1).astype(jnp.uint32)
 
 
-def on_host(leaf: jax.Array) -> np.ndarray:
+def on_host(leaf: jax.Array | np.ndarray) -> np.ndarray:
     """The whole array, wherever its parts are. In a pod, all processes call it."""
-    if leaf.is_fully_addressable or leaf.is_fully_replicated:
-        return np.asarray(jax.device_get(leaf))
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(jax.device_get(leaf))
 
 
 def sha256_of(tree: Any) -> str:

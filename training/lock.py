@@ -66,12 +66,13 @@ def only_run_in(workdir: epath.Path) -> Iterator[None]:
         yield
     finally:
         released.set()
-        thread.join()
-        with contextlib.suppress(Exception):  # epath says ValueError where a folder is not empty
-            if (read(file) or me)['id'] == me['id']:
-                file.unlink(missing_ok=True)
-            for folder in made:
-                folder.rmdir()
+        thread.join(LEASE_SECONDS / RENEWALS)
+        if not thread.is_alive():  # else storage hangs, and the lease runs out by itself
+            with contextlib.suppress(Exception):  # epath says ValueError where it is not empty
+                if (read(file) or me)['id'] == me['id']:
+                    file.unlink(missing_ok=True)
+                for folder in made:
+                    folder.rmdir()
 
 
 def taken(file: epath.Path, me: dict[str, Any]) -> str:

@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from configs.schema import BadInput
+from configs.schema import BadInput, NoAnswer
 
-TOO_LATE = 1  # exit code of a process that the others did not join: a launcher may try again
 LEAVE_SECONDS = 10  # from the end of a run to the end of its process
 
 
@@ -58,14 +57,18 @@ def join(timeout_seconds: int) -> None:
     )
     # When JAX's own time is up it ends the process from C++ with SIGABRT: be there before it.
     told = f'within {timeout_seconds} s; see that all processes are started and reach it'
-    late = threading.Timer(timeout_seconds, end_now, (f'error: {problem} {told}', TOO_LATE))
+    late = threading.Timer(
+        timeout_seconds, end_now, (f'error: {problem} {told}', NoAnswer.exit_code)
+    )
     late.daemon = True
     late.start()
     try:
         jax.distributed.initialize(initialization_timeout=timeout_seconds + 60, **explicit)
         meet()
     except (RuntimeError, ValueError, OSError) as error:
-        raise BadInput(f'{problem} ({str(error).splitlines()[0]})') from error
+        mistake = isinstance(error, ValueError) or 'INVALID_ARGUMENT' in str(error)
+        kind = BadInput if mistake else NoAnswer
+        raise kind(f'{problem} ({str(error).splitlines()[0]})') from error
     finally:
         late.cancel()
 
@@ -136,11 +139,11 @@ def bounded_end() -> Iterator[None]:
     JAX leaves a pod through a barrier. When all fail alike they meet there; else time runs out.
     Orbax has threads that wait ten minutes for a save that has failed.
     """
-    code = 0
+    code: Any = 0
     try:
         yield
     except BaseException as error:
-        code = getattr(error, 'exit_code', getattr(error, 'code', 1))
+        code = error.code if isinstance(error, SystemExit) else getattr(error, 'exit_code', 1)
         raise
     finally:
         if code or jax.process_count() == 1:  # else the others may still be at work
@@ -154,10 +157,15 @@ def require_same(*facts: dict[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     named = {name: json.dumps(value) for some in facts for name, value in some.items()}
-    names, texts = zip(*(named | {'the code': code_digest()}).items(), strict=True)
-    digests = np.array([zlib.crc32(text.encode()) for text in texts], np.uint32)
+    refuse_differences({'the code': code_digest(), 'the kind of task': ' '.join(named)})
+    refuse_differences(named)
+
+
+def refuse_differences(named: dict[str, str]) -> None:
+    """Raises BadInput where a text is not that of all processes, which have the same names."""
+    digests = np.array([zlib.crc32(text.encode()) for text in named.values()], np.uint32)
     for process, theirs in enumerate(multihost_utils.process_allgather(digests)):
-        for name, text, mine, other in zip(names, texts, digests, theirs, strict=True):
+        for (name, text), mine, other in zip(named.items(), digests, theirs, strict=True):
             if mine != other:
                 raise BadInput(
                     f'{name} is not the same on process {process} and on process '
@@ -171,8 +179,9 @@ def code_digest() -> str:
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256((root / 'train.py').read_bytes())
     for folder in ('configs', 'input_pipeline', 'model', 'tasks', 'training'):
-        for file in sorted((root / folder).glob('*.py')):
-            digest.update(file.name.encode() + file.read_bytes())
+        for file in sorted((root / folder).rglob('*.py')):
+            digest.update(f'{file.relative_to(root)} {file.stat().st_size}\n'.encode())
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -6,12 +6,12 @@ import re
 from etils import epath
 
 from configs.paths import in_bucket
-from configs.schema import BadInput
+from configs.schema import BadInput, NoAnswer
 
 # Of a bucket: the package that an error is from, or what gcsfs or TensorStore say in it.
-NO_ANSWER = re.compile(
-    r'^(aiohttp|gcsfs|google\.(api_core|auth)|requests)\b'
-    '|Forbidden|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED'
+REFUSED = re.compile(r'^google\.auth\b|Forbidden|PERMISSION_DENIED|UNAUTHENTICATED')
+UNANSWERED = re.compile(
+    r'^(aiohttp|gcsfs|google\.api_core|requests)\b|UNAVAILABLE|DEADLINE_EXCEEDED'
 )
 
 
@@ -45,8 +45,13 @@ def brief(error: BaseException) -> str:
     return (str(error).splitlines() or [''])[0][:300] or type(error).__name__
 
 
-def says_nothing_of_a_file(error: BaseException) -> bool:
-    """Whether it is about the way to a file: no memory, no permission, no network."""
-    if isinstance(error, MemoryError | PermissionError | ConnectionError | TimeoutError):
-        return True
-    return bool(NO_ANSWER.search(f'{type(error).__module__} {error}'))
+def on_the_way(error: BaseException) -> type[BadInput] | None:
+    """What an error is that says nothing of a file but of the way to it: no memory, no permission
+    (BadInput), no network (NoAnswer). None for an error of the file itself.
+    """
+    if isinstance(error, MemoryError | PermissionError):
+        return BadInput
+    if isinstance(error, ConnectionError | TimeoutError):
+        return NoAnswer
+    told = f'{type(error).__module__} {error}'
+    return BadInput if REFUSED.search(told) else NoAnswer if UNANSWERED.search(told) else None
