@@ -156,12 +156,14 @@ def test_damaged_checkpoint_in_a_bucket_is_moved_aside_whole_and_a_barred_one_is
     before = objects(store, workdir)
     for barred, told in (('run/metadata', 'Forbidden'), ('state/manifest', 'PERMISSION_DENIED')):
         store.refused = f'GET .*/checkpoints/24/{barred}.*alt=media'
-        with pytest.raises(BadInput, match=f'can not be read .*{told}'):
-            predict.load(workdir)
-        process = runs.start(workdir)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 2, output
-        assert re.match(f'error: {workdir}/checkpoints/24: .*{told}', output.splitlines()[-1])
+        predicting = [sys.executable, '-m', 'tools.predict', str(workdir), '--text', 'good']
+        for command in (predicting, runs.command(workdir)):
+            done = subprocess.run(
+                command, cwd=runs.ROOT, env=runs.environment(2), capture_output=True, text=True
+            )
+            assert done.returncode == 2, done
+            assert re.match(f'error: {workdir}.*: .*{told}', done.stderr.splitlines()[-1]), done
+            assert 'damaged' not in done.stdout + done.stderr
     store.refused = '^$'
     assert objects(store, workdir) == before
 

@@ -186,7 +186,8 @@ class Checkpoints:
 
     def _move_aside(self, step: int, problem: str) -> None:
         if jax.process_index() == 0:
-            number = len(list(self._set_aside.glob(f'why-{step}.*txt')))
+            alike = self._set_aside.glob(f'{step}*')
+            number = sum(path.name.partition('.')[0] == str(step) for path in alike)
             name = f'{step}.{number}' if number else str(step)
             # First why: in a bucket a folder is there only with something in it.
             why = problem or 'on another process'
