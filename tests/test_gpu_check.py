@@ -28,16 +28,16 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('reduction', 'code'), [('tree', 0), ('psum', 1)])
-def test_runs_that_differ_are_told_from_those_that_do_not(reduction: str, code: int) -> None:
+def test_runs_that_differ_are_told_from_those_that_do_not() -> None:
+    """With psum one device gives other bits than four; runs on four agree."""
     config = 'configs/reviews.py'
     small = [flag for flag in runs.command(runs.ROOT, config)[4:] if 'every' not in flag]
     small = [flag for flag in small if not re.search('num_steps|num_shards', flag)]
-    flags = [*small, '--config.num_shards=4', f'--config.reduction={reduction}']
+    flags = [*small, '--config.num_shards=4', '--config.reduction=psum']
     done = gpu_check(f'--config={config}', '--platform=cpu', '--steps=36', '--', *flags, devices=4)
-    assert done.returncode == code, done.stdout + done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stdout.splitlines()[2:]
     ways = ['first', 'again', 'killed', 'one device']
     assert [line[2:12].strip() for line in lines] == ways
     same = [line.endswith('the same bits') for line in lines]
-    assert same == [True, True, True, code == 0]
+    assert same == [True, True, True, False]
