@@ -22,7 +22,7 @@ PIP_INSTALL := PIP_REQUIRE_VIRTUALENV=1 \
 # Written when a set-up is complete, so an interrupted one does not count.
 READY := $(VENV)/ready-$(ACCELERATOR)
 
-.PHONY: help setup train test test-fast lint exactness gpu-check faults compile-check clean
+.PHONY: help setup train test test-launch test-fast lint exactness gpu-check faults compile-check clean
 
 help:  ## this list
 	@echo 'make TARGET [CONFIG=configs/reviews.py] [WORKDIR=runs/reviews] [ARGS="--config.seed=1"]'
@@ -34,11 +34,14 @@ setup: $(READY)  ## install into .venv [ACCELERATOR=cpu|cuda13|tpu] [PYTHON=pyth
 train: $(READY)  ## train CONFIG in WORKDIR; one that is there goes on
 	$(VENV)/bin/python train.py --config="$(CONFIG)" --workdir="$(WORKDIR)" $(ARGS)
 
-test: $(READY)  ## all tests
-	$(VENV)/bin/python -m pytest $(ARGS)
+test: $(READY)  ## all tests but those of launches
+	$(VENV)/bin/python -m pytest -m 'not launch' $(ARGS)
+
+test-launch: $(READY)  ## Slurm, TPU VMs, buckets and compilation, on stand-ins (ten minutes)
+	$(VENV)/bin/python -m pytest -m launch $(ARGS)
 
 test-fast: $(READY)  ## the tests that take seconds
-	$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
+	$(VENV)/bin/python -m pytest -m 'not slow and not launch' $(ARGS)
 
 lint: $(READY)  ## format, style and types, as CI wants them
 	$(VENV)/bin/ruff format --check .

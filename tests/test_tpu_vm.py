@@ -28,6 +28,8 @@ from tests import runs
 from training import processes
 from training.preemption import EXIT_CODE
 
+pytestmark = pytest.mark.launch
+
 SCRIPT = 'launch/tpu_vm.sh'
 SLICE = {
     'PROJECT_ID': 'mine',
@@ -192,7 +194,6 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
         time.sleep(0.05)
 
 
-@pytest.mark.slow
 def test_stopped_killed_and_preempted_it_goes_on_to_the_same_bits(
     cloud: Cloud, tmp_path: Path
 ) -> None:
@@ -436,7 +437,6 @@ def metadata_server(worker: int, endpoints: str) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('endpoints', ['127.0.0.1', 'a:0:127.0.0.1,b:1:127.0.0.1'])
 def test_hosts_of_a_tpu_vm_slice_find_each_other_through_its_metadata(endpoints: str) -> None:
     """JAX's own code for TPU VMs, told that chips are there, asks a stand-in for the server."""
