@@ -39,6 +39,14 @@ def quiet_libraries() -> None:
     logging.getLogger('jax').setLevel(logging.WARNING)
     for chatty in ('absl', 'asyncio', 'orbax', 'grain'):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
+    tell = sys.unraisablehook
+
+    def tell_others(unraisable: Any) -> None:
+        # Of a checkpoint that can not be read, for every array but the first.
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            tell(unraisable)
+
+    sys.unraisablehook = tell_others
 
 
 def is_writer() -> bool:
