@@ -259,7 +259,7 @@ def test_watch_starts_again_what_may_go_better(
 
 
 def test_run_that_is_running_is_followed_and_not_started_again(cloud: Cloud) -> None:
-    cloud.put('worker-python', 'echo started; sleep 3; echo ended; exit 3')
+    cloud.put('worker-python', 'echo started; sleep 12; echo ended; exit 3')
     process = cloud.start('resume', *RUN)
     wait_for((cloud.folder / 'calls').exists, process)
     wait_for(lambda: 'follow' in (cloud.folder / 'calls').read_text(), process)
@@ -310,7 +310,8 @@ def test_dry_run_prints_commands_that_a_shell_reads_back_and_runs_none(cloud: Cl
     assert looks == ['list', '--format=value(name.basename(),state)']
     version, kind = '--version=v2-alpha-tpuv5-lite', '--accelerator-type=v5litepod-16'
     assert create == ['create', 's', version, kind, '--spot']
-    assert copy == ['scp', pack[-2].removeprefix('--output='), 's:keyfold.tar.gz', '--worker=all']
+    archive = pack[-2].removeprefix('--output=')
+    assert copy[:4] == ['scp', archive, 's:keyfold.tar.gz', '--worker=all']
     assert all(ssh[:3] == ['ssh', 's', '--worker=all'] for ssh in (unpack, setup, start))
     assert follow[:3] == ['ssh', 's', '--worker=0']
     remote = shlex.split(start[-1].removeprefix('--command='))
