@@ -22,7 +22,6 @@ from training.step import (
     on_mesh,
     own_shards,
     reduce_over_devices,
-    shard_rows,
 )
 
 MakeLayout = Callable[..., Layout]
@@ -45,7 +44,7 @@ def trainers_sum(parts: dict[str, np.ndarray], layout: Layout) -> dict[str, np.n
         shards, first = own_shards(rows, layout.shards_per_device)
 
         def partial(shard: jax.Array) -> dict[str, jax.Array]:
-            return jax.tree.map(lambda x: x[0], shard_rows(shards, shard - first))
+            return jax.tree.map(lambda x: x[0], reduction.of_shard(shards, shard - first))
 
         sums = reduction.sum_own_shards(partial, first, layout.shards_per_device)
         return reduce_over_devices(sums, layout)

@@ -64,24 +64,33 @@ def read_lines(file: str) -> list[str]:
         raise BadInput(f'--input={file}: can not be read ({error})') from error
 
 
-def load(run: epath.Path) -> tuple[Predictor, Any, Header]:
-    """The predictor of a run, its parameters, and the header of the checkpoint that they are from.
+def newest(run: epath.Path) -> tuple[Checkpoints, int, Header]:
+    """The checkpoints of a run, and step and header of the newest.
 
-    Raises BadInput without a whole checkpoint.
+    Raises BadInput where there is none, or where its header is damaged.
     """
     checkpoints = Checkpoints(run, read_only=True)
     steps = checkpoints.steps()
     if not steps:
         raise BadInput(f'{run}: expected the workdir of a run, found no checkpoint')
     with told_if_damaged(run):
-        header = checkpoints.header(steps[-1])
+        return checkpoints, steps[-1], checkpoints.header(steps[-1])
+
+
+def load(run: epath.Path) -> tuple[Predictor, Any, Header]:
+    """The predictor of a run, its parameters, and the header of the checkpoint that they are from.
+
+    Raises BadInput without a whole checkpoint.
+    """
+    checkpoints, step, header = newest(run)
+    with told_if_damaged(run):
         config = schema.from_dict(header['config'])
         predictor = tasks.make_predictor(config, header['task'])
         layout = make_layout(config, header['manifest']['num_shards'], make_mesh(jax.devices()[:1]))
         optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1))
         create_state = make_create_state(predictor.init, optimizer, layout)
         target = abstract_state(create_state, config.prng_impl, layout)
-        return predictor, checkpoints.read(steps[-1], target).params, header
+        return predictor, checkpoints.read(step, target).params, header
 
 
 def predictions(

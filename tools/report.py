@@ -28,7 +28,7 @@ from tasks.task import Predictor
 from tools import curves, predict
 from tools.report_page import document, shaded, swatch, table
 from training import logs, resume
-from training.checkpoints import Checkpoints, Header, told_if_damaged
+from training.checkpoints import Header
 
 SHOWN = 20  # mistakes
 
@@ -61,13 +61,8 @@ def main(argv: Sequence[str]) -> int:
 
 def read(run: epath.Path) -> Run:
     """Raises BadInput where there is no checkpoint, or a file is damaged."""
-    checkpoints = Checkpoints(run, read_only=True)
-    steps = checkpoints.steps()
-    if not steps:
-        raise BadInput(f'{run}: expected the workdir of a run, found no checkpoint')
-    with told_if_damaged(run):
-        header = checkpoints.header(steps[-1])
-    return Run(header, steps[-1], logs.read_summary(run, steps[-1]) or {}, curves.read(run))
+    _, step, header = predict.newest(run)
+    return Run(header, step, logs.read_summary(run, step) or {}, curves.read(run))
 
 
 def sections(runs: dict[str, Run]) -> Iterator[tuple[str, str]]:

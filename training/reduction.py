@@ -38,6 +38,11 @@ def sum_own_shards(partial: Callable[[jax.Array], Any], first: jax.Array, count:
     return jax.tree.map(lambda pair: pair[0] + pair[1], halves)
 
 
+def of_shard(parts: Any, index: jax.Array) -> Any:
+    """Of a tree of what a device's own shards have, [S/n, ...], the part [...] of one of them."""
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), parts)
+
+
 def padding(size: int, devices: int) -> int:
     """How many values make a vector of this size one that `sum_devices` takes."""
     return -size % (devices * ROWS * LANES)

@@ -76,7 +76,7 @@ def make_gradient(
         shards, first = own_shards(batch, layout.shards_per_device)
 
         def partial(shard: jax.Array) -> tuple[Any, Sums, jax.Array]:
-            rows = shard_rows(shards, shard - first)
+            rows = reduction.of_shard(shards, shard - first)
             rngs = keys.shard_rngs(root, step, shard)
             (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, rows, rngs, step)
             words = jax.random.key_data(rngs['dropout'])
@@ -192,7 +192,7 @@ def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Any, Batch]
         shards, first = own_shards(batch, layout.shards_per_device)
 
         def partial(shard: jax.Array) -> Sums:
-            return eval_sums(params, shard_rows(shards, shard - first))
+            return eval_sums(params, reduction.of_shard(shards, shard - first))
 
         sums = reduction.sum_own_shards(partial, first, layout.shards_per_device)
         return reduce_few(sums, jnp.zeros(0, jnp.uint32), layout)[0]
@@ -204,11 +204,6 @@ def own_shards(batch: Batch, count: int) -> tuple[Batch, jax.Array]:
     """A device's rows as `count` shards [count, B/S, ...], and the global index of the first."""
     shards = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
     return shards, lax.axis_index(DATA) * count
-
-
-def shard_rows(shards: Batch, index: jax.Array) -> Batch:
-    """The rows [B/S, ...] of one of a device's shards."""
-    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), shards)
 
 
 def reduce_over_devices(tree: Any, layout: Layout) -> Any:

@@ -113,8 +113,7 @@ def squared_norm(own: Any, layout: Layout) -> jax.Array:
     """float32[]: the squares of all values, added in one tree over the shards' slices."""
 
     def of_slice(index: jax.Array) -> jax.Array:
-        one = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), own)
-        return optax.tree.norm(one, squared=True)
+        return optax.tree.norm(reduction.of_shard(own, index), squared=True)
 
     total = reduction.sum_own_shards(of_slice, jnp.int32(0), layout.shards_per_device)
     return reduction.sum_gathered(total, DATA)
