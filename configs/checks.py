@@ -40,6 +40,15 @@ def digit_counts() -> Check:
     return ok, 'two whole numbers from 1 to 4, the smaller first, as in (2,3)'
 
 
+def letter_counts() -> Check:
+    """How many letters of a word's start and of its end; or none of both."""
+
+    def ok(value: tuple[int, ...]) -> bool:
+        return not value or (len(value) == 2 and all(type(n) is int and n >= 1 for n in value))
+
+    return ok, 'two whole numbers >= 1, as in (4,3), or ()'
+
+
 def one_of(*names: str) -> Check:
     """One of a few words."""
     return lambda value: value in names, 'one of ' + ', '.join(names)

@@ -8,6 +8,7 @@ from configs.checks import (
     fraction,
     increasing_lengths,
     knob,
+    letter_counts,
     names,
     one_of,
     probability,
@@ -49,6 +50,11 @@ class DataConfig(BatchingConfig):
     num_train: int = knob(10_000, 'reviews: training sentences', at_least(1))
     num_eval: int = knob(1_500, 'reviews: evaluation sentences', at_least(1))
     min_frequency: int = knob(3, 'words seen less often in training are unknown', at_least(1))
+    affixes: tuple[int, ...] = knob(
+        (),
+        'letters at the start and at the end of a word that have vectors too, known word or not',
+        letter_counts(),
+    )
 
 
 @dataclasses.dataclass
@@ -88,6 +94,9 @@ class ModelConfig:
     word_dropout: float = knob(0.1, 'probability that a word becomes the unknown word', fraction())
     embedding_dropout: float = knob(0.2, 'dropout after the embedding', fraction())
     dropout: float = knob(0.2, 'dropout after LSTM, attention and hidden layer', fraction())
+    label_smoothing: float = knob(
+        0.0, 'part of the training target that is spread over all classes', fraction()
+    )
     compute_dtype: str = knob(
         'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
     )

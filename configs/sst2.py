@@ -2,9 +2,9 @@
 
 Command:  make train CONFIG=configs/sst2.py
 
-The model of flax's sst2 example (5.46 million parameters), its faults corrected: decay on the
-right side of the learning rate, word dropout that leaves marks and padding alone, keys that are
-never used twice. TFDS finds the data in TFDS_DATA_DIR or downloads it.
+The model of flax's sst2 example at half its width, made for speed and for words that training never
+showed: the first four and the last three letters of a word have vectors too. TFDS finds the data in
+TFDS_DATA_DIR or downloads it. configs/sst2_flax.py is the example as it was.
 """
 
 from configs.schema import Config
@@ -12,24 +12,27 @@ from configs.sections import DataConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:
-    """Five epochs of 67,349 sentences."""
+    """Three epochs of 67,349 phrases and sentences."""
     return Config(
-        num_steps=5260,
+        num_steps=1578,
+        batch_size=128,
         eval_every=526,
         checkpoint_every=526,
-        log_every=100,
         data=DataConfig(
             source='tfds',
             name='glue/sst2',
             text_features=('sentence',),
-            bucket_lengths=(8, 12, 16, 24, 32, 64),
+            affixes=(4, 3),
+            bucket_lengths=(6, 10, 16, 23, 33, 54),
+            window_batches=128,
         ),
         model=ModelConfig(
-            embedding_size=300,
-            hidden_size=256,
+            embedding_size=128,
+            hidden_size=128,
             word_dropout=0.1,
             embedding_dropout=0.5,
             dropout=0.5,
+            label_smoothing=0.1,
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=500),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=157),
     )

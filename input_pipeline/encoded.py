@@ -38,14 +38,22 @@ def fingerprint(*arrays: np.ndarray) -> str:
 class LabelledTexts:
     """A split of labelled texts, encoded once.
 
-    Shapes: N examples, B rows of a batch, T padded width.
+    Shapes: N examples, B rows of a batch, T padded width, A affixes (starts and ends of words).
     """
 
     def __init__(
-        self, texts: Sequence[str], labels: np.ndarray, vocabulary: Vocabulary, max_length: int
+        self,
+        texts: Sequence[str],
+        labels: np.ndarray,
+        vocabulary: Vocabulary,
+        max_length: int,
+        affixes: Sequence[Vocabulary] = (),
     ) -> None:
         """`labels`: int32[N]. Texts longer than `max_length` ids are cut off."""
-        self._texts = Ragged([vocabulary.encode(text, max_length) for text in texts])
+        self._texts, *self._affixes = (
+            Ragged([part.encode(text, max_length) for text in texts])
+            for part in (vocabulary, *affixes)
+        )
         self._vocabulary = vocabulary
         self.labels = np.asarray(labels, np.int32)
         self.lengths = self._texts.lengths
@@ -56,8 +64,12 @@ class LabelledTexts:
         return self.labels.size
 
     def batch(self, rows: np.ndarray, width: int) -> HostBatch:
-        """token_ids int32[B, T], lengths and labels int32[B], weights float32[B] (ones)."""
-        return {
+        """token_ids int32[B, T], lengths and labels int32[B], weights float32[B] (ones).
+
+        affix_ids int32[B, T, A] as well, if there are any.
+        """
+        affixes = [part.padded(rows, width) for part in self._affixes]
+        return ({'affix_ids': np.stack(affixes, axis=-1)} if affixes else {}) | {
             'token_ids': self._texts.padded(rows, width),
             'lengths': self.lengths[rows],
             'labels': self.labels[rows],
@@ -71,4 +83,5 @@ class LabelledTexts:
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of all ids, lengths and labels."""
-        return fingerprint(self._texts.ids, self.lengths, self.labels)
+        affixes = [part.ids for part in self._affixes]
+        return fingerprint(self._texts.ids, self.lengths, self.labels, *affixes)

@@ -9,6 +9,7 @@ import numpy as np
 PAD, UNK, BOS, EOS = range(4)
 SPECIALS = ('<pad>', '<unk>', '<bos>', '<eos>')
 FIRST_WORD = len(SPECIALS)
+ALL_LETTERS = slice(None)
 
 
 class Vocabulary:
@@ -17,19 +18,33 @@ class Vocabulary:
     Ids: 0 padding, 1 unknown, 2 and 3 the marks around a text, then units, frequent first.
     """
 
-    def __init__(self, words: Sequence[str], unit: str = 'word') -> None:
-        """`words`: without the specials, in the order of their ids; `unit`: or 'character'."""
+    def __init__(
+        self, words: Sequence[str], unit: str = 'word', letters: slice = ALL_LETTERS
+    ) -> None:
+        """`words`: without the specials, in the order of their ids; `unit`: or 'character'.
+
+        `letters` of a unit are what has an id: the first four, say, or the last three.
+        """
         self.words = tuple(words)
         self.names = (*SPECIALS, *self.words)  # by id
-        self.unit = unit
+        self.unit, self.letters = unit, letters
         self._ids = {word: FIRST_WORD + index for index, word in enumerate(self.words)}
 
     @classmethod
-    def of(cls, texts: Iterable[str], min_frequency: int, unit: str = 'word') -> 'Vocabulary':
+    def of(
+        cls,
+        texts: Iterable[str],
+        min_frequency: int,
+        unit: str = 'word',
+        letters: slice = ALL_LETTERS,
+    ) -> 'Vocabulary':
         """The units seen at least `min_frequency` times; equally frequent ones by spelling."""
-        counts = collections.Counter(word for text in texts for word in units(text, unit))
-        frequent = [(-count, word) for word, count in counts.items() if count >= min_frequency]
-        return cls([word for _, word in sorted(frequent)], unit)
+        counts = collections.Counter(unit_ for text in texts for unit_ in units(text, unit))
+        parts: collections.Counter[str] = collections.Counter()
+        for word, count in counts.items():
+            parts[word[letters]] += count
+        frequent = [(-count, part) for part, count in parts.items() if count >= min_frequency]
+        return cls([part for _, part in sorted(frequent)], unit, letters)
 
     def __len__(self) -> int:
         """The number of ids."""
@@ -44,7 +59,7 @@ class Vocabulary:
         return np.array([*self._lookup(text)[: max_length - 1], EOS], np.int32)
 
     def _lookup(self, text: str) -> list[int]:
-        return [self._ids.get(word, UNK) for word in units(text, self.unit)]
+        return [self._ids.get(word[self.letters], UNK) for word in units(text, self.unit)]
 
     def unknown(self, text: str) -> list[str]:
         """The units of a text that have no id."""

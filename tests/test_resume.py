@@ -34,7 +34,9 @@ def small_config(**top: Any) -> Config:
         eval_every=6,
         checkpoint_every=6,
         log_every=4,
-        data=DataConfig(num_train=200, num_eval=70, bucket_lengths=(20, 42), window_batches=4),
+        data=DataConfig(
+            num_train=200, num_eval=70, bucket_lengths=(20, 42), window_batches=4, affixes=(3, 2)
+        ),
         model=ModelConfig(embedding_size=8, hidden_size=8),
         **top,
     )

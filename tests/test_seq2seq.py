@@ -203,7 +203,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, bytes]]:
 
         return draw
 
-    for name in ('categorical', 'bernoulli'):
+    for name in ('categorical', 'bernoulli', 'bits'):
         monkeypatch.setattr(jax.random, name, spy(getattr(jax.random, name)))
     return seen
 
@@ -242,7 +242,7 @@ def test_samples_do_not_depend_on_dropout_being_on(
 ) -> None:
     plain = draw_in_trainer(drawn, layout(2), step=0)
     with_dropout = draw_in_trainer(drawn, layout(2), step=0, dropout=0.5)
-    assert len(with_dropout) > len(plain)  # masks of dropout are drawn by bernoulli too
+    assert len(with_dropout) > len(plain)  # masks of dropout are drawn as raw bits
     assert plain <= with_dropout
 
 

@@ -11,7 +11,6 @@ XLA might fold them and round otherwise. DIR appears when it is whole.
 
 import argparse
 import io
-import itertools
 import json
 import sys
 import tempfile
@@ -82,8 +81,8 @@ def files(predictor: Predictor, params: Any, header: Header) -> dict[str, bytes]
 
 def any_row(predictor: Predictor, facts: dict[str, Any]) -> dict[str, np.ndarray]:
     """One encoded text, for the shapes: some word that the run knows."""
-    lists = (fact for fact in facts.values() if isinstance(fact, list))
-    for word in itertools.chain.from_iterable(lists):
+    lists = [fact for fact in facts.values() if isinstance(fact, list)]
+    for word in (word for words in lists for word in words if isinstance(word, str)):
         try:
             return predictor.encode([word])
         except BadInput:  # white space, say

@@ -36,8 +36,13 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
     apply = jax.jit(model.call)
 
     def classify(texts: Sequence[str]) -> Predictions:
-        rows = [[BOS, *found[: width - 2], EOS] for found in encode(texts)]
+        rows, *affixes = (
+            [[BOS, *found[: width - 2], EOS] for found in encode(texts, ids, letters)]
+            for ids, letters in zip([known, *of_affixes], [slice(None), *cuts], strict=True)
+        )
         given = {'token_ids': padded(rows, width), 'lengths': lengths(rows)}
+        if affixes:
+            given['affix_ids'] = np.stack([padded(part, width) for part in affixes], axis=-1)
         probabilities, attention, *_ = jax.device_get(apply(parameters, given))
         return [
             {
@@ -52,7 +57,7 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
         ]
 
     def decode(texts: Sequence[str]) -> Predictions:
-        rows = [[*found, EOS] for found in encode(texts)]
+        rows = [[*found, EOS] for found in encode(texts, known)]
         for text, row in zip(texts, rows, strict=True):
             if UNK in row and run['config']['data.min_frequency'] == 1:
                 raise ValueError(f'{text!r}: has what is not in the vocabulary of the run')
@@ -63,19 +68,29 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
         texts_of = [[names[index] for index in row if index not in (PAD, EOS)] for row in decoded]
         return [{'prediction': (' ' if by_words else '').join(text)} for text in texts_of]
 
-    def encode(texts: Sequence[str]) -> list[list[int]]:
+    def encode(
+        texts: Sequence[str], ids: dict[str, int], letters: slice = slice(None)
+    ) -> list[list[int]]:
         if not all(text.strip() for text in texts):
             raise ValueError('expected some text in each')
         return [
-            [known.get(word, UNK) for word in (text.split() if by_words else text)]
+            [ids.get(word[letters], UNK) for word in (text.split() if by_words else text)]
             for text in texts
         ]
 
     by_words = run['config'].get('data.unit', 'word') == 'word'
     read, said = ('vocabulary',) * 2 if 'label_names' in task else VOCABULARIES
-    known = {word: index for index, word in enumerate(task[read], len(MARKS))}
+    known = numbered(task[read])
+    of_affixes = [numbered(parts) for parts in task.get('affixes', [])]
+    first, last = run['config'].get('data.affixes') or (0, 0)
+    cuts = [slice(first), slice(-last, None)][: len(of_affixes)]
     names = (*MARKS, *task[said])
     return classify if 'label_names' in task else decode
+
+
+def numbered(words: Sequence[str]) -> dict[str, int]:
+    """Their ids."""
+    return {word: index for index, word in enumerate(words, len(MARKS))}
 
 
 def padded(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
