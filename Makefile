@@ -22,7 +22,7 @@ PIP_INSTALL := PIP_REQUIRE_VIRTUALENV=1 \
 # Written when a set-up is complete, so an interrupted one does not count.
 READY := $(VENV)/ready-$(ACCELERATOR)
 
-.PHONY: help setup train test test-launch test-fast lint exactness gpu-check faults compile-check clean
+.PHONY: help setup train test test-launch test-fast lint exactness gpu-check faults compile-check bench clean
 
 help:  ## this list
 	@echo 'make TARGET [CONFIG=configs/reviews.py] [WORKDIR=runs/reviews] [ARGS="--config.seed=1"]'
@@ -60,6 +60,9 @@ faults: $(READY)  ## kill runs in every phase, resume and compare (half an hour)
 
 compile-check: $(READY)  ## compile for TPUs, with none [VENV=.venv-tpu ACCELERATOR=tpu]
 	$(VENV)/bin/python -m pytest tests/test_compile_for.py $(ARGS)
+
+bench: $(READY)  ## measure speed and memory; a table and JSON in runs/bench [ARGS="--only data"]
+	$(VENV)/bin/python -m benchmarks $(ARGS)
 
 clean:  ## remove .venv and caches, never runs
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -5,9 +5,12 @@ of the core count (or PJRT_NPROC) and the device count: pinned at no less than t
 the same on every layout of a run. docs/reproducibility.md has what was measured.
 """
 
+import hashlib
 import os
 import platform
+import tempfile
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -58,6 +61,24 @@ def prepare(num_shards: int) -> None:
     )
 
 
+def keep_compiled() -> None:
+    """Programs compiled here are found again by later launches, in a folder of this user.
+
+    JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false is none. Each
+    kind of processor has its own, since a home can be shared by machines that are not alike.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    kind = hashlib.sha256(processor(flags=True).encode()).hexdigest()[:8]
+    folder = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'keyfold' / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):  # no home, or none that can be written: every launch compiles
+        return
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
 def devices_for(cores: int, num_shards: int) -> int:
     """The largest power of two that divides `num_shards` and is at most `cores`."""
     count = 1
@@ -82,10 +103,11 @@ def environment() -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    """The host CPU's model, whose vector width can change roundings."""
+def processor(flags: bool = False) -> str:
+    """The host CPU's model, whose vector width can change roundings; or the flags of what it can."""
+    field = 'flags' if flags else 'model name'
     try:
         with open('/proc/cpuinfo') as lines:
-            return next(x.split(':', 1)[1].strip() for x in lines if x.startswith('model name'))
+            return next(x.split(':', 1)[1].strip() for x in lines if x.startswith(field))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

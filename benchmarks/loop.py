@@ -1,0 +1,115 @@
+"""The training loop beside its bare step: what data, log, ledger and checkpoints take."""
+
+import contextlib
+import dataclasses
+import functools
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from etils import epath
+
+import tasks
+import train
+from benchmarks.common import Row, config
+from configs.schema import Config
+from input_pipeline.batches import train_batches
+from tools import curves
+from training import backend, keys
+from training.checkpoints import Checkpoints
+from training.layout import make_layout, make_mesh
+from training.optimizer import make_optimizer, make_schedule
+from training.state import make_create_state
+from training.step import make_train_step
+
+FIRST, LAST, EVERY, ROUNDS = 120, 320, 20, 3  # steps before FIRST compile every bucket
+
+
+def measure() -> list[Row]:
+    """One run of the trainer and one of its step, in turn, over the same batches."""
+    shards = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    measured = dataclasses.replace(
+        config(), num_steps=LAST, num_shards=shards, log_every=EVERY, eval_every=LAST
+    )
+    backend.prepare(shards)
+    default_interval = measured.checkpoint_every
+    measured = dataclasses.replace(measured, checkpoint_every=(FIRST + LAST) // 2)
+    bare, sizes = bare_loop(measured)
+    whole, alone, blocked, memory = [], [], [], 0
+    for number in range(ROUNDS):
+        with tempfile.TemporaryDirectory() as workdir, timed_saves() as saves:
+            whole.append(trained(measured, epath.Path(workdir)))
+            blocked.append(saves[1])  # in the middle; the first and the last stand outside
+        if number == 0:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        alone.append(bare())
+    count = measured.batch_size * (LAST - FIRST)
+    steps = default_interval * np.median(whole) / (LAST - FIRST)
+    return [
+        ('the loop', count / float(np.median(whole)), 'examples/s'),
+        ('its step alone', count / float(np.median(alone)), 'examples/s'),
+        ('loop over step', float(np.median(np.divide(alone, whole))), ''),
+        ('a checkpoint blocks the loop', float(np.median(blocked)), 's'),
+        ('... of the default interval', 100 * float(np.median(blocked) / steps), '%'),
+        ('peak resident memory', memory / 1024, 'MiB'),
+        *sizes,
+    ]
+
+
+def trained(measured: Config, workdir: epath.Path) -> float:
+    """Seconds of the steps from FIRST to LAST in a run of the trainer, as its log has them."""
+    train.train(measured, workdir)
+    rates = curves.read(workdir)['train/examples_per_second']
+    counted = rates[rates[:, 0] > FIRST, 1]
+    return float(np.sum(measured.batch_size * EVERY / counted))
+
+
+@contextlib.contextmanager
+def timed_saves() -> Iterator[list[float]]:
+    """Collects how long each `Checkpoints.save` keeps the loop waiting."""
+    seconds: list[float] = []
+    save = Checkpoints.save
+
+    def timed(*args: Any) -> None:
+        began = time.perf_counter()
+        save(*args)
+        seconds.append(time.perf_counter() - began)
+
+    with mock.patch.object(Checkpoints, 'save', timed):
+        yield seconds
+
+
+def bare_loop(measured: Config) -> tuple[Callable[[], float], list[Row]]:
+    """(seconds of the same steps with their batches on the devices, sizes of what is there)."""
+    task = tasks.make_task(measured)
+    layout = make_layout(measured, measured.num_shards, make_mesh())
+    schedule = make_schedule(measured.optimizer, measured.num_steps)
+    optimizer = make_optimizer(measured.optimizer, schedule)
+    root = keys.root_key(measured.seed, measured.prng_impl)
+    state = make_create_state(task.init, optimizer, layout)(root)
+    step = make_train_step(task.loss_sums, optimizer, measured.optimizer.clip_norm, layout)
+    words = functools.partial(keys.epoch_words, root)
+    rows = layout.own_rows(measured.batch_size)
+    batches = [layout.put(b) for b in train_batches(task.train, measured, words, rows, FIRST)]
+    sizes = [
+        (f'on each device: {name}', sum(x.nbytes for x in jax.tree.leaves(part)) / 2**20, 'MiB')
+        for name, part in (('parameters', state.params), ('optimizer state', state.opt_state))
+    ]
+    for batch in {b['token_ids'].shape: b for b in batches}.values():
+        state, _ = step(state, batch)  # compiles
+    held = [jax.block_until_ready(state)]
+
+    def seconds() -> float:
+        state = held.pop()
+        began = time.perf_counter()
+        for batch in batches:
+            state, _ = step(state, batch)
+        held.append(jax.block_until_ready(state))
+        return time.perf_counter() - began
+
+    return seconds, sizes

@@ -1,0 +1,47 @@
+"""A trace of a few steps, `--profile=START:STOP`, for xprof, TensorBoard or Perfetto."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+
+import jax
+from etils import epath
+
+from configs.paths import in_bucket
+from configs.schema import BadInput
+
+
+class Profile:
+    """Traces from the begin of step START to the end of step STOP into WORKDIR/profile."""
+
+    def __init__(self, steps: str, workdir: epath.Path) -> None:
+        """`steps`: 'START:STOP', or '' for none. Raises BadInput for anything else."""
+        self._folder, self._tracing = workdir / 'profile', False
+        self._first = self._last = 0
+        if not steps:
+            return
+        found = re.fullmatch(r'(\d+):(\d+)', steps)
+        self._first, self._last = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= self._first <= self._last:
+            raise BadInput(f'--profile={steps}: expected START:STOP, steps as in --profile=100:110')
+        if in_bucket(workdir):
+            raise BadInput(f'--profile={steps}: expected a workdir on this machine, not {workdir}')
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Around the dispatch of a step, which the trace then shows by its number."""
+        if number == self._first:
+            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+            self._tracing = True
+        with jax.profiler.StepTraceAnnotation('train', step_num=number):
+            yield
+        if number == self._last:
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace, if one is being taken."""
+        if self._tracing:
+            self._tracing = False
+            jax.profiler.stop_trace()
+            logging.info('profile: written to %s', self._folder)
