@@ -9,11 +9,12 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from etils import epath
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from configs.paths import in_bucket
 from training.storage import brief, write_whole
@@ -22,12 +23,16 @@ from training.storage import brief, write_whole
 class Events:
     """An event file in a folder; none at all without a folder."""
 
-    def __init__(self, folder: epath.Path | None) -> None:
-        """Begins a new file."""
+    def __init__(self, folder: epath.Path | None, start: int = 0) -> None:
+        """Begins a new file, of a run that goes on after step `start`.
+
+        TensorBoard forgets what earlier files have of later steps: these will be done again.
+        """
         self._writer: EventsWriter | None = None
         self._copy: tuple[tempfile.TemporaryDirectory[str], epath.Path] | None = None  # from, to
         if folder is not None:
             self._survived(lambda: self._begin(folder))
+        self._add(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _begin(self, folder: epath.Path) -> None:
         if in_bucket(folder):
@@ -39,15 +44,21 @@ class Events:
     def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
         """A point at `step` on each of the curves `group/name`."""
         for name, value in values.items():
-            self._add(step, summary.scalar(f'{group}/{name}', value))
+            self._add(step, summary=summary.scalar(f'{group}/{name}', value))
 
     def text(self, name: str, step: int, text: str) -> None:
         """Markdown."""
-        self._add(step, summary.text(name, text))
+        self._add(step, summary=summary.text(name, text))
 
-    def _add(self, step: int, value: summary.Summary) -> None:
+    def hyperparameters(self, step: int, knobs: Mapping[str, Any], metrics: list[str]) -> None:
+        """The settings of the run that is finished, and the curves that say how good they were."""
+        values = {name: str(x) if isinstance(x, list) else x for name, x in knobs.items()}
+        for part in summary.hparams(values, dict.fromkeys(metrics)):
+            self._add(step, summary=part)
+
+    def _add(self, step: int, **content: Any) -> None:
         if (writer := self._writer) is not None:
-            event = Event(wall_time=time.time(), step=step, summary=value)
+            event = Event(wall_time=time.time(), step=step, **content)
             self._survived(lambda: writer.write_event(event) or writer.flush())
 
     def keep(self) -> None:
