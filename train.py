@@ -35,7 +35,9 @@ from training.start_report import start_report
 from training.state import abstract_state, make_create_state
 from training.step import make_train_step, row_columns
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'What to run: a file as those in configs/.')
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'What to run: a file as those in configs/.'
+)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives; one that is there goes on.')
 ALLOW_CHANGES = flags.DEFINE_bool(
     'allow_changes', False, 'Go on although config, data or devices lead the run elsewhere.'
