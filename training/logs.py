@@ -80,7 +80,7 @@ class RunLog:
         self._recent = collections.deque[tuple[float, np.ndarray]](maxlen=RECENT)
         self._idle, self._marked, self._timed_steps = 0.0, time.perf_counter(), 0
         self._seconds_per_step: list[float] = []
-        self._saved = ledger.start
+        self._saved: int | None = None
 
     def add(self, rows: Iterable[np.ndarray]) -> None:
         """Takes the rows of finished steps; logs where an interval ends.
@@ -97,8 +97,8 @@ class RunLog:
             if len(self._recent) > 1 and self._live.due():
                 self._draw()
 
-    def saved(self, step: int) -> None:
-        """The newest checkpoint that is whole is of `step`."""
+    def saved(self, step: int | None) -> None:
+        """The newest checkpoint is of `step`."""
         self._saved = step
 
     def _draw(self) -> None:
@@ -109,8 +109,9 @@ class RunLog:
         scalars = self._metrics(interval_totals(finite)) if finite.size else {}
         scalars['examples_per_second'] = self._config.batch_size / seconds
         step = int(rows[-1]['step'])
-        told = [self._place(step), line(scalars, 3), self._left(step, seconds)]
-        self._live.draw(step, ' '.join([*told, f'saved {self._saved}']).replace('  ', ' '))
+        saved = '' if self._saved is None else f'saved {self._saved}'
+        told = [self._place(step), line(scalars, 3), self._left(step, seconds), saved]
+        self._live.draw(step, ' '.join(told).replace('  ', ' '))
 
     def _log_interval(self) -> None:
         rows, self._rows = np.array(self._rows), []
