@@ -1,14 +1,18 @@
 """What TensorBoard shows of a run: each point once, and its settings beside how good it became."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from configs.schema import to_dict
+from tests import runs
 from tests.test_resume import small_config
 from tools.curves import records
 from training.events import Events
@@ -59,3 +63,11 @@ def test_resumed_run_tells_tensorboard_to_forget_the_steps_it_does_again(tmp_pat
         assert restart.session_log.status == SessionLog.START
         assert restart.step == start + 1
         assert point.step == start + 10
+
+
+def test_no_client_of_buckets_is_loaded_for_a_run_on_this_machine() -> None:
+    pytest.importorskip('google.cloud.storage')
+    code = 'import sys, train; sys.exit("google.cloud.storage" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code], cwd=runs.ROOT).returncode == 0
+    code = 'import train; from google.cloud import storage; storage.Client'
+    assert subprocess.run([sys.executable, '-c', code], cwd=runs.ROOT).returncode == 0

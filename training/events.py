@@ -5,19 +5,34 @@ would wait for it for ever. Here a file that can not be written is told once, an
 In a bucket nothing can be appended to: there a file of this machine is copied again and again.
 """
 
+import contextlib
 import logging
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from configs.paths import in_bucket
 from training.storage import brief, write_whole
+
+
+@contextlib.contextmanager
+def hidden(module: str) -> Iterator[None]:
+    """Inside, a module that is not loaded yet is not found."""
+    loaded = module in sys.modules
+    sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+    yield
+    if not loaded:
+        del sys.modules[module]
+
+
+with hidden('google.cloud.storage'):  # tensorboardX would load it, 0.3 s, and not use it here
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
 class Events:
