@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 SECONDS = 0.2  # between two drawings, at least
 
-tqdm.set_lock(threading.RLock())  # its own is one for processes, which leaks when a run is killed
+tqdm.set_lock(threading.RLock())  # its own is one between processes too, which none here needs
 
 
 class LiveLine:
     """On a terminal a line that changes; anywhere else nothing."""
 
     def __init__(self, stream: TextIO, step: int, num_steps: int, shown: bool) -> None:
-        """Of a run that goes on after `step`. Not `shown`, it is nothing on a terminal too."""
+        """Of a run that goes on after `step`. Not `shown`, it is nothing on a terminal either."""
         self._drawn, self._stream = 0.0, stream
         self._bar = tqdm(
             initial=step, total=num_steps, desc=f'step {step}/{num_steps} compiling', position=0,
