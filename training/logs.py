@@ -139,14 +139,14 @@ class RunLog:
     def evaluation(self, step: int, metrics: Metrics, samples: list[str]) -> None:
         """A line and scalars for one evaluation; a line for each sample, and their text."""
         logging.info('%s  evaluation  %s', self._place(step), line(metrics))
+        if step == self._config.num_steps:
+            names = [f'evaluation/{name}' for name in metrics]
+            self._events.hyperparameters(step, to_dict(self._config), names)
         self._events.scalars('evaluation', step, metrics)
         for sample in samples:
             logging.info('%s  sample  %s', self._place(step), sample)
         if samples:
             self._events.text('evaluation/samples', step, '    ' + '\n    '.join(samples))
-        if step == self._config.num_steps:
-            names = [f'evaluation/{name}' for name in metrics]
-            self._events.hyperparameters(step, to_dict(self._config), names)
 
     def _place(self, step: int) -> str:
         total = self._config.num_steps
