@@ -22,7 +22,7 @@ PIP_INSTALL := PIP_REQUIRE_VIRTUALENV=1 \
 # Written when a set-up is complete, so an interrupted one does not count.
 READY := $(VENV)/ready-$(ACCELERATOR)
 
-.PHONY: help setup train test test-launch test-fast lint exactness gpu-check faults compile-check bench clean
+.PHONY: help setup train test test-launch test-fast lint docs exactness gpu-check faults compile-check bench clean
 
 help:  ## this list
 	@echo 'make TARGET [CONFIG=configs/reviews.py] [WORKDIR=runs/reviews] [ARGS="--config.seed=1"]'
@@ -48,6 +48,9 @@ lint: $(READY)  ## format, style and types, as CI wants them
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/shellcheck $(wildcard launch/*.sh launch/*.sbatch) .ci/run
+
+docs: $(READY)  ## docs/config.md, from the fields as configs/ declares them
+	$(VENV)/bin/python -m tools.knob_table >docs/config.md
 
 exactness: $(READY)  ## train CONFIG on several layouts and compare the bits
 	$(VENV)/bin/python -m tools.exactness --config="$(CONFIG)" $(ARGS)

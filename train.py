@@ -1,7 +1,10 @@
-"""Trains a run from its config: `python train.py --config=configs/reviews.py --workdir=DIR`.
+"""Trains a run from its config.
+
+    python train.py --config=configs/reviews.py --workdir=DIR [--config.FIELD=VALUE ...]
 
 Started again in the same workdir, it goes on from the newest checkpoint as if nothing had
 happened. One root key decides every batch, mask and parameter, on any number of devices.
+docs/config.md has the fields of a config, docs/reliability.md the exit codes.
 """
 
 import contextlib
@@ -20,7 +23,7 @@ from ml_collections import config_flags
 import tasks
 from configs import command_line, schema
 from configs.schema import Config
-from input_pipeline.batches import eval_batches, train_batches
+from input_pipeline.batches import eval_batches, padding_share, train_batches
 from training import backend, keys, lock, logs, processes, resume
 from training.checkpoints import Checkpoints
 from training.evaluation import make_evaluate
@@ -28,10 +31,13 @@ from training.layout import make_layout, make_mesh
 from training.ledger import Ledger
 from training.optimizer import make_optimizer, make_schedule
 from training.preemption import EXIT_CODE, StopRequest
-from training.state import abstract_state, make_create_state, root_key_hex, state_fingerprint
+from training.start_report import start_report
+from training.state import abstract_state, make_create_state
 from training.step import make_train_step, row_columns
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'What to run.')
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'What to run: a file as those in configs/.'
+)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives; one that is there goes on.')
 ALLOW_CHANGES = flags.DEFINE_bool(
     'allow_changes', False, 'Go on although config, data or devices lead the run elsewhere.'
@@ -88,7 +94,8 @@ def train(
     else:
         state = create_state(keys.root_key(config.seed, config.prng_impl))
     start = int(state.step)
-    logs.start_report(layout, task.summary, state, resumed=bool(saved))
+    padding = padding_share(task.train.lengths, config)
+    start_report(config, layout, task.summary, padding, state, workdir)
     if start >= config.num_steps and (summary := logs.read_summary(workdir, start)):
         logging.info('the run is finished at step %d: %s', start, summary['eval'])
         return summary
@@ -101,7 +108,7 @@ def train(
     held_out = functools.partial(eval_batches, task.evaluation, config, eval_rows)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
     ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start)
-    log = logs.RunLog(workdir, task.metrics, schedule, config, ledger.tail(config.log_every))
+    log = logs.RunLog(workdir, task.metrics, schedule, config, ledger)
 
     def save(metrics: dict[str, float] | None) -> None:
         log.add(ledger.drain())
@@ -119,7 +126,7 @@ def train(
             with jax.transfer_guard('disallow'):
                 state, row = train_step(state, layout.put(batch))
             log.add(ledger.add(row))
-            checkpoints.check()
+            log.saved(checkpoints.check())
             last, metrics = step == config.num_steps, None
             stopping = not last and stop.agreed(layout)
             if last or (step % config.eval_every == 0 and not stopping):
@@ -133,19 +140,8 @@ def train(
                 logging.info('stopping after step %d as asked; start again to go on', step)
                 sys.exit(EXIT_CODE)
 
-    return logs.write_summary(
-        workdir,
-        {
-            'step': int(state.step),
-            'eval': metrics or evaluate(state.params),
-            'state_fingerprint': state_fingerprint(state),
-            'root_key': root_key_hex(state),
-            'num_shards': layout.num_shards,
-            'device_count': jax.device_count(),
-            'process_count': jax.process_count(),
-            'examples_per_second': log.examples_per_second,
-        },
-    )
+    metrics = metrics or evaluate(state.params)
+    return logs.write_summary(workdir, state, layout, metrics, log.examples_per_second)
 
 
 if __name__ == '__main__':

@@ -20,6 +20,11 @@ def at_least(low: float) -> Check:
     return lambda value: math.isfinite(value) and value >= low, f'a number >= {low}'
 
 
+def uint32() -> Check:
+    """What a key is made from."""
+    return lambda value: 0 <= value < 2**32, 'a whole number in [0, 2**32)'
+
+
 def fraction() -> Check:
     """A rate or a probability, less than one."""
     return lambda value: 0 <= value < 1, 'a number in [0, 1)'

@@ -1,5 +1,6 @@
 """The command line: flags are read, and a mistake is told in one line, with exit code 2."""
 
+import argparse
 import contextlib
 import difflib
 import sys
@@ -12,6 +13,21 @@ from etils import epath
 
 from configs.paths import in_bucket, located
 from configs.schema import BadInput, Config, check, knobs
+
+
+class Arguments(argparse.ArgumentParser):
+    """What a tool takes. Its docstring is its help; a mistake is one line."""
+
+    def __init__(self, doc: str | None) -> None:
+        """`doc`: the docstring of the tool, which shows how it is called."""
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            usage=argparse.SUPPRESS, description=doc, formatter_class=raw, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        refuse(message)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -29,7 +45,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Fills absl's flags; a mistake ends the program."""
+    """Fills absl's flags; a mistake ends the program, and so does --help."""
+    if {'--help', '-h'} & set(argv):
+        print(short_help())
+        sys.exit()
     try:
         return flags.FLAGS(argv)
     except KeyError as error:  # what ml_collections raises for a field that a config has not
@@ -38,17 +57,22 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         refuse(error)
 
 
+def short_help() -> str:
+    """What the program says of itself, and its own flags."""
+    lines = [(sys.modules['__main__'].__doc__ or '').rstrip(), '']
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        default = f' (default: {(flag.default_as_str or "")[1:-1]})' if flag.default else ''
+        lines.append(f'  --{flag.name:14} {flag.help}{default}')
+    return '\n'.join(lines)
+
+
 def unknown_field(error: str, argv: Sequence[str]) -> str:
     """Names the first override that is no knob, and the knob with the nearest name."""
     known = [f'config.{name}' for name, _, _ in knobs(config_before_overrides(argv))]
     given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('--config.')]
     wrong = next((name for name in given if name not in known), error)
     nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
-    hint = (
-        f'; did you mean --{nearest[0]}?'
-        if nearest
-        else '; configs/schema.py and configs/sections.py list all'
-    )
+    hint = f'; did you mean --{nearest[0]}?' if nearest else '; docs/config.md lists all'
     return f'--{wrong}: no such config field{hint}'
 
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from configs.checks import at_least, knob, one_of
+from configs.checks import at_least, knob, one_of, uint32
 from configs.sections import DataConfig, ModelConfig, OptimizerConfig, PairsConfig, Seq2SeqConfig
 
 
@@ -28,7 +28,9 @@ class NoAnswer(BadInput):
 class Config:
     """One run. The type of `model` says which task is learned (tasks/)."""
 
-    seed: int = knob(0, 'makes the root key of a new run; a resumed run keeps its own', free=True)
+    seed: int = knob(
+        0, 'makes the root key of a new run; a resumed run keeps its own', uint32(), free=True
+    )
     prng_impl: str = knob(
         'threefry2x32', 'PRNG implementation of every key', one_of('threefry2x32', 'rbg')
     )
@@ -69,8 +71,6 @@ def check(config: Config) -> None:
         test = field.metadata['check']
         if test is not None and not test[0](value):
             raise BadInput(f'config.{name} = {value!r}: expected {test[1]}')
-    if not 0 <= config.seed < 2**32:
-        raise BadInput(f'config.seed = {config.seed}: expected a whole number in [0, 2**32)')
     if config.optimizer.shard_state and config.reduction != 'tree':
         raise BadInput("config.optimizer.shard_state = True: expected config.reduction = 'tree'")
     if config.data.source == 'tfds' and not config.data.name:

@@ -97,3 +97,15 @@ def eval_batches(examples: Examples, config: Config, own_rows: slice) -> Iterato
 def bucket(length: int, bucket_lengths: tuple[int, ...]) -> int:
     """The shortest bucket that holds `length`."""
     return next(width for width in bucket_lengths if length <= width)
+
+
+def padding_share(lengths: np.ndarray, config: Config) -> float:
+    """The part of the ids in training batches that is padding, as of one window of the stream.
+
+    Its examples are taken evenly from all (`lengths`, int32[N]): that takes no time however many.
+    """
+    data, size = config.data, config.batch_size * config.data.window_batches
+    window = np.sort(lengths[np.linspace(0, len(lengths) - 1, size).round().astype(int)])
+    longest = window.reshape(data.window_batches, config.batch_size)[:, -1]
+    widths = [bucket(int(length), data.bucket_lengths) for length in longest]
+    return 1 - float(window.sum()) / (config.batch_size * sum(widths))

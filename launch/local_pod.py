@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from configs.command_line import refuse
+from configs.command_line import Arguments, refuse
 
 PROJECT = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 2.0  # between one signal and the next, for processes that are to end
@@ -36,8 +36,8 @@ GLOO_NOISE = 'peer ranks. Expected number of'  # XLA's CPU collectives greet eve
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, as train.py does."""
+class PodArguments(Arguments):
+    """Those of the pod, and of train.py behind them."""
 
     def error(self, message: str) -> NoReturn:
         refuse(f"{message}; the flags of train.py come after ' -- '")
@@ -45,12 +45,12 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str]) -> int:
     """Runs the pod; returns the exit code."""
-    parser = Parser(prog='launch.local_pod', allow_abbrev=False, description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument('--processes', type=positive, default=2)
-    parser.add_argument('--devices_per_process', type=positive, default=4)
-    parser.add_argument('flags', nargs='*', metavar='-- FLAGS', help='flags of train.py')
-    parser.add_argument('--restarts', type=positive_or_zero, default=3)
+    parser = PodArguments(__doc__)
+    add = parser.add_argument
+    add('--processes', type=positive, default=2, metavar='N', help='(default: 2)')
+    add('--devices_per_process', type=positive, default=4, metavar='N', help='(default: 4)')
+    add('--restarts', type=positive_or_zero, default=3, metavar='N', help='(default: 3)')
+    add('flags', nargs='*', metavar='-- FLAGS', help='flags of train.py')
     given = parser.parse_args(argv)
 
     asked: list[int] = []  # signals that the launcher got

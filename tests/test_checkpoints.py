@@ -2,6 +2,8 @@
 
 import gc
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from configs.schema import BadInput
 from training import checkpoints, keys, state
 from training.checkpoints import Checkpoints
 from training.state import TrainState, abstract_state
+from training.storage import NotSaved
 
 # Orbax leaves coroutines of a failed read behind, which complain when they are collected.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -34,6 +37,13 @@ def small_state(layout: Any, step: int) -> TrainState:
     optimizer = optax.adam(1e-3)
     made = TrainState(jnp.int32(step), params, optimizer.init(params), keys.root_key(3, 'rbg'))
     return jax.device_put(made, layout.replicated)
+
+
+def wait(keeper: Checkpoints) -> None:
+    """Until nothing is being saved."""
+    manager = keeper._open()
+    while manager.is_saving_in_progress():
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -62,6 +72,37 @@ def test_restored_state_has_the_saved_bits_and_key_on_another_device_count(saved
     assert state.state_fingerprint(found) == state.state_fingerprint(expected)
     assert jax.random.key_impl(found.root_key) == 'rbg'
     np.testing.assert_array_equal(keys.key_words(found.root_key), keys.key_words(expected.root_key))
+
+
+def test_checkpoint_is_told_of_when_it_is_committed_and_never_if_that_fails(
+    tmp_path: Path, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, may_commit = Checkpoints(epath.Path(tmp_path), keep_newest=2), threading.Event()
+    keeper.save(small_state(layout(2), 1), HEADER, None)
+    wait(keeper)
+    assert keeper.check() == 1
+
+    rename = epath.gpath.PosixGPath.rename
+
+    def slow(path: Any, target: Any) -> Any:
+        may_commit.wait(20)
+        return rename(path, target)
+
+    def none(path: Any, target: Any) -> Any:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(epath.gpath.PosixGPath, 'rename', slow)
+    keeper.save(small_state(layout(2), 2), HEADER, None)
+    assert keeper.check() == 1
+    may_commit.set()
+    wait(keeper)
+    assert keeper.check() == 2
+    monkeypatch.setattr(epath.gpath.PosixGPath, 'rename', none)
+    keeper.save(small_state(layout(2), 3), HEADER, None)
+    wait(keeper)
+    assert keeper.check() == 2
+    with pytest.raises(NotSaved):
+        keeper.close()
 
 
 @pytest.mark.parametrize('damage', ['flipped bit', 'cut', 'emptied', 'deleted'])

@@ -7,7 +7,13 @@ import pytest
 
 from configs.schema import Config
 from configs.sections import DataConfig
-from input_pipeline.batches import batch_order, bucket, eval_batches, train_batches
+from input_pipeline.batches import (
+    batch_order,
+    bucket,
+    eval_batches,
+    padding_share,
+    train_batches,
+)
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, SPECIALS, UNK, Vocabulary
 
@@ -159,3 +165,14 @@ def test_fingerprint_changes_with_one_label_or_one_token() -> None:
     }
     assert len(prints) == 6
     assert LabelledTexts(texts, labels, vocabulary, 8).fingerprint() in prints
+
+
+def test_padding_share_is_that_of_the_batches(random_texts: Texts) -> None:
+    data = DataConfig(bucket_lengths=BUCKETS, window_batches=5)
+    config, texts = Config(num_steps=5, batch_size=8, data=data), random_texts(40, 14)
+    batches = list(train_batches(texts, config, epoch_words, slice(0, 8), 0))
+    ids = np.concatenate([batch['token_ids'].ravel() for batch in batches])
+    assert len({batch['token_ids'].shape for batch in batches}) > 1
+    assert padding_share(texts.lengths, config) == pytest.approx(np.mean(ids == PAD), rel=1e-12)
+    many = padding_share(np.tile(texts.lengths, 1000), config)
+    assert many == pytest.approx(np.mean(ids == PAD), abs=0.1)

@@ -6,7 +6,6 @@ Reads the ledgers, checkpoints and summaries of two workdirs; needs no accelerat
 Exit code 0: the same run, bit for bit. 1: not the same. 2: there is nothing to compare.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from configs.command_line import existing_run, refuse
+from configs.command_line import Arguments, existing_run, refuse
 from configs.schema import BadInput
 from training import ledger_files
 
@@ -41,8 +40,7 @@ class Run(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Prints the comparison; returns the exit code."""
-    parser = argparse.ArgumentParser('compare_runs', description=(__doc__ or '').split('\n')[0])
-    parser.error = refuse  # type: ignore  # a mistake is one line
+    parser = Arguments(__doc__)
     parser.add_argument('run_a', help='workdir of a run')
     parser.add_argument('run_b', help='workdir of another')
     parser.add_argument('--plot', metavar='FILE.png', help='draw both losses and their difference')

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 from google.protobuf.message import DecodeError
-from tensorboardX.proto.event_pb2 import Event
 
 from configs.schema import BadInput
 from training import ledger_files
+from training.events import Event
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

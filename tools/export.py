@@ -9,7 +9,6 @@ run; and predict.py, which reads them and shows how. The arrays are no constants
 XLA might fold them and round otherwise. DIR appears when it is whole.
 """
 
-import argparse
 import io
 import json
 import sys
@@ -23,7 +22,7 @@ import jax.export
 import numpy as np
 from flax import traverse_util
 
-from configs.command_line import existing_run, refuse
+from configs.command_line import Arguments, existing_run, refuse
 from configs.schema import BadInput
 from tasks.task import Predictor
 from tools import predict, predict_exported
@@ -36,8 +35,7 @@ OF_TRAINING = ('labels', 'weights')  # in a row, but nothing to predict from
 
 def main(argv: Sequence[str]) -> int:
     """Writes the folder; returns the exit code."""
-    parser = argparse.ArgumentParser('export', description=(__doc__ or '').split('\n')[0])
-    parser.error = refuse  # type: ignore  # a mistake is one line
+    parser = Arguments(__doc__)
     parser.add_argument('run', help='workdir of a run')
     parser.add_argument('--out', required=True, metavar='DIR', help='the folder to make')
     given = parser.parse_args(argv)

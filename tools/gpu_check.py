@@ -8,7 +8,6 @@ several. All must end in the same bits. FLAGS go to every train.py. Exit code 0:
 2: bad input, or a run that did not end.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -19,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.command_line import refuse
+from configs.command_line import Arguments, refuse
 from tools import compare_runs
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -28,12 +27,12 @@ DEVICES = 'import jax; print(len(jax.devices()), jax.devices()[0].device_kind)'
 
 def main(argv: Sequence[str]) -> int:
     """Prints a line for every run; returns the exit code."""
-    parser = argparse.ArgumentParser('gpu_check', description=(__doc__ or '').split('\n')[0])
-    parser.error = refuse  # type: ignore  # a mistake is one line
-    parser.add_argument('--config', action='append')
-    parser.add_argument('--platform', default='cuda')
-    parser.add_argument('--steps', type=int, default=300)
-    parser.add_argument('flags', nargs='*')
+    parser = Arguments(__doc__)
+    add = parser.add_argument
+    add('--config', action='append', metavar='FILE', help='may be given more than once')
+    add('--platform', default='cuda', help='of JAX_PLATFORMS (default: cuda)')
+    add('--steps', type=int, default=300, help='of each run (default: 300)')
+    add('flags', nargs='*', metavar='-- FLAGS', help='flags of train.py')
     given = parser.parse_args(argv)
     env = os.environ | {'JAX_PLATFORMS': given.platform}
     asked = subprocess.run([sys.executable, '-c', DEVICES], env=env, capture_output=True, text=True)

@@ -5,12 +5,11 @@
 A metric is one that TensorBoard shows: loss, accuracy, gradient_norm, learning_rate, ...
 """
 
-import argparse
 import io
 import sys
 from collections.abc import Sequence
 
-from configs.command_line import existing_run, refuse
+from configs.command_line import Arguments, existing_run, refuse
 from configs.schema import BadInput
 from input_pipeline.examples import not_among
 from tools import curves
@@ -18,8 +17,7 @@ from tools import curves
 
 def main(argv: Sequence[str]) -> int:
     """Writes the file; returns the exit code."""
-    parser = argparse.ArgumentParser('plot', description=(__doc__ or '').split('\n')[0])
-    parser.error = refuse  # type: ignore  # a mistake is one line
+    parser = Arguments(__doc__)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='workdir of a run')
     parser.add_argument(
         '--metric',

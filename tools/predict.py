@@ -8,7 +8,6 @@ label and the attention that each word got; for sequence to sequence the decoded
 text on each line. A bad line is named, and stops it (exit code 2) or is skipped.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from etils import epath
 
 import tasks
 from configs import schema
-from configs.command_line import existing_run, refuse
+from configs.command_line import Arguments, existing_run, refuse
 from configs.paths import located
 from configs.schema import BadInput
 from tasks.task import Predictor
@@ -35,12 +34,13 @@ ROWS = 512  # of a batch
 
 def main(argv: Sequence[str]) -> int:
     """Prints the predictions; returns the exit code."""
-    parser = argparse.ArgumentParser('predict', description=(__doc__ or '').split('\n')[0])
-    parser.error = refuse  # type: ignore  # a mistake is one line
+    parser = Arguments(__doc__)
     parser.add_argument('run', help='workdir of a run')
     parser.add_argument('--text', action='append', help='a text; may be given more than once')
     parser.add_argument('--input', metavar='FILE', help='file with a text on each line')
-    parser.add_argument('--bad_lines', choices=('stop', 'skip'), default='stop')
+    parser.add_argument(
+        '--bad_lines', choices=('stop', 'skip'), default='stop', help='(default: stop)'
+    )
     given = parser.parse_args(argv)
     logs.quiet_libraries()
     try:

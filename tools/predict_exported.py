@@ -104,6 +104,9 @@ def lengths(rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 if __name__ == '__main__':
+    if {'-h', '--help'} & set(sys.argv):
+        print(__doc__)
+        sys.exit()
     if not sys.argv[1:]:
         sys.exit('error: expected texts, as in: python predict.py "a text"')
     try:

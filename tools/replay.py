@@ -8,7 +8,6 @@ module, whether the ledger has the same bits, and the examples whose loss stands
 is changed. Exit code 0: the bits of the ledger, or none there. 1: others. 2: bad input.
 """
 
-import argparse
 import functools
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from etils import epath
 
 import tasks
 from configs import schema
-from configs.command_line import existing_run, refuse
+from configs.command_line import Arguments, existing_run, refuse
 from configs.schema import BadInput
 from input_pipeline.batches import batch_order, train_batches
 from tasks.task import Task
@@ -38,8 +37,7 @@ SHOWN = 5  # examples
 
 def main(argv: Sequence[str]) -> int:
     """Prints the step; returns the exit code."""
-    parser = argparse.ArgumentParser('replay', description=(__doc__ or '').split('\n')[0])
-    parser.error = refuse  # type: ignore  # a mistake is one line
+    parser = Arguments(__doc__)
     parser.add_argument('run', help='workdir of a run')
     parser.add_argument('--step', type=int, required=True, help='the step to run again, from 1')
     given = parser.parse_args(argv)

@@ -8,7 +8,6 @@ word. It needs no other file and runs no script. Facts and settings come from th
 the data can not be read any more, the page says so and has the rest.
 """
 
-import argparse
 import io
 import re
 import sys
@@ -21,7 +20,7 @@ from etils import epath
 
 import tasks
 from configs import schema
-from configs.command_line import existing_run, refuse
+from configs.command_line import Arguments, existing_run, refuse
 from configs.schema import BadInput
 from input_pipeline.batches import eval_batches
 from tasks.task import Predictor
@@ -44,8 +43,7 @@ class Run(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Writes the page; returns the exit code."""
-    parser = argparse.ArgumentParser('report', description=(__doc__ or '').split('\n')[0])
-    parser.error = refuse  # type: ignore  # a mistake is one line
+    parser = Arguments(__doc__)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='workdir of a run')
     parser.add_argument('--out', required=True, metavar='FILE.html', help='the file to write')
     given = parser.parse_args(argv)

@@ -11,7 +11,6 @@ mean ± the standard deviation of a sample, and writes DIR/sweep.json. Exit code
 1: some failed, 2: bad input, 75: a run was asked to stop, as by Ctrl-C; the same command goes on.
 """
 
-import argparse
 import itertools
 import json
 import re
@@ -28,7 +27,7 @@ import numpy as np
 from etils import epath
 
 from configs import schema
-from configs.command_line import refuse, usable_workdir
+from configs.command_line import Arguments, refuse, usable_workdir
 from configs.schema import BadInput, Config
 from input_pipeline.examples import not_among
 from training import logs
@@ -48,9 +47,7 @@ class Run(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Brings the runs to their end and prints the table; returns the exit code."""
-    parser = argparse.ArgumentParser('sweep', description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.error = refuse  # type: ignore  # a mistake is one line
+    parser = Arguments(__doc__)
     add = parser.add_argument
     add('--config', required=True, metavar='FILE', help='config of all runs')
     add('--workdir', required=True, metavar='DIR', help='has a folder for each run')

@@ -104,7 +104,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor(flags: bool = False) -> str:
-    """The host CPU's model, whose vector width can change roundings; or the flags of what it can."""
+    """The host CPU's model, whose vector width can change roundings; or all it can do."""
     field = 'flags' if flags else 'model name'
     try:
         with open('/proc/cpuinfo') as lines:

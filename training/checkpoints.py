@@ -60,6 +60,8 @@ class Checkpoints:
             read_only=read_only,
         )
         self._manager: ocp.CheckpointManager | None = None
+        self._newest: int | None = None  # step of the last save or restore
+        self._whole: int | None = None  # of the last that is known to be committed
         self.problem = ''  # of the last save; empty where it is committed, or still on its way
 
     def steps(self) -> list[int]:
@@ -83,6 +85,7 @@ class Checkpoints:
         restored = self._newest_whole(lambda step: self.read(step, target))
         assert restored is not None, 'restore without a checkpoint'
         self._open().reload()
+        self._newest = self._whole = int(restored.step)
         return restored
 
     def read(self, step: int, target: TrainState) -> TrainState:
@@ -133,13 +136,18 @@ class Checkpoints:
         with self.outlived():
             self._open().wait_until_finished()
         self.problem = ''
-        self._open().save(int(jax.device_get(state.step)), args=items, metrics=metrics, force=True)
+        step = int(jax.device_get(state.step))
+        self._open().save(step, args=items, metrics=metrics, force=True)
+        self._newest = step
 
-    def check(self) -> None:
-        """Tells of a save that has failed meanwhile."""
-        if self._manager is not None:
+    def check(self) -> int | None:
+        """The newest step that is committed. Tells of a save that has failed meanwhile."""
+        if self._newest != self._whole and not self._open().is_saving_in_progress():
             with self.outlived():
-                self._manager.check_for_errors()
+                self._open().wait_until_finished()  # it has ended: raises what it ended with
+                self._whole = self._newest
+            self._newest = self._whole
+        return self._whole
 
     def close(self) -> None:
         """Waits until the last save is committed."""

@@ -5,29 +5,49 @@ would wait for it for ever. Here a file that can not be written is told once, an
 In a bucket nothing can be appended to: there a file of this machine is copied again and again.
 """
 
+import contextlib
 import logging
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from etils import epath
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
 
 from configs.paths import in_bucket
 from training.storage import brief, write_whole
 
 
+@contextlib.contextmanager
+def hidden(module: str) -> Iterator[None]:
+    """Inside, a module that is not loaded yet is not found."""
+    loaded = module in sys.modules
+    sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+    yield
+    if not loaded:
+        del sys.modules[module]
+
+
+with hidden('google.cloud.storage'):  # tensorboardX would load it, 0.3 s, and not use it here
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+
 class Events:
     """An event file in a folder; none at all without a folder."""
 
-    def __init__(self, folder: epath.Path | None) -> None:
-        """Begins a new file."""
+    def __init__(self, folder: epath.Path | None, start: int = 0) -> None:
+        """Begins a new file, of a run that goes on after step `start`.
+
+        TensorBoard forgets what earlier files have of later steps: these will be done again.
+        """
         self._writer: EventsWriter | None = None
         self._copy: tuple[tempfile.TemporaryDirectory[str], epath.Path] | None = None  # from, to
         if folder is not None:
             self._survived(lambda: self._begin(folder))
+        self._add(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _begin(self, folder: epath.Path) -> None:
         if in_bucket(folder):
@@ -39,15 +59,21 @@ class Events:
     def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
         """A point at `step` on each of the curves `group/name`."""
         for name, value in values.items():
-            self._add(step, summary.scalar(f'{group}/{name}', value))
+            self._add(step, summary=summary.scalar(f'{group}/{name}', value))
 
     def text(self, name: str, step: int, text: str) -> None:
         """Markdown."""
-        self._add(step, summary.text(name, text))
+        self._add(step, summary=summary.text(name, text))
 
-    def _add(self, step: int, value: summary.Summary) -> None:
+    def hyperparameters(self, step: int, knobs: Mapping[str, Any], metrics: list[str]) -> None:
+        """The settings of the run that is finished, and the curves that say how good they were."""
+        values = {name: str(x) if isinstance(x, list) else x for name, x in knobs.items()}
+        for part in summary.hparams(values, dict.fromkeys(metrics)):
+            self._add(step, summary=part)
+
+    def _add(self, step: int, **content: Any) -> None:
         if (writer := self._writer) is not None:
-            event = Event(wall_time=time.time(), step=step, summary=value)
+            event = Event(wall_time=time.time(), step=step, **content)
             self._survived(lambda: writer.write_event(event) or writer.flush())
 
     def keep(self) -> None:

@@ -29,7 +29,7 @@ class Ledger:
 
         Continues after `start` finished steps: rows beyond are of a future that was lost.
         """
-        self._directory, self._start = directory, start
+        self._directory, self.start = directory, start
         self._dtype = np.dtype(list(columns.items()))
         self._pending: collections.deque[jax.Array] = collections.deque()
         self._unwritten: list[np.ndarray] = []
@@ -41,8 +41,8 @@ class Ledger:
 
     def tail(self, every: int) -> list[np.ndarray]:
         """The rows since the last multiple of `every` steps, which a resumed run stands on."""
-        first = self._start - self._start % every + 1
-        if first > self._start or not self._writes:  # the writer has removed the lost future
+        first = self.start - self.start % every + 1
+        if first > self.start or not self._writes:  # the writer has removed the lost future
             return []
         try:
             return list(read(self._directory, first))

@@ -1,5 +1,6 @@
 """What a person sees of a run: log lines, TensorBoard, summary.json. Process 0 alone writes."""
 
+import collections
 import contextlib
 import json
 import logging
@@ -12,14 +13,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from configs.schema import Config
+from configs.schema import Config, to_dict
 from training import nonfinite
 from training.events import Events
 from training.layout import Layout
-from training.state import TrainState, root_key_hex
+from training.ledger import Ledger
+from training.live_line import LiveLine, LogHandler
+from training.state import TrainState, root_key_hex, state_fingerprint
 from training.storage import NotSaved, brief, write_whole
 
 Metrics = dict[str, float]
+RECENT = 50  # steps that the live line is about
 
 
 def start_logging() -> None:
@@ -29,7 +33,7 @@ def start_logging() -> None:
         level=logging.INFO if is_writer() else logging.WARNING,
         format='%(asctime)s %(message)s',
         datefmt='%H:%M:%S',
-        stream=sys.stdout,
+        handlers=[LogHandler(sys.stdout)],
         force=True,
     )
 
@@ -54,24 +58,11 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def start_report(layout: Layout, task_summary: str, state: TrainState, resumed: bool) -> None:
-    """What a person wants to know before the first step."""
-    mesh, shards = layout.mesh, layout.num_shards
-    counts = [2**k for k in range(shards.bit_length())] if layout.reduction == 'tree' else []
-    logging.info('data: %s', task_summary)
-    logging.info(
-        '%d %s devices in %d process(es), %d of %d shards on each; a resume gives the same bits '
-        'on a device count of %s',
-        mesh.size, mesh.devices.flat[0].device_kind, jax.process_count(),
-        layout.shards_per_device, shards, ', '.join(map(str, counts or [mesh.size])),
-    )  # fmt: skip
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    logging.info('parameters: %s, root key %s', f'{parameters:,}', root_key_hex(state))
-    logging.info(f'resumed after step {state.step}' if resumed else 'new run')
-
-
 class RunLog:
-    """A line and TensorBoard scalars every `log_every` steps, from the rows of the ledger."""
+    """A line and TensorBoard scalars every `log_every` steps, from the rows of the ledger.
+
+    On a terminal the live line as well, from the same rows: it waits for no step.
+    """
 
     def __init__(
         self,
@@ -79,14 +70,17 @@ class RunLog:
         metrics: Callable[[Metrics], Metrics],
         schedule: Callable[[int], Any],
         config: Config,
-        tail: Iterable[np.ndarray],
+        ledger: Ledger,
     ) -> None:
-        """`tail`: rows of the interval that a resumed run stands in, so that its line is whole."""
-        self._rows, self._workdir = list(tail), workdir
-        self._events = Events(workdir / 'tensorboard' if is_writer() else None)
+        """`ledger`: has the rows of the interval that a resumed run stands in, for a whole line."""
+        self._rows, self._workdir = ledger.tail(config.log_every), workdir
+        self._events = Events(workdir / 'tensorboard' if is_writer() else None, ledger.start)
         self._metrics, self._schedule, self._config = metrics, schedule, config
-        self._marked, self._timed_steps = time.perf_counter(), 0
+        self._live = LiveLine(sys.stdout, ledger.start, config.num_steps, is_writer())
+        self._recent = collections.deque[tuple[float, np.ndarray]](maxlen=RECENT)
+        self._idle, self._marked, self._timed_steps = 0.0, time.perf_counter(), 0
         self._seconds_per_step: list[float] = []
+        self._saved: int | None = None
 
     def add(self, rows: Iterable[np.ndarray]) -> None:
         """Takes the rows of finished steps; logs where an interval ends.
@@ -97,15 +91,34 @@ class RunLog:
             nonfinite.tell(row, self._config.optimizer.on_nonfinite, self._workdir)
             self._rows.append(row)
             self._timed_steps += 1
+            self._recent.append((self._now(), row))
             if row['step'] % self._config.log_every == 0 or row['step'] == self._config.num_steps:
                 self._log_interval()
+            if len(self._recent) > 1 and self._live.due():
+                self._draw()
+
+    def saved(self, step: int | None) -> None:
+        """The newest checkpoint is of `step`."""
+        self._saved = step
+
+    def _draw(self) -> None:
+        times, rows = zip(*self._recent, strict=True)
+        finite = np.array(rows)[nonfinite.is_finite(np.array(rows))]
+        gaps = np.diff(times)
+        seconds = float(np.mean(gaps[gaps <= 10 * np.median(gaps)]))  # without compilations
+        scalars = self._metrics(interval_totals(finite)) if finite.size else {}
+        scalars['examples_per_second'] = self._config.batch_size / seconds
+        step = int(rows[-1]['step'])
+        saved = '' if self._saved is None else f'saved {self._saved}'
+        told = [self._place(step), line(scalars, 3), self._left(step, seconds), saved]
+        self._live.draw(step, ' '.join(told).replace('  ', ' '))
 
     def _log_interval(self) -> None:
         rows, self._rows = np.array(self._rows), []
         step = int(rows['step'][-1])
         finite = nonfinite.is_finite(rows)
         skipped, rows = np.sum(~finite), rows[finite]
-        now = time.perf_counter()
+        now = self._now()
         self._seconds_per_step.append((now - self._marked) / self._timed_steps)
         self._marked, self._timed_steps = now, 0
         if not rows.size:
@@ -119,14 +132,16 @@ class RunLog:
         speed = 1 / self._seconds_per_step[-1]
         scalars['examples_per_second'] = speed * self._config.batch_size
         scalars['tokens_per_second'] = speed * totals['tokens'] / len(rows)
-        minutes, seconds = divmod(round((self._config.num_steps - step) / speed), 60)
         shown = {name: value for name, value in scalars.items() if name != 'gradient_norm'}
-        logging.info('%s  %s  left %d:%02d', self._place(step), line(shown), minutes, seconds)
+        logging.info('%s  %s  %s', self._place(step), line(shown), self._left(step, 1 / speed))
         self._events.scalars('train', step, scalars)
 
     def evaluation(self, step: int, metrics: Metrics, samples: list[str]) -> None:
         """A line and scalars for one evaluation; a line for each sample, and their text."""
         logging.info('%s  evaluation  %s', self._place(step), line(metrics))
+        if step == self._config.num_steps:
+            names = [f'evaluation/{name}' for name in metrics]
+            self._events.hyperparameters(step, to_dict(self._config), names)
         self._events.scalars('evaluation', step, metrics)
         for sample in samples:
             logging.info('%s  sample  %s', self._place(step), sample)
@@ -137,12 +152,20 @@ class RunLog:
         total = self._config.num_steps
         return f'step {step:{len(str(total))}}/{total}'
 
+    def _left(self, step: int, seconds_per_step: float) -> str:
+        seconds = round((self._config.num_steps - step) * seconds_per_step)
+        return f'left {seconds // 60}:{seconds % 60:02d}'
+
+    def _now(self) -> float:
+        """Seconds of training."""
+        return time.perf_counter() - self._idle
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Time inside (an evaluation, say) does not count towards the training rates."""
         before = time.perf_counter()
         yield
-        self._marked += time.perf_counter() - before
+        self._idle += time.perf_counter() - before
 
     @property
     def examples_per_second(self) -> float:
@@ -156,7 +179,8 @@ class RunLog:
         self._events.keep()
 
     def close(self) -> None:
-        """Ends the files of events."""
+        """Ends the live line and the files of events."""
+        self._live.close()
         self._events.close()
 
 
@@ -167,11 +191,11 @@ def interval_totals(rows: np.ndarray) -> Metrics:
     return {name: float(np.sum(rows[name], dtype=np.float64)) for name in sums}
 
 
-def line(scalars: Metrics) -> str:
+def line(scalars: Metrics, digits: int = 4) -> str:
     """'loss 0.3012  accuracy 0.8751 ...'"""
 
     def number(value: float) -> str:
-        return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
+        return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.{digits}g}'
 
     return '  '.join(
         f'{name.replace("_per_second", "/s")} {number(value)}' for name, value in scalars.items()
@@ -189,8 +213,23 @@ def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
         raise NotSaved(f'{workdir}: {", ".join(files)} not written ({brief(error)})') from error
 
 
-def write_summary(workdir: epath.Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """The run is finished: says so, in summary.json and in the log. Returns the summary."""
+def write_summary(
+    workdir: epath.Path, state: TrainState, layout: Layout, metrics: Metrics, speed: float
+) -> dict[str, Any]:
+    """The run is finished: says so, in summary.json and in the log. Returns the summary.
+
+    `metrics` are of the last evaluation, `speed` is in examples/s.
+    """
+    summary = {
+        'step': int(state.step),
+        'eval': metrics,
+        'state_fingerprint': state_fingerprint(state),
+        'root_key': root_key_hex(state),
+        'num_shards': layout.num_shards,
+        'device_count': jax.device_count(),
+        'process_count': jax.process_count(),
+        'examples_per_second': speed,
+    }
     write_files(workdir, {'summary.json': json.dumps(summary, indent=2)})
     logging.info('finished: %s', json.dumps(summary))
     return summary

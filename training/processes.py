@@ -127,7 +127,8 @@ def number_in(variable: str) -> int:
 
 def end_now(problem: str, code: int) -> NoReturn:
     """Ends the process from any thread, with one line. Every file is whole or not there."""
-    sys.stderr.write(problem + '\n')
+    below = '\n' if sys.stderr.isatty() else ''  # a live line that nobody wipes off
+    sys.stderr.write(f'{below}{problem}\n')
     sys.stderr.flush()
     os._exit(code)
 
