@@ -31,6 +31,7 @@ from training.layout import make_layout, make_mesh
 from training.ledger import Ledger
 from training.optimizer import make_optimizer, make_schedule
 from training.preemption import EXIT_CODE, StopRequest
+from training.profiling import Profile
 from training.start_report import start_report
 from training.state import abstract_state, make_create_state
 from training.step import make_train_step, row_columns
@@ -45,6 +46,9 @@ ALLOW_CHANGES = flags.DEFINE_bool(
 STOP_TIMEOUT = flags.DEFINE_integer(
     'stop_timeout', 25, 'Seconds to save and stop in after SIGTERM or Ctrl-C.', lower_bound=1
 )
+PROFILE = flags.DEFINE_string(
+    'profile', '', 'START:STOP, steps to trace into WORKDIR/profile, as in 100:110.'
+)
 JOIN_TIMEOUT = flags.DEFINE_integer(
     'join_timeout', 300, 'Seconds to wait for the other processes of the run.'
 )
@@ -56,11 +60,13 @@ def main(_: Sequence[str]) -> None:
     workdir = command_line.usable_workdir(WORKDIR.value)
     stop = StopRequest()
     stop.listen(STOP_TIMEOUT.value)
+    profile = Profile(PROFILE.value, workdir)
     backend.prepare(config.num_shards)
+    backend.keep_compiled()
     processes.join(JOIN_TIMEOUT.value)
     logs.start_logging()
     with processes.bounded_end(), lock.only_run_in(workdir):
-        train(config, workdir, ALLOW_CHANGES.value, stop)
+        train(config, workdir, ALLOW_CHANGES.value, stop, profile)
 
 
 def train(
@@ -68,12 +74,13 @@ def train(
     workdir: epath.Path,
     allow_changes: bool = False,
     stop: StopRequest | None = None,
+    profile: Profile | None = None,
 ) -> dict[str, Any]:
     """Brings the run in `workdir` to its last step. Returns what its summary.json holds.
 
     Raises SystemExit, with the newest step saved, where it is asked to stop before.
     """
-    stop = stop or StopRequest()
+    stop, profile = stop or StopRequest(), profile or Profile()
     task = tasks.make_task(config)
     launch = {'workdir': str(workdir), 'allow_changes': allow_changes}
     processes.require_same(schema.to_dict(config), task.facts, launch)
@@ -119,11 +126,11 @@ def train(
 
     metrics = None
     closing = contextlib.closing
-    with closing(log), closing(checkpoints), closing(ledger):
+    with closing(log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
             save(None)  # from here on, this root key is the run's
         for step, batch in enumerate(batches, start + 1):
-            with jax.transfer_guard('disallow'):
+            with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))
             log.add(ledger.add(row))
             log.saved(checkpoints.check())

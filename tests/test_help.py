@@ -54,7 +54,7 @@ def test_help_of_a_program_shows_its_own_flags_and_no_others(command: list[str])
     assert f'python {" ".join(command)}'.replace('tools/predict_exported', 'predict') in done.stdout
     if command == ['train.py']:
         lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line[:4] == '  --']
-        own = ['config', 'workdir', 'allow_changes', 'stop_timeout', 'join_timeout']
+        own = ['config', 'workdir', 'allow_changes', 'stop_timeout', 'join_timeout', 'profile']
         assert [flag for flag, _ in lines] == [f'--{name}' for name in own]
         assert 'docs/config.md' in done.stdout
 

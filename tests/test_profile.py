@@ -3,12 +3,16 @@
 import subprocess
 from pathlib import Path
 
+import jax
 import pytest
 from etils import epath
 
 from configs.schema import BadInput
 from tests import runs
+from training import backend
 from training.profiling import Profile
+
+STEPS = {'num_steps': 8, 'eval_every': 8}
 
 
 @pytest.mark.parametrize('steps', ['3', '3:', '5:3', '0:2', 'a:b', '1:2:3', '-1:2'])
@@ -22,34 +26,32 @@ def test_a_profile_in_a_bucket_is_refused() -> None:
         Profile('1:2', epath.Path('gs://bucket/run'))
 
 
-def launch(workdir: Path, *flags: str, **variables: str) -> None:
-    """A small run with other flags and environment variables."""
-    env = runs.environment(2, **variables)
-    if 'XDG_CACHE_HOME' in variables:
-        del env['JAX_COMPILATION_CACHE_DIR']
-    done = subprocess.run(
-        [*runs.command(workdir, num_steps=8, eval_every=8), *flags],
-        cwd=runs.ROOT, env=env, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert 'Error' not in done.stderr
-
-
 @pytest.mark.slow
-def test_a_profile_shows_its_steps_and_the_cache_is_used_and_neither_changes_a_bit(
+def test_a_profile_shows_its_steps_and_what_was_compiled_is_kept_and_no_bit_changes(
     tmp_path: Path,
 ) -> None:
-    launch(tmp_path / 'plain', JAX_ENABLE_COMPILATION_CACHE='false')
-    launch(tmp_path / 'traced', '--profile=4:6', XDG_CACHE_HOME=str(tmp_path / 'cache'))
-    compiled = sorted((tmp_path / 'cache' / 'keyfold').glob('*/*-cache'))
-    assert compiled
-    launch(tmp_path / 'again', XDG_CACHE_HOME=str(tmp_path / 'cache'))
-    assert sorted((tmp_path / 'cache' / 'keyfold').glob('*/*-cache')) == compiled
+    kept = {'XDG_CACHE_HOME': str(tmp_path / 'cache'), 'JAX_COMPILATION_CACHE_DIR': ''}
+    runs.finish(tmp_path / 'plain', **STEPS)
+    compiled: list[str] = []
+    for name, flags in (('traced', ['--profile=4:6']), ('again', [])):
+        done = subprocess.run(
+            [*runs.command(tmp_path / name, **STEPS), *flags],
+            cwd=runs.ROOT, env=runs.environment(2, **kept), capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = sorted(path.name for path in tmp_path.glob('cache/keyfold/*/*-cache'))
+        assert found
+        assert compiled in ([], found)
+        compiled = found
+        assert runs.outcome(tmp_path / name) == runs.outcome(tmp_path / 'plain')
+    (trace,) = tmp_path.glob('*/profile/plugins/profile/*/*.xplane.pb')
+    assert b'train' in trace.read_bytes()
+
+
+def test_without_a_home_that_can_be_written_nothing_is_kept_and_nothing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / 'file').touch()
-    launch(tmp_path / 'homeless', XDG_CACHE_HOME=str(tmp_path / 'file'))
-    outcomes = [runs.outcome(tmp_path / name) for name in ('plain', 'traced', 'again', 'homeless')]
-    assert outcomes.count(outcomes[0]) == len(outcomes)
-    (trace,) = (tmp_path / 'traced').glob('profile/plugins/profile/*/*.xplane.pb')
-    data = trace.read_bytes()
-    assert b'train' in data
-    assert not (tmp_path / 'plain' / 'profile').exists()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    backend.keep_compiled()
+    assert jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]

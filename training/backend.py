@@ -67,7 +67,7 @@ def keep_compiled() -> None:
     JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false is none. Each
     kind of processor has its own, since a home can be shared by machines that are not alike.
     """
-    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     kind = hashlib.sha256(processor(flags=True).encode()).hexdigest()[:8]
     folder = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'keyfold' / kind

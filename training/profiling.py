@@ -1,4 +1,4 @@
-"""A trace of a few steps, `--profile=START:STOP`, for xprof, TensorBoard or Perfetto."""
+"""A trace of a few steps, `--profile=START:STOP`, for xprof."""
 
 import contextlib
 import logging
@@ -15,12 +15,12 @@ from configs.schema import BadInput
 class Profile:
     """Traces from the begin of step START to the end of step STOP into WORKDIR/profile."""
 
-    def __init__(self, steps: str, workdir: epath.Path) -> None:
+    def __init__(self, steps: str = '', workdir: epath.Path | None = None) -> None:
         """`steps`: 'START:STOP', or '' for none. Raises BadInput for anything else."""
-        self._folder, self._tracing = workdir / 'profile', False
-        self._first = self._last = 0
-        if not steps:
+        self._first, self._last, self._tracing = 0, 0, False
+        if not steps or workdir is None:
             return
+        self._folder = workdir / 'profile'
         found = re.fullmatch(r'(\d+):(\d+)', steps)
         self._first, self._last = map(int, found.groups()) if found else (0, 0)
         if not 1 <= self._first <= self._last:
@@ -32,7 +32,7 @@ class Profile:
     def step(self, number: int) -> Iterator[None]:
         """Around the dispatch of a step, which the trace then shows by its number."""
         if number == self._first:
-            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+            jax.profiler.start_trace(str(self._folder))
             self._tracing = True
         with jax.profiler.StepTraceAnnotation('train', step_num=number):
             yield
