@@ -25,21 +25,6 @@ def fraction() -> Check:
     return lambda value: 0 <= value < 1, 'a number in [0, 1)'
 
 
-def probability() -> Check:
-    """A probability, certainty included."""
-    return lambda value: 0 <= value <= 1, 'a number in [0, 1]'
-
-
-def digit_counts() -> Check:
-    """Digits of two operands."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        whole = all(type(n) is int for n in value)
-        return whole and len(value) == 2 and 1 <= value[0] <= value[1] <= 4
-
-    return ok, 'two whole numbers from 1 to 4, the smaller first, as in (2,3)'
-
-
 def one_of(*names: str) -> Check:
     """One of a few words."""
     return lambda value: value in names, 'one of ' + ', '.join(names)
@@ -65,3 +50,21 @@ def names() -> Check:
         lambda value: bool(value) and all(isinstance(n, str) and n for n in value),
         "names, as in ('sentence',)",
     )
+
+
+# seq2seq: from here to the end (docs/fork.md)
+
+
+def probability() -> Check:
+    """A probability, certainty included."""
+    return lambda value: 0 <= value <= 1, 'a number in [0, 1]'
+
+
+def digit_counts() -> Check:
+    """Digits of two operands."""
+
+    def ok(value: tuple[int, ...]) -> bool:
+        whole = all(type(n) is int for n in value)
+        return whole and len(value) == 2 and 1 <= value[0] <= value[1] <= 4
+
+    return ok, 'two whole numbers from 1 to 4, the smaller first, as in (2,3)'
