@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,7 +137,7 @@ def read_texts(data: DataConfig) -> TextDataset:
     )
 
 
-def classifier_init(model: TextClassifier) -> Callable[[jax.Array], Any]:
+def classifier_init(model: nn.Module) -> Callable[[jax.Array], Any]:
     """key -> parameters. No parameter's shape depends on the width of a batch."""
 
     def init(key: jax.Array) -> Any:
@@ -146,7 +147,7 @@ def classifier_init(model: TextClassifier) -> Callable[[jax.Array], Any]:
     return init
 
 
-def classifier_sums(model: TextClassifier) -> Callable[..., Sums]:
+def classifier_sums(model: nn.Module) -> Callable[..., Sums]:
     """Sums over rows of softmax cross entropy, right answers, tokens and weights.
 
     Without rngs nothing is dropped, which is evaluation. No schedule follows the step.
