@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -81,6 +82,35 @@ def finish(workdir: Path, devices: int = 2, **overrides: Any) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the project whose .venv is this Python, for what changes its files."""
+    copy, venv = folder / 'project', folder / 'project' / '.venv'
+    left = {'.git', '.venv', '.venv-tpu', 'runs', '__pycache__', '.hypothesis'}
+    shutil.copytree(ROOT, copy, ignore=lambda _, names: left & set(names))
+    venv.mkdir()
+    for name in ('bin', 'lib', 'pyvenv.cfg'):
+        (venv / name).symlink_to(Path(sys.prefix) / name)
+    for name in ('accelerator', 'ready-cpu'):  # complete, and newer than the requirements
+        (venv / name).write_text('cpu\n')
+    return copy
+
+
+def shell(project: Path, commands: str, **extra: str) -> str:
+    """What commands of the documents print, run in a copy of the project by one shell."""
+    path = f'{project / ".venv" / "bin"}:{os.environ["PATH"]}'
+    done = subprocess.run(
+        ['bash', '-ec', commands],
+        cwd=project,
+        env=environment(2, PATH=path, **extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def outcome(workdir: Path) -> dict[str, Any]:
