@@ -3,6 +3,7 @@
 python -m docs.pictures                     # keys.png and moved.png; the second trains for minutes
 """
 
+import io
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from tools import compare_runs, curves
 from training import keys
@@ -47,7 +49,16 @@ def draw_keys(file: Path) -> None:
     draw_tree(tree)
     for panel, stream in zip(masks, ('dropout', 'sample'), strict=True):
         draw_masks(panel, stream)
-    figure.savefig(file, dpi=DPI)
+    save(figure, file)
+
+
+def save(figure: Figure, file: Path) -> None:
+    """As a PNG of few colors, for it lies in the repository."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI)
+    Image.open(drawn).convert('RGB').quantize(48, dither=Image.Dither.NONE).save(
+        file, optimize=True
+    )
 
 
 def draw_tree(panel: Axes) -> None:
@@ -139,14 +150,15 @@ def draw_moved(file: Path, undisturbed: Path, moved: Path, starts: Sequence[int]
         panel.plot(steps[part], losses[part], color=color, linewidth=1, label=label)
         if killed:
             panel.axvline(killed, color=color, linewidth=0.8, linestyle=':')
-            panel.text(killed + 2, panel.get_ylim()[1], 'kill -9', color=color, va='top')
+            bottom = panel.get_xaxis_transform()
+            panel.text(killed + 2, 0.02, 'kill -9', color=color, transform=bottom)
     panel.set(xlabel='step', ylabel='loss', xlim=(0, steps[-1]))
     panel.set_title(
         f'{len(steps)} steps of two runs: every bit of the ledger is the same', loc='left'
     )
     panel.legend(loc='lower left', frameon=False)
     panel.spines[['top', 'right']].set_visible(False)
-    figure.savefig(file, dpi=DPI)
+    save(figure, file)
 
 
 if __name__ == '__main__':
