@@ -24,7 +24,7 @@ ELSEWHERE = {
     'python -m tools.compile_for': '.ci/run: compile-check',
     'make setup': '.ci/run: VENV=.venv-tpu ACCELERATOR=tpu',
     'make train CONFIG=configs/sst2.py': 'tests/test_sst2.py',
-    'python -m tools.exactness --config=configs/sst2.py': 'tests/test_fork.py: test_another_model',
+    'python -m tools.exactness --config=configs/sst2.py': 'tests/test_processes.py: test_exactness',
     'make exactness': 'tests/test_fork.py: test_another_model',
     'python -m tools.sweep': 'tests/test_sweep.py: test_trained_here',
     'launch/tpu_vm.sh': 'tests/test_tpu_vm.py: test_dry_run_prints',
