@@ -30,21 +30,6 @@ def fraction() -> Check:
     return lambda value: 0 <= value < 1, 'a number in [0, 1)'
 
 
-def probability() -> Check:
-    """A probability, certainty included."""
-    return lambda value: 0 <= value <= 1, 'a number in [0, 1]'
-
-
-def digit_counts() -> Check:
-    """Digits of two operands."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        whole = all(type(n) is int for n in value)
-        return whole and len(value) == 2 and 1 <= value[0] <= value[1] <= 4
-
-    return ok, 'two whole numbers from 1 to 4, the smaller first, as in (2,3)'
-
-
 def letter_counts() -> Check:
     """How many letters of a word's start and of its end; or none of both."""
 
@@ -79,3 +64,21 @@ def names() -> Check:
         lambda value: bool(value) and all(isinstance(n, str) and n for n in value),
         "names, as in ('sentence',)",
     )
+
+
+# seq2seq: from here to the end (docs/fork.md)
+
+
+def probability() -> Check:
+    """A probability, certainty included."""
+    return lambda value: 0 <= value <= 1, 'a number in [0, 1]'
+
+
+def digit_counts() -> Check:
+    """Digits of two operands."""
+
+    def ok(value: tuple[int, ...]) -> bool:
+        whole = all(type(n) is int for n in value)
+        return whole and len(value) == 2 and 1 <= value[0] <= value[1] <= 4
+
+    return ok, 'two whole numbers from 1 to 4, the smaller first, as in (2,3)'

@@ -81,7 +81,10 @@ def check(config: Config) -> None:
 
 def from_dict(values: dict[str, Any]) -> Config:
     """The config that `to_dict` gave. Raises BadInput where its names are of no task's config."""
-    for data, model in ((DataConfig, ModelConfig), (PairsConfig, Seq2SeqConfig)):
+    for data, model in (
+        (DataConfig, ModelConfig),
+        (PairsConfig, Seq2SeqConfig),  # seq2seq
+    ):
         config = Config(data=data(), model=model())
         if to_dict(config).keys() == values.keys():
             for name, default, field in knobs(config):

@@ -58,6 +58,53 @@ class DataConfig(BatchingConfig):
 
 
 @dataclasses.dataclass
+class ModelConfig:
+    """The word-dropout classifier (model/classifier.py)."""
+
+    embedding_size: int = knob(64, 'width of a word vector', at_least(1))
+    hidden_size: int = knob(64, 'width of each LSTM direction, attention and head', at_least(1))
+    word_dropout: float = knob(0.1, 'probability that a word becomes the unknown word', fraction())
+    embedding_dropout: float = knob(0.2, 'dropout after the embedding', fraction())
+    dropout: float = knob(0.2, 'dropout after LSTM, attention and hidden layer', fraction())
+    label_smoothing: float = knob(
+        0.0, 'part of the training target that is spread over all classes', fraction()
+    )
+    compute_dtype: str = knob(
+        'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
+    )
+    remat: bool = knob(
+        False, 'compute the gates of LSTM steps again in the backward pass, for less memory'
+    )
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """The update rule (training/optimizer.py)."""
+
+    name: str = knob('adamw', 'update rule', one_of('adamw', 'sgd'))
+    learning_rate: float = knob(1e-3, 'peak learning rate', at_least(0))
+    schedule: str = knob('cosine', 'learning rate after warm-up', one_of('constant', 'cosine'))
+    warmup_steps: int = knob(0, 'steps of linear warm-up from zero', at_least(0))
+    decay_steps: int = knob(
+        0, 'step at which the cosine schedule reaches zero (0 = num_steps)', at_least(0)
+    )
+    momentum: float = knob(0.9, 'sgd: momentum', fraction())
+    weight_decay: float = knob(
+        0.0, 'decoupled decay of matrices, multiplied by the learning rate', at_least(0)
+    )
+    clip_norm: float = knob(1.0, 'global gradient norm is clipped to this (0 = off)', at_least(0))
+    shard_state: bool = knob(
+        False, 'ZeRO-1: a shard keeps one slice of the optimizer state, not all of it'
+    )
+    on_nonfinite: str = knob(
+        'stop', 'at a step that is not finite', one_of('stop', 'skip'), free=True
+    )
+
+
+# seq2seq: from here to the end (docs/fork.md)
+
+
+@dataclasses.dataclass
 class PairsConfig(BatchingConfig):
     """What the encoder-decoder reads: pairs of a source and a target text."""
 
@@ -83,26 +130,6 @@ class PairsConfig(BatchingConfig):
     num_train: int = knob(85_000, 'addition: training pairs', at_least(1))
     num_eval: int = knob(5_000, 'addition: evaluation pairs, none in training', at_least(1))
     split_seed: int = knob(0, 'addition: which pairs are held out', at_least(0))
-
-
-@dataclasses.dataclass
-class ModelConfig:
-    """The word-dropout classifier (model/classifier.py)."""
-
-    embedding_size: int = knob(64, 'width of a word vector', at_least(1))
-    hidden_size: int = knob(64, 'width of each LSTM direction, attention and head', at_least(1))
-    word_dropout: float = knob(0.1, 'probability that a word becomes the unknown word', fraction())
-    embedding_dropout: float = knob(0.2, 'dropout after the embedding', fraction())
-    dropout: float = knob(0.2, 'dropout after LSTM, attention and hidden layer', fraction())
-    label_smoothing: float = knob(
-        0.0, 'part of the training target that is spread over all classes', fraction()
-    )
-    compute_dtype: str = knob(
-        'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
-    )
-    remat: bool = knob(
-        False, 'compute the gates of LSTM steps again in the backward pass, for less memory'
-    )
 
 
 @dataclasses.dataclass
@@ -133,28 +160,4 @@ class Seq2SeqConfig:
     )
     remat: bool = knob(
         False, 'compute the gates of LSTM steps again in the backward pass, for less memory'
-    )
-
-
-@dataclasses.dataclass
-class OptimizerConfig:
-    """The update rule (training/optimizer.py)."""
-
-    name: str = knob('adamw', 'update rule', one_of('adamw', 'sgd'))
-    learning_rate: float = knob(1e-3, 'peak learning rate', at_least(0))
-    schedule: str = knob('cosine', 'learning rate after warm-up', one_of('constant', 'cosine'))
-    warmup_steps: int = knob(0, 'steps of linear warm-up from zero', at_least(0))
-    decay_steps: int = knob(
-        0, 'step at which the cosine schedule reaches zero (0 = num_steps)', at_least(0)
-    )
-    momentum: float = knob(0.9, 'sgd: momentum', fraction())
-    weight_decay: float = knob(
-        0.0, 'decoupled decay of matrices, multiplied by the learning rate', at_least(0)
-    )
-    clip_norm: float = knob(1.0, 'global gradient norm is clipped to this (0 = off)', at_least(0))
-    shard_state: bool = knob(
-        False, 'ZeRO-1: a shard keeps one slice of the optimizer state, not all of it'
-    )
-    on_nonfinite: str = knob(
-        'stop', 'at a step that is not finite', one_of('stop', 'skip'), free=True
     )

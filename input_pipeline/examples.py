@@ -32,6 +32,22 @@ class TextDataset(NamedTuple):
     label_names: tuple[str, ...]
 
 
+def join_features(texts: Iterable[str]) -> str:
+    """Joins the text features of one example (premise and hypothesis, say) into one text."""
+    return f' {SEPARATOR} '.join(texts)
+
+
+def not_among(name: str, known: Collection[str]) -> str:
+    """Says in one line that `name` is not one of `known`, and which of these comes nearest."""
+    # A bound, lest a column of sentences mistaken for labels keeps this busy for long.
+    nearest = difflib.get_close_matches(name, list(known)[:1000], n=1)
+    hint = f'; did you mean {brief.repr(nearest[0])}?' if nearest else ''
+    return f'{brief.repr(name)} is not among {brief.repr(list(known))}{hint}'
+
+
+# seq2seq: from here to the end (docs/fork.md)
+
+
 class PairSplit(NamedTuple):
     """One split, read whole: `N` sources and `N` targets, in the source's order."""
 
@@ -50,16 +66,3 @@ class PairDataset(NamedTuple):
 
     train: PairSplit
     evaluation: PairSplit
-
-
-def join_features(texts: Iterable[str]) -> str:
-    """Joins the text features of one example (premise and hypothesis, say) into one text."""
-    return f' {SEPARATOR} '.join(texts)
-
-
-def not_among(name: str, known: Collection[str]) -> str:
-    """Says in one line that `name` is not one of `known`, and which of these comes nearest."""
-    # A bound, lest a column of sentences mistaken for labels keeps this busy for long.
-    nearest = difflib.get_close_matches(name, list(known)[:1000], n=1)
-    hint = f'; did you mean {brief.repr(nearest[0])}?' if nearest else ''
-    return f'{brief.repr(name)} is not among {brief.repr(list(known))}{hint}'

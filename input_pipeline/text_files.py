@@ -55,28 +55,6 @@ def read_text_files(
     return TextDataset(_split(train, names), _split(evaluation, names), names)
 
 
-def read_pair_files(
-    train_file: str, eval_file: str, source_feature: str, target_feature: str
-) -> PairDataset:
-    """Reads both files whole. Raises BadInput as `read_text_files` does, for an empty side too."""
-    train, evaluation = (
-        PairSplit.of(_read_pairs(file, source_feature, target_feature))
-        for file in (train_file, eval_file)
-    )
-    return PairDataset(train, evaluation)
-
-
-def _read_pairs(file: str, source_feature: str, target_feature: str) -> list[tuple[str, str]]:
-    names = (source_feature, target_feature)
-    pairs = []
-    for where, record in _records(file, names):
-        source, target = (_word(where, name, record[name], 'some text') for name in names)
-        pairs.append((source, target))
-    if not pairs:
-        raise BadInput(f'{file}: no examples, expected one or more lines of data')
-    return pairs
-
-
 def _read(file: str, text_features: Sequence[str], label_feature: str) -> _Examples:
     examples: _Examples = []
     for where, record in _records(file, [*text_features, label_feature]):
@@ -191,3 +169,28 @@ def _split(examples: _Examples, names: tuple[str, ...]) -> TextSplit:
             raise BadInput(f'{where}: label {not_among(label, names)}')
     labels = np.array([index[label] for _, _, label in examples], np.int32)
     return TextSplit([text for _, text, _ in examples], labels)
+
+
+# seq2seq: from here to the end (docs/fork.md)
+
+
+def read_pair_files(
+    train_file: str, eval_file: str, source_feature: str, target_feature: str
+) -> PairDataset:
+    """Reads both files whole. Raises BadInput as `read_text_files` does, for an empty side too."""
+    train, evaluation = (
+        PairSplit.of(_read_pairs(file, source_feature, target_feature))
+        for file in (train_file, eval_file)
+    )
+    return PairDataset(train, evaluation)
+
+
+def _read_pairs(file: str, source_feature: str, target_feature: str) -> list[tuple[str, str]]:
+    names = (source_feature, target_feature)
+    pairs = []
+    for where, record in _records(file, names):
+        source, target = (_word(where, name, record[name], 'some text') for name in names)
+        pairs.append((source, target))
+    if not pairs:
+        raise BadInput(f'{file}: no examples, expected one or more lines of data')
+    return pairs

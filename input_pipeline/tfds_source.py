@@ -66,32 +66,6 @@ def read_tfds(
     return TextDataset(train, evaluation, tuple(builder.info.features[label_feature].names))
 
 
-def read_tfds_pairs(
-    name: str,
-    train_split: str,
-    eval_split: str,
-    source_feature: str,
-    target_feature: str,
-    data_dir: str = '',
-) -> PairDataset:
-    """Reads both splits whole, as `read_tfds` does; both features are of type Text, none empty."""
-    names = (source_feature, target_feature)
-    builder = _builder(name, data_dir)
-    _prepare(builder)
-    for feature in names:
-        _require_feature(builder, feature, 'Text')
-
-    def pairs(split: str) -> Iterator[tuple[str, str]]:
-        for where, features in _examples(builder, split):
-            source, target = _texts(where, features, names)
-            if not source or not target:
-                empty = names[1] if source else names[0]
-                raise BadInput(f'{where}: feature {empty!r} is empty, expected some text')
-            yield source, target
-
-    return PairDataset(PairSplit.of(pairs(train_split)), PairSplit.of(pairs(eval_split)))
-
-
 def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
     import tensorflow_datasets.text  # Which TFDS itself only gets to where TensorFlow is there.
@@ -233,3 +207,32 @@ def _records(builder: Any, where: str, split: str) -> Sequence[bytes]:
 def _first_line(error: Exception) -> str:
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
+
+
+# seq2seq: from here to the end (docs/fork.md)
+
+
+def read_tfds_pairs(
+    name: str,
+    train_split: str,
+    eval_split: str,
+    source_feature: str,
+    target_feature: str,
+    data_dir: str = '',
+) -> PairDataset:
+    """Reads both splits whole, as `read_tfds` does; both features are of type Text, none empty."""
+    names = (source_feature, target_feature)
+    builder = _builder(name, data_dir)
+    _prepare(builder)
+    for feature in names:
+        _require_feature(builder, feature, 'Text')
+
+    def pairs(split: str) -> Iterator[tuple[str, str]]:
+        for where, features in _examples(builder, split):
+            source, target = _texts(where, features, names)
+            if not source or not target:
+                empty = names[1] if source else names[0]
+                raise BadInput(f'{where}: feature {empty!r} is empty, expected some text')
+            yield source, target
+
+    return PairDataset(PairSplit.of(pairs(train_split)), PairSplit.of(pairs(eval_split)))

@@ -12,6 +12,11 @@ FIRST_WORD = len(SPECIALS)
 ALL_LETTERS = slice(None)
 
 
+def units(text: str, unit: str) -> Sequence[str]:
+    """The words or the characters of a text."""
+    return text if unit == 'character' else text.split()
+
+
 class Vocabulary:
     """The units of the training split: words, which white space separates, or characters.
 
@@ -54,16 +59,8 @@ class Vocabulary:
         """The ids of BOS, units, EOS: int32[T], 2 <= T <= max_length; units beyond are cut off."""
         return np.array([BOS, *self._lookup(text)[: max_length - 2], EOS], np.int32)
 
-    def encode_open(self, text: str, max_length: int) -> np.ndarray:
-        """The ids of units and EOS, without BOS: int32[T], 1 <= T <= max_length."""
-        return np.array([*self._lookup(text)[: max_length - 1], EOS], np.int32)
-
     def _lookup(self, text: str) -> list[int]:
         return [self._ids.get(word[self.letters], UNK) for word in units(text, self.unit)]
-
-    def unknown(self, text: str) -> list[str]:
-        """The units of a text that have no id."""
-        return [word for word in units(text, self.unit) if word not in self._ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to EOS or padding; other marks show as in the vocabulary file."""
@@ -74,7 +71,12 @@ class Vocabulary:
         """A line for every id."""
         return '\n'.join(self.names) + '\n'
 
+    # seq2seq: from here to the end (docs/fork.md)
 
-def units(text: str, unit: str) -> Sequence[str]:
-    """The words or the characters of a text."""
-    return text if unit == 'character' else text.split()
+    def encode_open(self, text: str, max_length: int) -> np.ndarray:
+        """The ids of units and EOS, without BOS: int32[T], 1 <= T <= max_length."""
+        return np.array([*self._lookup(text)[: max_length - 1], EOS], np.int32)
+
+    def unknown(self, text: str) -> list[str]:
+        """The units of a text that have no id."""
+        return [word for word in units(text, self.unit) if word not in self._ids]

@@ -19,7 +19,7 @@ class Maker(NamedTuple):
 
 TASKS = {
     ModelConfig: Maker(DataConfig, classification.make_task, classification.make_predictor),
-    Seq2SeqConfig: Maker(PairsConfig, seq2seq.make_task, seq2seq.make_predictor),
+    Seq2SeqConfig: Maker(PairsConfig, seq2seq.make_task, seq2seq.make_predictor),  # seq2seq
 }
 
 

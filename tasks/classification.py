@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +38,7 @@ def make_task(config: Config) -> Task:
     return Task(
         train=train,
         evaluation=evaluation,
-        init=classifier_init(model),
+        init=classifier_init(model, len(affixes)),
         loss_sums=classifier_sums(model, config.model.label_smoothing),
         eval_sums=classifier_sums(model),
         sum_names=('correct', 'loss', 'tokens', 'weight'),
@@ -109,9 +110,7 @@ def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
     def apply(params: Any, rows: Batch) -> Any:
         logits, seen = model.apply(
             {'params': params},
-            rows['token_ids'],
-            rows['lengths'],
-            rows.get('affix_ids'),
+            **inputs(rows),
             train=False,
             mutable='intermediates',
             capture_intermediates=lambda module, _: module.name == 'attention',
@@ -128,7 +127,7 @@ def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
             'attention': list(zip(words, attention[1 : lengths - 1].tolist(), strict=True)),
         }
 
-    return Predictor(classifier_init(model), encode, apply, show)
+    return Predictor(classifier_init(model, len(affixes)), encode, apply, show)
 
 
 def read_texts(data: DataConfig) -> TextDataset:
@@ -157,18 +156,25 @@ def read_texts(data: DataConfig) -> TextDataset:
     )
 
 
-def classifier_init(model: TextClassifier) -> Callable[[jax.Array], Any]:
+def inputs(rows: Batch) -> dict[str, Any]:
+    """What of a batch the model reads."""
+    return {name: rows[name] for name in ('token_ids', 'lengths', 'affix_ids') if name in rows}
+
+
+def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array], Any]:
     """key -> parameters. No parameter's shape depends on the width of a batch."""
 
     def init(key: jax.Array) -> Any:
-        token_ids, lengths = jnp.zeros((1, 2), jnp.int32), jnp.full(1, 2)
-        affix_ids = jnp.zeros((1, 2, len(model.affix_sizes)), jnp.int32)
-        return model.init({'params': key}, token_ids, lengths, affix_ids, train=False)['params']
+        rows: dict[str, Any] = {'token_ids': jnp.zeros((1, 2), jnp.int32)}
+        rows['lengths'] = jnp.full(1, 2)
+        if affixes:
+            rows['affix_ids'] = jnp.zeros((1, 2, affixes), jnp.int32)
+        return model.init({'params': key}, **rows, train=False)['params']
 
     return init
 
 
-def classifier_sums(model: TextClassifier, label_smoothing: float = 0.0) -> Callable[..., Sums]:
+def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[..., Sums]:
     """Sums over rows of softmax cross entropy, right answers, tokens and weights.
 
     Without rngs nothing is dropped, which is evaluation. No schedule follows the step. With label
@@ -179,11 +185,11 @@ def classifier_sums(model: TextClassifier, label_smoothing: float = 0.0) -> Call
         params: Any, batch: Batch, rngs: Rngs | None = None, _: jax.Array | None = None
     ) -> Sums:
         lengths, labels, weights = batch['lengths'], batch['labels'], batch['weights']
-        inputs = batch['token_ids'], lengths, batch.get('affix_ids')
+        train = rngs is not None
         logits = jnp.asarray(
-            model.apply({'params': params}, *inputs, train=rngs is not None, rngs=rngs)
+            model.apply({'params': params}, **inputs(batch), train=train, rngs=rngs)
         )
-        one_hot = jax.nn.one_hot(labels, model.num_classes)
+        one_hot = jax.nn.one_hot(labels, logits.shape[-1])
         losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, label_smoothing))
         return {
             'correct': jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels)),

@@ -24,7 +24,10 @@ from typing import Any, NamedTuple
 from tests import runs
 from training.preemption import EXIT_CODE
 
-CONFIGS = ('configs/reviews.py', 'configs/addition.py')
+CONFIGS = [
+    'configs/reviews.py',
+    'configs/addition.py',  # seq2seq
+]
 PHASES = ('start', 'set-up', 'compilation', 'step', 'evaluation', 'save')
 LONGER = {'num_steps': 400, 'eval_every': 40, 'checkpoint_every': 25, 'log_every': 4}
 PATIENCE = 300.0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,19 +38,6 @@ SMALL = {
         'data.min_frequency': 2,
         'data.affixes': '(3,2)',
         'data.bucket_lengths': '(16,28,42)',
-    },
-    'configs/addition.py': STEPS
-    | {
-        'data.num_train': 300,
-        'data.num_eval': 100,
-        'data.bucket_lengths': '(6,7)',
-        'data.window_batches': 8,
-        'model.word_dropout': 0.1,
-        'model.embedding_dropout': 0.1,
-        'model.dropout': 0.2,
-        'model.forcing': 'linear',
-        'model.forcing_floor': 0.2,
-        'model.forcing_steps': 20,
     },
 }
 
@@ -97,9 +85,54 @@ def finish(workdir: Path, devices: int = 2, **overrides: Any) -> str:
     return output
 
 
+def copied(folder: Path) -> Path:
+    """A copy of the project whose .venv is this Python, for what changes its files."""
+    copy, venv = folder / 'project', folder / 'project' / '.venv'
+    left = {'.git', '.venv', '.venv-tpu', 'runs', '__pycache__', '.hypothesis'}
+    shutil.copytree(ROOT, copy, ignore=lambda _, names: left & set(names))
+    venv.mkdir()
+    for name in ('bin', 'lib', 'pyvenv.cfg'):
+        (venv / name).symlink_to(Path(sys.prefix) / name)
+    for name in ('accelerator', 'ready-cpu'):  # complete, and newer than the requirements
+        (venv / name).write_text('cpu\n')
+    return copy
+
+
+def shell(project: Path, commands: str, **extra: str) -> str:
+    """What commands of the documents print, run in a copy of the project by one shell."""
+    path = f'{project / ".venv" / "bin"}:{os.environ["PATH"]}'
+    done = subprocess.run(
+        ['bash', '-ec', commands],
+        cwd=project,
+        env=environment(2, PATH=path, **extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def outcome(workdir: Path) -> dict[str, Any]:
     """All that two runs must share to be the same run: summary, and the bits of every step."""
     summary = json.loads((workdir / 'summary.json').read_text())
     kept = ('step', 'eval', 'state_fingerprint', 'root_key', 'num_shards')
     book = ledger_files.read(epath.Path(workdir) / 'ledger')
     return {name: summary[name] for name in kept} | {'ledger': book.tobytes()}
+
+
+# seq2seq: from here to the end (docs/fork.md)
+
+SMALL['configs/addition.py'] = STEPS | {
+    'data.num_train': 300,
+    'data.num_eval': 100,
+    'data.bucket_lengths': '(6,7)',
+    'data.window_batches': 8,
+    'model.word_dropout': 0.1,
+    'model.embedding_dropout': 0.1,
+    'model.dropout': 0.2,
+    'model.forcing': 'linear',
+    'model.forcing_floor': 0.2,
+    'model.forcing_steps': 20,
+}

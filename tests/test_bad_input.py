@@ -142,7 +142,7 @@ KNOBS = {
     file: [name for name, _, _ in knobs(config)]
     for file, config in (
         ('configs/reviews.py', reviews.get_config()),
-        ('configs/addition.py', addition.get_config()),
+        ('configs/addition.py', addition.get_config()),  # seq2seq
     )
 }
 VALUES = st.one_of(

@@ -101,9 +101,9 @@ def test_time_to_stop_in_is_bounded(tmp_path: Path) -> None:
     ('case', 'phases'),
     [
         (faults.Case('configs/reviews.py', 1, signal.SIGTERM), faults.PHASES),
-        (faults.Case('configs/addition.py', 2, signal.SIGTERM), ('step', 'save')),
+        (faults.Case('configs/addition.py', 2, signal.SIGTERM), ('step', 'save')),  # seq2seq
     ],
-    ids=['reviews', 'addition-2-processes'],
+    ids=lambda part: Path(part.config).stem if isinstance(part, faults.Case) else '-'.join(part),
 )
 def test_run_stopped_in_any_phase_equals_the_undisturbed_run(
     tmp_path: Path, case: faults.Case, phases: tuple[str, ...]

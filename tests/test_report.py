@@ -116,23 +116,6 @@ def test_page_of_a_classifier_has_the_facts_and_counts_as_evaluation_did(
     assert all(said.split()[0] != true for _, true, said, _ in mistakes)
 
 
-def test_page_of_an_encoder_decoder_has_its_worst_pairs(
-    addition_run: Trained, tmp_path: Path
-) -> None:
-    page = page_of(tmp_path, addition_run[0])
-    wrong = round((1 - addition_run[1]['eval']['exact_match']) * 70)
-    assert f'{wrong} of 70 examples are wrong' in page.words['Worst mistakes']
-    (_, *mistakes) = page.sections['Worst mistakes']
-    assert len(mistakes) == report.SHOWN
-    losses = [float(loss) for loss, *_ in mistakes]
-    assert losses == sorted(losses, reverse=True)
-    for _, said, pair in mistakes:
-        source, _, target = pair.partition(' -> ')
-        assert sum(map(int, source.strip("'").split('+'))) == int(target.strip("'"))
-        assert said != target
-    assert 'Confusion matrix' not in page.sections
-
-
 def test_several_runs_share_the_figure_and_a_table_with_mean_and_spread(
     classifier_run: Trained, tmp_path: Path
 ) -> None:
@@ -209,10 +192,10 @@ def test_curves_are_those_of_ledger_and_summary(classifier_run: Trained, tmp_pat
 
 
 def test_plot_draws_a_metric_of_several_runs(
-    classifier_run: Trained, addition_run: Trained, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    out, runs = tmp_path / 'curve.png', [str(classifier_run[0]), str(addition_run[0])]
+    classifier_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, runs = tmp_path / 'curve.png', [str(classifier_run[0]), str(tmp_path / 'no_metrics')]
+    shutil.copytree(classifier_run[0] / 'ledger', Path(runs[1]) / 'ledger')
     assert plot.main([*runs, '--metric=loss', f'--out={out}']) == 0
     both = out.read_bytes()
     assert both.startswith(b'\x89PNG')
@@ -249,3 +232,23 @@ def test_bad_input_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
     assert sorted(tmp_path.iterdir()) == before
+
+
+# seq2seq: from here to the end (docs/fork.md)
+
+
+def test_page_of_an_encoder_decoder_has_its_worst_pairs(
+    addition_run: Trained, tmp_path: Path
+) -> None:
+    page = page_of(tmp_path, addition_run[0])
+    wrong = round((1 - addition_run[1]['eval']['exact_match']) * 70)
+    assert f'{wrong} of 70 examples are wrong' in page.words['Worst mistakes']
+    (_, *mistakes) = page.sections['Worst mistakes']
+    assert len(mistakes) == report.SHOWN
+    losses = [float(loss) for loss, *_ in mistakes]
+    assert losses == sorted(losses, reverse=True)
+    for _, said, pair in mistakes:
+        source, _, target = pair.partition(' -> ')
+        assert sum(map(int, source.strip("'").split('+'))) == int(target.strip("'"))
+        assert said != target
+    assert 'Confusion matrix' not in page.sections

@@ -252,6 +252,9 @@ def test_any_bytes_are_read_or_refused_in_one_line(
     assert len(message.splitlines()) == 1
 
 
+# seq2seq: from here to the end (docs/fork.md)
+
+
 PAIRS = {
     '.tsv': 'en\tde\na film\tein Film\n\ntwo "films\tzwei "Filme\n',
     '.csv': 'en,de\na film,ein Film\n"two ""films","zwei ""Filme"\n',

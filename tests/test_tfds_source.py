@@ -109,23 +109,6 @@ def test_text_features_are_joined_in_the_order_asked_for(prepared: Path) -> None
     assert texts == [f'play {SEPARATOR} poor']
 
 
-def test_two_text_features_are_read_as_pairs(prepared: Path) -> None:
-    pairs = read_tfds_pairs(
-        'reviews', 'train', 'validation', 'premise', 'hypothesis', str(prepared)
-    )
-    assert pairs.train.sources == ['good', 'bad', 'fine é']
-    assert pairs.train.targets == ['film', 'film', 'play']
-    assert pairs.evaluation == (['poor'], ['play'])
-    with pytest.raises(BadInput, match="feature 'label' is ClassLabel, expected Text"):
-        read_tfds_pairs('reviews', 'train', 'validation', 'premise', 'label', str(prepared))
-
-
-def test_pair_with_an_empty_side_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare_rows(tmp_path, monkeypatch, 'bad', ' ', 0)
-    with pytest.raises(BadInput, match=r"example \d: feature 'hypothesis' is empty"):
-        read_tfds_pairs('reviews', 'train', 'train', 'premise', 'hypothesis', str(tmp_path))
-
-
 def test_splits_may_be_slices(prepared: Path) -> None:
     dataset = read(prepared, train_split='train[:2]', eval_split='train[2:]')
     assert len(dataset.train.texts) == 2
@@ -338,3 +321,23 @@ def test_sst2_is_read_from_the_default_folder() -> None:
     assert dataset.label_names == ('negative', 'positive')
     assert [len(split.texts) for split in (dataset.train, dataset.evaluation)] == [67_349, 872]
     assert np.bincount(dataset.train.labels).tolist() == [29_780, 37_569]
+
+
+# seq2seq: from here to the end (docs/fork.md)
+
+
+def test_two_text_features_are_read_as_pairs(prepared: Path) -> None:
+    pairs = read_tfds_pairs(
+        'reviews', 'train', 'validation', 'premise', 'hypothesis', str(prepared)
+    )
+    assert pairs.train.sources == ['good', 'bad', 'fine é']
+    assert pairs.train.targets == ['film', 'film', 'play']
+    assert pairs.evaluation == (['poor'], ['play'])
+    with pytest.raises(BadInput, match="feature 'label' is ClassLabel, expected Text"):
+        read_tfds_pairs('reviews', 'train', 'validation', 'premise', 'label', str(prepared))
+
+
+def test_pair_with_an_empty_side_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_rows(tmp_path, monkeypatch, 'bad', ' ', 0)
+    with pytest.raises(BadInput, match=r"example \d: feature 'hypothesis' is empty"):
+        read_tfds_pairs('reviews', 'train', 'train', 'premise', 'hypothesis', str(tmp_path))

@@ -8,6 +8,7 @@ label and the attention that each word got; for sequence to sequence the decoded
 text on each line. A bad line is named, and stops it (exit code 2) or is skipped.
 """
 
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ from training.layout import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.state import abstract_state, make_create_state
 
-ROWS = 512  # of a batch
+ROWS = 256  # of a batch
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,12 +57,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read_lines(file: str) -> list[str]:
-    """The lines of a UTF-8 file. Raises BadInput where it can not be read."""
+    """The lines of a file; bytes that are not UTF-8 become lone surrogates, as in a command line.
+
+    Raises BadInput where it can not be read.
+    """
     try:
-        with located(file).open(encoding='utf-8') as lines:  # splitlines() knows more ends of lines
-            return [line.rstrip('\n') for line in lines]
-    except (OSError, UnicodeDecodeError) as error:
+        text = located(file).read_bytes().decode('utf-8-sig', 'surrogateescape')
+    except OSError as error:
         raise BadInput(f'--input={file}: can not be read ({error})') from error
+    with io.StringIO(text, newline=None) as lines:  # splitlines() knows more ends of lines
+        return [line.rstrip('\n') for line in lines]
 
 
 def newest(run: epath.Path) -> tuple[Checkpoints, int, Header]:
@@ -106,12 +111,19 @@ def predictions(
         for number, text in enumerate(texts, 1)
         if (rows := encoded(predictor, text, number, skip)) is not None
     ]
-    for first in range(0, len(good), ROWS):
-        part = good[first : first + ROWS]
+    parts = [good[first : first + ROWS] for first in range(0, len(good), ROWS)]
+
+    def begun(part: list[tuple[str, dict[str, np.ndarray]]]) -> Any:
         missing = min(ROWS, len(good)) - len(part)  # rows of the last batch, filled up
         filled = [rows for _, rows in part + part[:1] * missing]
         batch = {name: np.concatenate([rows[name] for rows in filled]) for name in filled[0]}
-        arrays = jax.device_get(apply(params, batch))
+        return apply(params, batch)
+
+    results = map(begun, parts)
+    result = next(results, None)
+    for part in parts:
+        arrays = jax.device_get(result)
+        result = next(results, None)  # computed while this one is shown
         for row, (text, _) in enumerate(part):
             yield {'text': text, **predictor.show(arrays, row)}
 
@@ -121,6 +133,8 @@ def encoded(
 ) -> dict[str, np.ndarray] | None:
     """A text as one row; None for a bad one, of which it tells, or raises BadInput."""
     try:
+        if any('\ud800' <= letter <= '\udfff' for letter in text):  # see read_lines
+            raise BadInput(f'text 1, {text!a}: bytes that are not UTF-8, expected UTF-8')
         return predictor.encode([text])
     except BadInput as error:
         problem = str(error).replace('text 1', f'text {number}', 1)
