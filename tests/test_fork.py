@@ -48,7 +48,7 @@ def shortened(block: str) -> str:
 
 def test_listings_are_short_and_as_lint_wants_them(project: Path) -> None:
     for path, text in listings().items():
-        assert len(text.splitlines()) <= (20 if path.startswith('configs/') else 60)
+        assert len(text.splitlines()) <= (20 if path.startswith('configs/') else 70)
     paths = ' '.join(listings())
     runs.shell(project, f'ruff check {paths}; mypy {paths}')
 
@@ -120,7 +120,7 @@ def test_what_is_not_needed_can_be_deleted(tmp_path: Path) -> None:
     lint = 'ruff format --check --quiet . ; ruff check --quiet . ; mypy ; '
     tests = 'test_architecture test_docs test_pipeline test_text_files'
     files = ' '.join(f'tests/{name}.py' for name in tests.split())
-    runs.shell(project, f"{seq2seq}\n{lint} python -m pytest -q -m 'not slow' {files}")
+    runs.shell(project, f"{seq2seq}\n{lint} python -m pytest -q -m 'not slow' {files} tests/test_help.py -k 'not help_of'")
     left = subprocess.run(
         [
             'grep',
