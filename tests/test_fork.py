@@ -118,11 +118,11 @@ def test_what_is_not_needed_can_be_deleted(tmp_path: Path) -> None:
     project = runs.copied(tmp_path)
     seq2seq, others = commands('What you do not need')
     lint = 'ruff format --check --quiet . ; ruff check --quiet . ; mypy ; '
-    tests = 'test_architecture test_docs test_pipeline test_text_files'
-    files = ' '.join(f'tests/{name}.py' for name in tests.split())
+    tests = 'test_architecture test_docs test_help test_pipeline test_text_files'
+    files = ' '.join(f'tests/{name}.py' for name in tests.split()) + " -k 'not help_of'"
     runs.shell(
         project,
-        f"{seq2seq}\n{lint} python -m pytest -q -m 'not slow' {files} tests/test_help.py -k 'not help_of'",
+        f"{seq2seq}\n{lint} python -m pytest -q -m 'not slow' {files}",
     )
     left = subprocess.run(
         [
