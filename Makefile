@@ -34,10 +34,10 @@ setup: $(READY)  ## install into .venv [ACCELERATOR=cpu|cuda13|tpu] [PYTHON=pyth
 train: $(READY)  ## train CONFIG in WORKDIR; one that is there goes on
 	$(VENV)/bin/python train.py --config="$(CONFIG)" --workdir="$(WORKDIR)" $(ARGS)
 
-test: $(READY)  ## all tests but those of launches
+test: $(READY)  ## the tests of all promises but those below
 	$(VENV)/bin/python -m pytest -m 'not launch' $(ARGS)
 
-test-launch: $(READY)  ## Slurm, TPU VMs, buckets and compilation, on stand-ins (ten minutes)
+test-launch: $(READY)  ## Slurm, TPU VMs, buckets, compilation, on stand-ins; what documents show
 	$(VENV)/bin/python -m pytest -m launch $(ARGS)
 
 test-fast: $(READY)  ## the tests that take seconds

@@ -62,7 +62,7 @@ def main(_: Sequence[str]) -> None:
     stop.listen(STOP_TIMEOUT.value)
     profile = Profile(PROFILE.value, workdir)
     backend.prepare(config.num_shards)
-    backend.keep_compiled()
+    backend.enable_compilation_cache()
     processes.join(JOIN_TIMEOUT.value)
     logs.start_logging()
     with processes.bounded_end(), lock.only_run_in(workdir):

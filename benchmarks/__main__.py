@@ -4,7 +4,7 @@
 
 Each benchmark runs in a process of its own, one after the other; inside, variants take turns, so
 that a noisy machine is noisy for all, and medians are shown. Where TFDS_DATA_DIR holds GLUE SST-2
-they run configs/sst2.py, elsewhere configs/reviews.py. Into --out go bench.json and bench.md.
+they train configs/sst2.py, elsewhere configs/reviews.py. Into --out go bench.json and bench.md.
 """
 
 import argparse
@@ -15,8 +15,9 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from benchmarks.common import CONFIG, Row
+from benchmarks.common import CONFIG
 from training import backend
 
 BENCHMARKS = {  # name -> module, simulated devices
@@ -38,35 +39,36 @@ def main() -> None:
     parser.add_argument('--module', help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.module:
-        print(json.dumps(importlib.import_module(f'benchmarks.{given.module}').measure()))
+        rows = importlib.import_module(f'benchmarks.{given.module}').measure()
+        print(json.dumps({'rows': rows, 'environment': backend.environment()}))
         return
     facts = {'config': CONFIG, 'cores': os.cpu_count(), 'at': f'{datetime.now(UTC):%Y-%m-%d}'}
-    facts |= backend.environment()
     given.out.mkdir(parents=True, exist_ok=True)
-    results = {}
+    results: dict[str, Any] = {}
     for name in given.only:
         results[name] = run(*BENCHMARKS[name])
-        written = json.dumps({'environment': facts, 'results': results}, indent=2)
-        (given.out / 'bench.json').write_text(written + '\n')
+        (given.out / 'bench.json').write_text(json.dumps(facts | results, indent=2) + '\n')
         (given.out / 'bench.md').write_text(table(results))
     print(table(results))
 
 
-def run(module: str, devices: int) -> list[Row]:
-    """The rows of one benchmark."""
+def run(module: str, devices: int) -> dict[str, Any]:
+    """The rows of one benchmark, and the environment of the process that measured them."""
     print(f'{module}, {devices} device(s) ...', file=sys.stderr, flush=True)
     command = [sys.executable, '-m', 'benchmarks', '--module', module]
     env = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
-    return rows
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def table(results: dict[str, list[Row]]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Markdown."""
     lines = ['| benchmark | what | value |', '|---|---|---|']
-    for name, rows in results.items():
-        lines += [f'| {name} | {what} | {value:.4g} {unit} |' for what, value, unit in rows]
+    for name, found in results.items():
+        lines += [
+            f'| {name} | {what} | {value:.4g} {unit} |' for what, value, unit in found['rows']
+        ]
     return '\n'.join(lines) + '\n'
 
 

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from training.profiling import Profile
 from training.state import make_create_state
 from training.step import make_train_step
 
-FIRST, LAST, ROUNDS = 100, 260, 3  # steps before FIRST compile every bucket
+FIRST, LAST, ROUNDS = 128, 288, 3  # steps before FIRST compile every bucket
 
 
 def measure() -> list[Row]:
@@ -40,13 +39,11 @@ def measure() -> list[Row]:
     default_interval = measured.checkpoint_every
     measured = dataclasses.replace(measured, checkpoint_every=(FIRST + LAST) // 2)
     bare, sizes = bare_loop(measured)
-    whole, alone, blocked, memory = [], [], [], 0
-    for number in range(ROUNDS):
+    whole, alone, blocked = [], [], []
+    for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as workdir, timed_saves() as saves:
             whole.append(trained(measured, epath.Path(workdir)))
             blocked.append(saves[1])  # in the middle; the first and the last stand outside
-        if number == 0:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         alone.append(bare())
     count = measured.batch_size * (LAST - FIRST)
     steps = default_interval * np.median(whole) / (LAST - FIRST)
@@ -56,7 +53,6 @@ def measure() -> list[Row]:
         ('loop over step', float(np.median(np.divide(alone, whole))), ''),
         ('a checkpoint blocks the loop', float(np.median(blocked)), 's'),
         ('... of the default interval', 100 * float(np.median(blocked) / steps), '%'),
-        ('peak resident memory', memory / 1024, 'MiB'),
         *sizes,
     ]
 

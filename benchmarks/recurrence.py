@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from benchmarks.common import Row, config, in_turn, ratio
 from configs.sections import ModelConfig
 from model import lstm
-from training import backend
+from training import backend, keys
 
 ROWS, ROUNDS = 64, 15
 LENGTHS = (8, 16, 32, 64)
@@ -35,17 +35,17 @@ def hoisted(unroll: int) -> Callable[..., jax.Array]:
     """`lstm.lstm` differentiated by JAX: projections of the inputs stand outside the scan."""
 
     def read(_: bool, inputs: jax.Array, weights: lstm.Weights) -> jax.Array:
-        of_inputs, of_h, bias = weights
+        input_kernel, recurrent_kernel, bias = weights
 
         def step(carry: tuple[jax.Array, jax.Array], projected: jax.Array) -> Any:
             c, h = carry
-            i, f, g, o = lstm.activated(projected + h @ of_h)
+            i, f, g, o = lstm.activated(projected + h @ recurrent_kernel)
             c = f * c + i * g
             h = o * jnp.tanh(c)
             return (c, h), h
 
-        zero = jnp.zeros((inputs.shape[1], of_h.shape[0]))
-        return jax.lax.scan(step, (zero, zero), inputs @ of_inputs + bias, unroll=unroll)[1]
+        zero = jnp.zeros((inputs.shape[1], recurrent_kernel.shape[0]))
+        return jax.lax.scan(step, (zero, zero), inputs @ input_kernel + bias, unroll=unroll)[1]
 
     return read
 
@@ -57,10 +57,12 @@ def measure() -> list[Row]:
     backend.prepare(1)
     rows: list[Row] = []
     for length in LENGTHS:
-        words = jax.random.normal(jax.random.key(0), (ROWS, length, knobs.embedding_size))
+        words = jax.random.normal(
+            keys.root_key(0, 'threefry2x32'), (ROWS, length, knobs.embedding_size)
+        )
         lengths = jnp.arange(ROWS) % (length // 2) + length // 2 + 1
         plain = Plain(knobs.hidden_size)
-        variables = plain.init(jax.random.key(1), words, lengths)
+        variables = plain.init(keys.root_key(1, 'threefry2x32'), words, lengths)
         ours = lstm.BidirectionalLSTM(knobs.hidden_size)
         variants = {"flax's": timed(plain, variables, words, lengths)}
         variants['ours'] = timed(ours, variables, words, lengths)

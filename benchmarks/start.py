@@ -1,6 +1,7 @@
-"""Seconds from the start of the process to the end of its first step, and its peak memory."""
+"""From the start of the process to the end of its first step; the peak memory of short runs."""
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,11 @@ def measure() -> list[Row]:
     return [
         ('time to the first step, empty compilation cache', float(np.median(cold)), 's'),
         ('time to the first step, warm compilation cache', float(np.median(warm)), 's'),
+        (
+            'peak resident memory',
+            resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+            'MiB',
+        ),
     ]
 
 

@@ -63,7 +63,9 @@ class ModelConfig:
 
     embedding_size: int = knob(64, 'width of a word vector', at_least(1))
     hidden_size: int = knob(64, 'width of each LSTM direction, attention and head', at_least(1))
-    word_dropout: float = knob(0.1, 'probability that a word becomes the unknown word', fraction())
+    word_dropout: float = knob(
+        0.1, 'probability that a word becomes the unknown one, of which affixes stay', fraction()
+    )
     embedding_dropout: float = knob(0.2, 'dropout after the embedding', fraction())
     dropout: float = knob(0.2, 'dropout after LSTM, attention and hidden layer', fraction())
     label_smoothing: float = knob(

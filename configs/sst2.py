@@ -4,7 +4,7 @@ Command:  make train CONFIG=configs/sst2.py
 
 The model of flax's sst2 example at half its width, made for speed and for words that training never
 showed: the first four and the last three letters of a word have vectors too. TFDS finds the data in
-TFDS_DATA_DIR or downloads it. configs/sst2_flax.py is the example as it was.
+TFDS_DATA_DIR or downloads it. configs/sst2_flax.py is the example at its full size.
 """
 
 from configs.schema import Config

@@ -1,7 +1,8 @@
-"""Dropout that asks the generator for eight random bits an element, not thirty-two.
+"""Dropout that asks the generator for no more bits than its rate needs.
 
-Drawing the masks is what dropout costs. A rate is rounded to a multiple of 1/256, which is then the
-exact probability: 0.5 and 0.25 stay what they are, 0.1 becomes 26/256 = 0.1016.
+Drawing the masks is what dropout costs, and JAX's own takes 32 bits for each element. Here a rate
+is rounded to a multiple of 1/256, which then is the exact probability: 0.5 takes one bit, 0.25 two,
+and 0.1, which becomes 26/256 = 0.1016, eight.
 """
 
 import math
@@ -55,8 +56,13 @@ def levels(rate: float) -> int:
 
 
 def drop_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """bool[shape], each element True with probability levels(rate) / 256, from a key's raw bits."""
-    size = math.prod(shape)
-    words = jax.random.bits(key, (-(-size // 4),), jnp.uint32)
-    numbers = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size]
-    return (numbers < levels(rate)).reshape(shape)
+    """bool[shape], each element True with probability levels(rate) / 256.
+
+    Elements take the words of the key's bits in order, and of a word its low bits first.
+    """
+    size, exact = math.prod(shape), levels(rate)
+    width = next(bits for bits in (1, 2, 4, 8) if exact * 2**bits % LEVELS == 0)
+    words = jax.random.bits(key, (-(-size * width // 32),), jnp.uint32)
+    words = jax.lax.optimization_barrier(words)  # else XLA may draw a word anew for each element
+    numbers = words[:, None] >> jnp.arange(0, 32, width, dtype=jnp.uint32) & (2**width - 1)
+    return (numbers.reshape(-1)[:size] < exact * 2**width // LEVELS).reshape(shape)

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-GATES = 'ifgo'  # input, forget, candidate, output: their order in the joined weights
+GATES = 'ifgo'  # input, forget, candidate, output: their order in the fused weights
 Weights = tuple[jax.Array, jax.Array, jax.Array]  # of inputs [E, 4H], of h [H, 4H], bias [4H]
 
 
@@ -32,29 +32,39 @@ class BidirectionalLSTM(nn.Module):
         words = words.astype(self.dtype)
         read = functools.partial(lstm, self.remat)
         forward = read(words.swapaxes(0, 1), self.weights('forward', words)).swapaxes(0, 1)
-        turned = turn(words, lengths).swapaxes(0, 1)
-        backward = read(turned, self.weights('backward', words)).swapaxes(0, 1)
-        return jnp.concatenate([forward, turn(backward, lengths)], axis=-1)
+        reversed_words = reverse_sequences(words, lengths).swapaxes(0, 1)
+        backward = read(reversed_words, self.weights('backward', words)).swapaxes(0, 1)
+        return jnp.concatenate([forward, reverse_sequences(backward, lengths)], axis=-1)
 
     def weights(self, name: str, words: jax.Array) -> Weights:
-        """Those of a plain cell, which makes them, joined over the gates."""
+        """Those of a plain cell, which makes them, fused over the gates."""
         cell = nn.OptimizedLSTMCell(self.hidden_size, name=name)
         if self.is_initializing():
             zero = jnp.zeros((words.shape[0], self.hidden_size))
             cell((zero, zero), words[:, 0])
         of = cell.variables['params']
 
-        def joined(side: str, kind: str) -> jax.Array:
+        def fused(side: str, kind: str) -> jax.Array:
             return jnp.concatenate([of[side + gate][kind] for gate in GATES], -1).astype(self.dtype)
 
-        return joined('i', 'kernel'), joined('h', 'kernel'), joined('h', 'bias')
+        return fused('i', 'kernel'), fused('h', 'kernel'), fused('h', 'bias')
 
 
-def turn(rows: jax.Array, lengths: jax.Array) -> jax.Array:
-    """rows: [B, T, ...] -> the same, the first lengths[b] entries of row b in reverse."""
+@jax.custom_vjp
+def reverse_sequences(rows: jax.Array, lengths: jax.Array) -> jax.Array:
+    """rows: [B, T, D] -> the same, the first lengths[b] entries of row b in reverse.
+
+    Done twice it is nothing, so its derivative is itself: a gather, and no scatter that adds.
+    """
     width = rows.shape[1]
     backwards = (lengths[:, None] - 1 - jnp.arange(width)) % width
     return jnp.take_along_axis(rows, backwards[..., None], axis=1)
+
+
+reverse_sequences.defvjp(
+    lambda rows, lengths: (reverse_sequences(rows, lengths), lengths),
+    lambda lengths, d_rows: (reverse_sequences(d_rows, lengths), None),
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -68,24 +78,24 @@ def lstm(remat: bool, inputs: jax.Array, weights: Weights) -> jax.Array:
 
 def lstm_forward(remat: bool, inputs: jax.Array, weights: Weights) -> tuple[jax.Array, Any]:
     """The outputs, and what the backward pass needs."""
-    of_inputs, of_h, bias = weights
+    input_kernel, recurrent_kernel, bias = weights
 
     def step(carry: tuple[jax.Array, jax.Array], projected: jax.Array) -> Any:
         c, h = carry
-        i, f, g, o = gates = activated(projected + h @ of_h)
+        i, f, g, o = gates = activated(projected + h @ recurrent_kernel)
         c = f * c + i * g
         h = (o * jnp.tanh(c)).astype(h.dtype)
         return (c, h), (c, h, None if remat else gates)
 
-    h = jnp.zeros((inputs.shape[1], of_h.shape[0]), inputs.dtype)
-    _, (c, h, gates) = jax.lax.scan(step, (h.astype(jnp.float32), h), inputs @ of_inputs + bias)
+    h = jnp.zeros((inputs.shape[1], recurrent_kernel.shape[0]), inputs.dtype)
+    _, (c, h, gates) = jax.lax.scan(step, (h.astype(jnp.float32), h), inputs @ input_kernel + bias)
     return h, (inputs, weights, c, h, gates)
 
 
 def lstm_backward(remat: bool, saved: Any, d_outputs: jax.Array) -> tuple[jax.Array, Weights]:
     """d_outputs: dtype[T, B, H] -> gradients of inputs and weights."""
     inputs, weights, c, h, gates = saved
-    of_inputs, of_h, bias = weights
+    input_kernel, recurrent_kernel, bias = weights
     h_before = before(h)
 
     def step(carry: tuple[jax.Array, jax.Array], at: Any) -> Any:
@@ -93,7 +103,7 @@ def lstm_backward(remat: bool, saved: Any, d_outputs: jax.Array) -> tuple[jax.Ar
         d_output, c, c_before, gates_or_inputs = at
         if remat:
             word, h = gates_or_inputs
-            gates_or_inputs = activated(word @ of_inputs + bias + h @ of_h)
+            gates_or_inputs = activated(word @ input_kernel + bias + h @ recurrent_kernel)
         i, f, g, o = gates_or_inputs
         dh = dh + d_output
         tanh_c = jnp.tanh(c)
@@ -104,30 +114,30 @@ def lstm_backward(remat: bool, saved: Any, d_outputs: jax.Array) -> tuple[jax.Ar
             dc * i * (1 - g**2),
             dh * tanh_c * o * (1 - o),
         )
-        d_joined = jnp.concatenate(d_gates, axis=-1).astype(of_h.dtype)
-        return (d_joined @ of_h.T, dc * f), d_joined
+        d_fused = jnp.concatenate(d_gates, axis=-1).astype(recurrent_kernel.dtype)
+        return (d_fused @ recurrent_kernel.T, dc * f), d_fused
 
     zero = jnp.zeros_like(h[0])
-    _, d_joined = jax.lax.scan(
+    _, d_fused = jax.lax.scan(
         step,
         (zero, zero.astype(jnp.float32)),
         (d_outputs, c, before(c), (inputs, h_before) if remat else gates),
         reverse=True,
     )
     over_words = functools.partial(jnp.einsum, 'tbi,tbj->ij')
-    return d_joined @ of_inputs.T, (
-        over_words(inputs, d_joined),
-        over_words(h_before, d_joined),
-        d_joined.sum(axis=(0, 1)),
+    return d_fused @ input_kernel.T, (
+        over_words(inputs, d_fused),
+        over_words(h_before, d_fused),
+        d_fused.sum(axis=(0, 1)),
     )
 
 
 lstm.defvjp(lstm_forward, lstm_backward)
 
 
-def activated(joined: jax.Array) -> tuple[jax.Array, ...]:
+def activated(fused: jax.Array) -> tuple[jax.Array, ...]:
     """[B, 4H] -> the four gates, each [B, H]."""
-    i, f, g, o = jnp.split(joined, len(GATES), axis=-1)
+    i, f, g, o = jnp.split(fused, len(GATES), axis=-1)
     return nn.sigmoid(i), nn.sigmoid(f), jnp.tanh(g), nn.sigmoid(o)
 
 

@@ -118,10 +118,13 @@ def test_targets_and_modules_that_are_spoken_of_exist() -> None:
         for target in re.findall(r'`make ([a-z-]+)', text):
             assert target in targets, document
         for module in re.findall(r'`python -m ([\w.]+)', text):
-            assert (runs.ROOT / module.replace('.', '/')).with_suffix('.py').exists(), document
+            path = runs.ROOT / module.replace('.', '/')
+            assert path.with_suffix('.py').exists() or (path / '__main__.py').exists(), document
+        for link in re.findall(r'\]\(([^)#:]+)[)#]', document.read_text()):
+            assert (document.parent / link).exists(), f'{document}: {link}'
 
 
-@pytest.mark.slow
+@pytest.mark.launch
 def test_all_other_commands_run_as_they_stand(tmp_path: Path) -> None:
     """In a copy of the project whose configs/reviews.py is small, in the order of the documents."""
     project = runs.copied(tmp_path)

@@ -27,15 +27,16 @@ def test_elements_are_dropped_as_often_as_the_exact_rate_says(rate: float) -> No
     assert abs(dropped / count - expected) < 4 * (expected * (1 - expected) / count) ** 0.5
 
 
-def test_masks_are_whole_bytes_of_the_key_in_order_whatever_the_shape() -> None:
-    key = jax.random.key(2)
-    words = np.asarray(jax.random.bits(key, (3,), jnp.uint32)).astype('<u4')
-    expected = words.view(np.uint8)[:11] < 128
-    for shape in ((11,), (11, 1), (1, 11)):
-        np.testing.assert_array_equal(
-            np.asarray(drop_mask(jax.random.wrap_key_data(jax.random.key_data(key)), 0.5, shape)),
-            expected.reshape(shape),
-        )
+@pytest.mark.parametrize(('rate', 'width'), [(0.5, 1), (0.25, 2), (0.1875, 4), (0.1, 8)])
+def test_masks_are_the_bits_of_the_key_in_order_whatever_the_shape(rate: float, width: int) -> None:
+    count = 37
+    words = np.asarray(jax.random.bits(jax.random.key(2), (-(-count * width // 32),), jnp.uint32))
+    bits = ''.join(f'{word:032b}'[::-1] for word in words.tolist())  # low bits first
+    numbers = [int(bits[at : at + width][::-1], 2) for at in range(0, count * width, width)]
+    expected = np.array(numbers) < levels(rate) / 256 * 2**width
+    for shape in ((count,), (count, 1), (1, count)):
+        found = np.asarray(drop_mask(jax.random.key(2), rate, shape))
+        np.testing.assert_array_equal(found, expected.reshape(shape))
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

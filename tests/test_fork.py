@@ -13,7 +13,7 @@ from input_pipeline import reviews
 from tests import runs
 from tests.test_docs import FENCE, LISTING
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.launch
 PAGE = (runs.ROOT / 'docs' / 'fork.md').read_text()
 SHORT = {name: value for name, value in runs.STEPS.items() if name != 'data.window_batches'}
 ARGS = ' '.join(f'--config.{name}={value}' for name, value in (SHORT | {'num_steps': 6}).items())

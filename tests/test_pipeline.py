@@ -37,6 +37,9 @@ def test_vocabulary_holds_frequent_words_in_a_fixed_order() -> None:
     assert Vocabulary.of(reversed(texts), 2).words == ('a', 'b', 'c', 'é')
     assert Vocabulary.of(texts, 3).words == ('a', 'b')
     assert len(Vocabulary.of(texts, 3)) == FIRST_WORD + 2
+    ends = ['made', 'fade', 'mad', 'den']  # a part counts in every word that has it
+    assert Vocabulary.of(ends, 2, letters=slice(-2, None)).words == ('de',)
+    assert Vocabulary.of(ends, 2, letters=slice(3)).words == ('mad',)
 
 
 def test_words_are_encoded_between_marks_and_rare_ones_as_unknown() -> None:

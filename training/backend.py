@@ -61,16 +61,18 @@ def prepare(num_shards: int) -> None:
     )
 
 
-def keep_compiled() -> None:
+def enable_compilation_cache() -> None:
     """Programs compiled here are found again by later launches, in a folder of this user.
 
     JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false is none. Each
-    kind of processor has its own, since a home can be shared by machines that are not alike.
+    kind of processor and size of the thread pool has its own: a home can be shared by machines that
+    are not alike, and JAX does not ask for either. Call it after `prepare`.
     """
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    kind = hashlib.sha256(processor(flags=True).encode()).hexdigest()[:8]
-    folder = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'keyfold' / kind
+    kind = [processor(), processor('flags'), processor('Features'), os.environ['PJRT_NPROC']]
+    digest = hashlib.sha256(repr(kind).encode()).hexdigest()[:8]
+    folder = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'keyfold' / digest
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -103,9 +105,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def processor(flags: bool = False) -> str:
-    """The host CPU's model, whose vector width can change roundings; or all it can do."""
-    field = 'flags' if flags else 'model name'
+def processor(field: str = 'model name') -> str:
+    """The host CPU's model, whose vector width can change roundings; or another of its facts."""
     try:
         with open('/proc/cpuinfo') as lines:
             return next(x.split(':', 1)[1].strip() for x in lines if x.startswith(field))

@@ -24,9 +24,11 @@ def hidden(module: str) -> Iterator[None]:
     """Inside, a module that is not loaded yet is not found."""
     loaded = module in sys.modules
     sys.modules.setdefault(module, None)  # type: ignore[arg-type]
-    yield
-    if not loaded:
-        del sys.modules[module]
+    try:
+        yield
+    finally:
+        if not loaded:
+            del sys.modules[module]
 
 
 with hidden('google.cloud.storage'):  # tensorboardX would load it, 0.3 s, and not use it here

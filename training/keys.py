@@ -23,6 +23,7 @@ jax.config.update('jax_threefry_partitionable', True)
 flax.config.update('flax_fix_rng_separator', True)
 
 KEY_FORMAT = 1
+MASK_FORMAT = 2  # what dropout draws: one to eight bits for each element
 
 
 class Stream(enum.IntEnum):

@@ -105,7 +105,7 @@ class RunLog:
         times, rows = zip(*self._recent, strict=True)
         finite = np.array(rows)[nonfinite.is_finite(np.array(rows))]
         gaps = np.diff(times)
-        seconds = float(np.mean(gaps[gaps <= 10 * np.median(gaps)]))  # without compilations
+        seconds = float(np.mean(gaps[gaps <= 10 * np.mean(gaps)]))  # without compilations
         scalars = self._metrics(interval_totals(finite)) if finite.size else {}
         scalars['examples_per_second'] = self._config.batch_size / seconds
         step = int(rows[-1]['step'])

@@ -3,13 +3,14 @@
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from etils import epath
 
 from configs.paths import in_bucket
 from configs.schema import BadInput
+from training.storage import brief
 
 
 class Profile:
@@ -32,16 +33,25 @@ class Profile:
     def step(self, number: int) -> Iterator[None]:
         """Around the dispatch of a step, which the trace then shows by its number."""
         if number == self._first:
-            jax.profiler.start_trace(str(self._folder))
-            self._tracing = True
+            self._tracing = self._survived(lambda: jax.profiler.start_trace(str(self._folder)))
         with jax.profiler.StepTraceAnnotation('train', step_num=number):
             yield
         if number == self._last:
             self.close()
 
     def close(self) -> None:
-        """Writes the trace, if one is being taken."""
-        if self._tracing:
-            self._tracing = False
-            jax.profiler.stop_trace()
+        """Writes the trace, if one is being taken, when the devices have done their work."""
+        if not self._tracing:
+            return
+        self._tracing = False
+        jax.block_until_ready(jax.live_arrays())
+        if self._survived(jax.profiler.stop_trace):
             logging.info('profile: written to %s', self._folder)
+
+    def _survived(self, call: Callable[[], None]) -> bool:
+        try:
+            call()
+        except Exception as error:  # OSError, or whatever the profiler makes of it
+            logging.error('profile: not written to %s (%s)', self._folder, brief(error))
+            return False
+        return True

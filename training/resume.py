@@ -33,6 +33,7 @@ def plan(
         config = dataclasses.replace(config, seed=saved['config']['seed'])
     manifest = {
         'key_format': keys.KEY_FORMAT,
+        'mask_format': keys.MASK_FORMAT,
         'num_shards': num_shards,
         'overrides': overrides,
         **backend.environment(),
@@ -47,11 +48,11 @@ def changes(config: Config, header: Header) -> list[str]:
     Warns of what may change the bits without being anybody's mistake.
     """
     saved, manifest = header['config'], header['manifest']
-    if manifest['key_format'] != keys.KEY_FORMAT:
-        raise BadInput(
-            f'checkpoint has key format {manifest["key_format"]}, this code {keys.KEY_FORMAT}; '
-            'use the code that wrote it'
-        )
+    for name, now_is in (('key_format', keys.KEY_FORMAT), ('mask_format', keys.MASK_FORMAT)):
+        if (then := manifest.get(name, 1)) != now_is:
+            raise BadInput(
+                f'checkpoint has {name} {then}, this code {now_is}; use the code that wrote it'
+            )
     if saved['seed'] != config.seed:
         logging.warning(
             'config.seed = %d has no effect: the root key of the checkpoint, made from seed %d, '

@@ -1,0 +1,78 @@
+"""The benchmarks run, and measure what they name; what they find is asserted nowhere."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import data, loop, recurrence, start, step
+from benchmarks.common import Row
+from configs.schema import Config
+from configs.sections import ModelConfig
+from tests import runs
+from tests.test_resume import small_config
+
+pytestmark = pytest.mark.launch
+
+
+def small(**top: int) -> Config:
+    """What is measured here."""
+    config = small_config(**top)
+    return dataclasses.replace(config, batch_size=16)
+
+
+def values(rows: list[Row]) -> dict[str, float]:
+    """What -> value."""
+    found = {what: value for what, value, _ in rows}
+    assert len(found) == len(rows)
+    assert all(math.isfinite(value) for value in found.values()), found
+    return found
+
+
+def test_loop_and_data_run_on_a_small_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (data, loop):
+        monkeypatch.setattr(module, 'config', small)
+        monkeypatch.setattr(module, 'ROUNDS', 1)
+    monkeypatch.setattr(data, 'BATCHES', 8)
+    monkeypatch.setattr(loop, 'FIRST', 4)
+    monkeypatch.setattr(loop, 'LAST', 9)
+    found = values(loop.measure())
+    assert found['on each device: optimizer state'] > 2 * found['on each device: parameters']
+    assert found['its step alone'] > 0
+    found = values(data.measure())
+    assert found['padding, one width'] > found['padding, every eight, window 4'] > 0
+
+
+def test_step_and_recurrence_run_on_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (step, recurrence):
+        monkeypatch.setattr(module, 'ROUNDS', 1)
+    monkeypatch.setattr(step.sst2, 'get_config', small)
+    monkeypatch.setattr(recurrence, 'config', small)
+    monkeypatch.setattr(recurrence, 'LENGTHS', (4,))
+    assert isinstance(small().model, ModelConfig)
+    assert len(values(step.measure())) == 6
+    assert len(values(recurrence.measure())) == 3
+
+
+def test_start_is_timed_from_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(start, 'CONFIG', 'configs/reviews.py')
+    assert start.launch(tmp_path / 'run', tmp_path / 'cache') > 0
+    assert list((tmp_path / 'cache').iterdir())
+
+
+def test_one_command_writes_a_table_and_what_it_ran_on(tmp_path: Path) -> None:
+    command = [sys.executable, '-m', 'benchmarks', '--only', 'data', f'--out={tmp_path}']
+    env = runs.environment(1, TFDS_DATA_DIR=str(tmp_path))
+    done = subprocess.run(command, cwd=runs.ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / 'bench.json').read_text())
+    assert written['config'] == 'configs/reviews.py'
+    assert written['data']['environment']['versions']['jax']
+    assert [len(row) for row in written['data']['rows']] == [3] * 8
+    assert (tmp_path / 'bench.md').read_text() in done.stdout
