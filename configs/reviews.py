@@ -1,4 +1,4 @@
-"""The embedded film reviews: no download, done in about a minute on two CPU cores.
+"""The embedded film reviews: no download, done in half a minute on two CPU cores.
 
 Command:  make train            (python train.py --config=configs/reviews.py --workdir=runs/reviews)
 """

@@ -2,12 +2,13 @@
 
 import ast
 import functools
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from configs.schema import Config, knobs
+from configs.schema import Config, check, knobs
 from configs.sections import PairsConfig, Seq2SeqConfig
 
 PROJECT = Path(__file__).parents[1]
@@ -38,6 +39,11 @@ def files(*owners: str) -> list[str]:
 def parsed(file: str) -> ast.Module:
     """The syntax tree of a file."""
     return ast.parse((PROJECT / file).read_text())
+
+
+def functions(file: str) -> set[str]:
+    """The names of a file's functions."""
+    return {node.name for node in parsed(file).body if isinstance(node, ast.FunctionDef)}
 
 
 def imports(file: str) -> Iterator[str]:
@@ -133,3 +139,12 @@ def test_core_neither_prints_nor_runs_what_it_reads(file: str) -> None:
     assert all(isinstance(value, ast.Constant) and value.value is False for value in pickling)
     loads = [node for node in calls if ast.unparse(node.func) in {'np.load', 'np.save'}]
     assert len(pickling) == len(loads), 'NumPy pickles unless it is told not to'
+
+
+@pytest.mark.parametrize(
+    'file', [file for file in files('configs') if 'get_config' in functions(file)]
+)
+def test_every_config_says_how_it_is_run_and_has_sound_values(file: str) -> None:
+    module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
+    assert f'make train CONFIG={file}' in module.__doc__ or file == 'configs/reviews.py'
+    check(module.get_config())

@@ -20,10 +20,12 @@ COMMAND = re.compile(r'(\$ )?([A-Z_]+=\S+ )*(make|python3?|\.venv/bin/\w+|launch
 
 # Commands that a test runs in its own way, by how they begin.
 ELSEWHERE = {
-    'make test': '.ci/run',
+    'make test': '.ci/run: make test',
+    'make bench': 'tests/test_benchmarks.py: test_one_command',
     'python -m tools.compile_for': '.ci/run: compile-check',
     'make setup': '.ci/run: VENV=.venv-tpu ACCELERATOR=tpu',
-    'make train CONFIG=configs/sst2.py': 'tests/test_sst2.py',
+    'python -m tools.sweep --config=configs/sst2.py': 'tests/test_sweep.py: test_trained_here',
+    'make train CONFIG=configs/sst2.py': 'tests/test_sst2.py: configs/sst2.py',
     'python -m tools.exactness --config=configs/sst2.py': 'tests/test_processes.py: test_exactness',
     'make exactness': 'tests/test_fork.py: test_another_model',
     'python -m tools.sweep': 'tests/test_sweep.py: test_trained_here',
@@ -33,7 +35,7 @@ ELSEWHERE = {
     'JAX_NUM_CPU_DEVICES=4 sbatch': 'tests/test_slurm.py: runs.environment(devices',
     'make train WORKDIR=gs://': 'tests/test_remote_paths.py: test_run_in_a_bucket',
     'python -m tools.compare_runs gs://': 'tests/test_remote_paths.py: test_tools_read_a_run',
-    'make train CONFIG=configs/addition.py': 'tests/test_seq2seq_runs.py',  # seq2seq
+    'make train CONFIG=configs/addition.py': 'tests/test_seq2seq_runs.py: addition.py',  # seq2seq
     'python -m tools.exactness --config=configs/add': 'tests/test_seq2seq_runs.py',  # seq2seq
 }
 OTHERS = {'gcloud', 'ssh-add', 'docker', 'kubectl', 'git', 'tail', 'cat', '$EDITOR', 'pip'}
