@@ -24,7 +24,6 @@ ELSEWHERE = {
     'make bench': 'tests/test_benchmarks.py: test_one_command',
     'python -m tools.compile_for': '.ci/run: compile-check',
     'make setup': '.ci/run: VENV=.venv-tpu ACCELERATOR=tpu',
-    'python -m tools.sweep --config=configs/sst2.py': 'tests/test_sweep.py: test_trained_here',
     'make train CONFIG=configs/sst2.py': 'tests/test_sst2.py: configs/sst2.py',
     'python -m tools.exactness --config=configs/sst2.py': 'tests/test_processes.py: test_exactness',
     'make exactness': 'tests/test_fork.py: test_another_model',

@@ -211,8 +211,8 @@ def nan_at_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted bug: texts with token id 60 have no finite loss."""
     right = classification.classifier_sums
 
-    def wrong(model: Any) -> Callable[..., Any]:
-        sums = right(model)
+    def wrong(*model: Any) -> Callable[..., Any]:
+        sums = right(*model)
 
         def of_rows(params: Any, batch: Any, rngs: Any = None, step: Any = None) -> Any:
             found = sums(params, batch, rngs, step)
@@ -267,7 +267,7 @@ def test_step_of_a_finished_run_is_replayed_on_another_device_count(tmp_path: Pa
     runs.finish(tmp_path / 'run', data__window_batches=1)  # so the order is asked for all the time
     before = sorted(path for path in tmp_path.rglob('*'))
     command = [sys.executable, '-m', 'tools.replay', os.path.relpath(tmp_path / 'run', runs.ROOT)]
-    for step, code in ((24, 0), (20, 0), (13, 2), (25, 2)):
+    for step, code in ((24, 0), (20, 0), (7, 2), (25, 2)):  # 6 is of no evaluation, so not kept
         done = subprocess.run(
             [*command, f'--step={step}'],
             cwd=runs.ROOT,
