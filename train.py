@@ -7,12 +7,12 @@ happened. One root key decides every batch, mask and parameter, on any number of
 docs/config.md has the fields of a config, docs/reliability.md the exit codes.
 """
 
-import contextlib
 import functools
 import json
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -125,7 +125,6 @@ def train(
             checkpoints.save(state, header, metrics)
 
     metrics = None
-    closing = contextlib.closing
     with closing(log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
             save(None)  # from here on, this root key is the run's

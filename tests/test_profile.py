@@ -26,6 +26,30 @@ def test_a_profile_in_a_bucket_is_refused() -> None:
         Profile('1:2', epath.Path('gs://bucket/run'))
 
 
+def test_a_profile_of_steps_that_never_come_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    profile = Profile('7:9', epath.Path(tmp_path))
+    with profile.step(3):
+        pass
+    profile.close()
+    assert 'this launch had no step 7' in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_profile_that_can_not_be_written_is_told_and_survived(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError('no space left')
+
+    monkeypatch.setattr(jax.profiler, 'stop_trace', full)
+    monkeypatch.setattr(jax.profiler, 'start_trace', lambda _: None)
+    with Profile('1:1', epath.Path(tmp_path)).step(1):
+        pass
+    assert 'no space left' in caplog.text
+
+
 def steps_of(trace: Path) -> set[int]:
     """The numbers of the steps that a trace shows."""
     data = jax.profiler.ProfileData.from_file(str(trace))
