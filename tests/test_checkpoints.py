@@ -105,6 +105,7 @@ def test_checkpoint_is_told_of_when_it_is_committed_and_never_if_that_fails(
         keeper.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', ['flipped bit', 'cut', 'emptied', 'deleted'])
 def test_damage_to_any_file_is_harmless_or_noticed(saved: Any, damage: str) -> None:
     workdir, layout = saved

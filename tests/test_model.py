@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.schema import Config
-from configs.sections import ModelConfig
+from configs.sections import DataConfig, ModelConfig
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.classifier import KeysOnlyAttention, TextClassifier
@@ -191,10 +191,12 @@ def test_label_smoothing_spreads_a_part_of_the_target_in_training_alone(
         sums = classification.classifier_sums(classifier(), smoothing)(params, batch)
         expected = -(1 - smoothing) * right - smoothing * np.mean(log_p, axis=1)
         np.testing.assert_allclose(sums['loss'], batch['weights'] @ expected, rtol=1e-5)
-    task = classification.make_task(Config(model=ModelConfig(label_smoothing=0.3)))
-    plain = classification.make_task(Config())
+    data = DataConfig(num_train=200, num_eval=20)
+    smoothed = ModelConfig(embedding_size=8, hidden_size=8, label_smoothing=0.3)
+    task = classification.make_task(Config(data=data, model=smoothed))
+    plain = classification.make_task(Config(data=data, model=ModelConfig(8, 8)))
     rows = {name: jnp.asarray(x) for name, x in task.train.batch(np.arange(4), 48).items()}
-    start = task.init(jax.random.key(0))
+    start = jax.jit(task.init)(jax.random.key(0))
     np.testing.assert_array_equal(
         task.eval_sums(start, rows)['loss'], plain.eval_sums(start, rows)['loss']
     )
@@ -224,6 +226,7 @@ def test_unknown_words_differ_by_their_affixes_and_word_dropout_leaves_these(
         assert len(np.unique(np.asarray(found), axis=0)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_remat_saves_memory_and_changes_no_parameter_and_no_mask(
     classifier: Classifier, token_batch: TokenBatch, dtype: Any

@@ -110,6 +110,7 @@ def test_run_killed_inside_a_save_equals_undisturbed_run_bit_for_bit(
     assert runs.outcome(tmp_path) == undisturbed[0]
 
 
+@pytest.mark.slow
 def test_finished_run_says_so_and_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,6 +164,7 @@ def test_no_whole_checkpoint_stops_the_run_instead_of_starting_over(tmp_path: Pa
     assert list((tmp_path / 'ledger').iterdir())
 
 
+@pytest.mark.slow
 def test_change_of_trajectory_is_refused_with_a_diff_unless_allowed(tmp_path: Path) -> None:
     train.train(small_config(), epath.Path(tmp_path))
     other = small_config()
@@ -192,6 +194,7 @@ def test_free_knobs_and_seed_may_change_without_changing_a_bit(
     assert resumed['eval'] == reference['eval']
 
 
+@pytest.mark.slow
 def test_changed_training_data_is_refused(tmp_path: Path) -> None:
     train.train(small_config(), epath.Path(tmp_path))
     other = small_config()

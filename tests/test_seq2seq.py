@@ -162,6 +162,7 @@ def test_padding_does_not_change_a_bit() -> None:
 # The SAMPLE stream
 
 
+@pytest.mark.slow
 def test_teacher_forced_logits_do_not_depend_on_the_sample_stream_and_free_running_ones_do() -> (
     None
 ):
@@ -237,6 +238,7 @@ def test_samples_differ_between_shards_and_steps_and_follow_the_root_key_on_any_
     assert not {key for key, _ in first} & {key for key, _ in later}
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_dropout_being_on(
     drawn: list[tuple[bytes, bytes]], layout: Callable[..., Layout]
 ) -> None:
@@ -324,6 +326,7 @@ def test_greedy_decoding_equals_a_slow_plain_reference() -> None:
     assert decoded.tolist() == expected
 
 
+@pytest.mark.slow
 def test_exact_match_wants_the_whole_text_and_no_unknown_unit() -> None:
     model = make_model()
     params = make_variables(model)['params']

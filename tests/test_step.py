@@ -224,6 +224,7 @@ def reference(
     return functools.cache(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('variant', 'devices'),
     [
@@ -254,6 +255,7 @@ def test_sharded_step_equals_single_device_reference(
     jax.tree.map(compare, state.params, params, ours.start().params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', ['dropout', 'zero'])
 def test_sub_meshes_of_one_process_give_the_same_bits(
     trainer: Callable[[str, int], Trainer], batches: list[dict[str, np.ndarray]], variant: str

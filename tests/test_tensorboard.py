@@ -27,6 +27,7 @@ def events(folder: Path) -> list[Event]:
     ]
 
 
+@pytest.mark.slow
 def test_finished_run_shows_every_knob_and_names_the_curves_with_its_final_metrics(
     classifier_run: tuple[Path, dict[str, Any]],
 ) -> None:

@@ -259,14 +259,19 @@ def test_watch_starts_again_what_may_go_better(
 
 
 def test_run_that_is_running_is_followed_and_not_started_again(cloud: Cloud) -> None:
-    cloud.put('worker-python', 'echo started; sleep 12; echo ended; exit 3')
+    until_told = 'while [ ! -e "$CLOUD/enough" ]; do sleep 0.1; done'
+    cloud.put('worker-python', f'echo started; {until_told}; echo ended; exit 3')
     process = cloud.start('resume', *RUN)
     wait_for((cloud.folder / 'calls').exists, process)
     wait_for(lambda: 'follow' in (cloud.folder / 'calls').read_text(), process)
     pids = cloud.pids()
     os.killpg(process.pid, signal.SIGINT)  # the connection ends, the run does not
     process.communicate()
-    code, output, errors = cloud.run('resume', *RUN)
+    looked = (cloud.folder / 'calls').read_text().count('follow')
+    process = cloud.start('resume', *RUN)
+    wait_for(lambda: (cloud.folder / 'calls').read_text().count('follow') > looked, process)
+    (cloud.folder / 'enough').touch()
+    code, output, errors = ended(process)
     assert (code, output) == (3, 'started\nended\n'), errors
     assert cloud.pids() == pids
     assert cloud.calls().count('tpu-vm scp') == 1
