@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import CONFIG
+from configs.command_line import Arguments
 from training import backend
 
 BENCHMARKS = {  # name -> module, simulated devices
@@ -33,9 +34,13 @@ BENCHMARKS = {  # name -> module, simulated devices
 
 def main() -> None:
     """Runs them all, or one whose module is named, in this process."""
-    parser = argparse.ArgumentParser('benchmarks', description=(__doc__ or '').split('\n')[0])
-    parser.add_argument('--only', nargs='+', choices=BENCHMARKS, default=list(BENCHMARKS))
-    parser.add_argument('--out', type=Path, default=Path('runs/bench'), metavar='DIR')
+    parser = Arguments(__doc__)
+    parser.add_argument(
+        '--only', nargs='+', choices=BENCHMARKS, default=list(BENCHMARKS), help='(default: all)'
+    )
+    parser.add_argument(
+        '--out', type=Path, default=Path('runs/bench'), metavar='DIR', help='(default: runs/bench)'
+    )
     parser.add_argument('--module', help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.module:

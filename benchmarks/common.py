@@ -1,6 +1,5 @@
 """What the benchmarks share: the config they run, and how variants take turns."""
 
-import importlib.util
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from configs import reviews, sst2
 from configs.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,13 +19,7 @@ Row = tuple[str, float, str]  # what, value, unit
 
 def config() -> Config:
     """The config that is measured."""
-    spec = importlib.util.spec_from_file_location('measured', ROOT / CONFIG)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    measured: Config = module.get_config()
-    return measured
+    return (sst2 if HELD else reviews).get_config()
 
 
 def in_turn(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:

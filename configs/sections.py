@@ -58,7 +58,19 @@ class DataConfig(BatchingConfig):
 
 
 @dataclasses.dataclass
-class ModelConfig:
+class ComputeConfig:
+    """How a model computes, whatever it is."""
+
+    compute_dtype: str = knob(
+        'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
+    )
+    remat: bool = knob(
+        False, 'compute the gates of LSTM steps again in the backward pass, for less memory'
+    )
+
+
+@dataclasses.dataclass
+class ModelConfig(ComputeConfig):
     """The word-dropout classifier (model/classifier.py)."""
 
     embedding_size: int = knob(64, 'width of a word vector', at_least(1))
@@ -70,12 +82,6 @@ class ModelConfig:
     dropout: float = knob(0.2, 'dropout after LSTM, attention and hidden layer', fraction())
     label_smoothing: float = knob(
         0.0, 'part of the training target that is spread over all classes', fraction()
-    )
-    compute_dtype: str = knob(
-        'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
-    )
-    remat: bool = knob(
-        False, 'compute the gates of LSTM steps again in the backward pass, for less memory'
     )
 
 
@@ -135,7 +141,7 @@ class PairsConfig(BatchingConfig):
 
 
 @dataclasses.dataclass
-class Seq2SeqConfig:
+class Seq2SeqConfig(ComputeConfig):
     """The encoder-decoder (model/seq2seq.py)."""
 
     embedding_size: int = knob(32, 'width of a token vector', at_least(1))
@@ -157,9 +163,3 @@ class Seq2SeqConfig:
         1000, 'linear: steps from 1 to the floor; inverse_sigmoid: k, half after k ln k steps',
         at_least(1),
     )  # fmt: skip
-    compute_dtype: str = knob(
-        'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
-    )
-    remat: bool = knob(
-        False, 'compute the gates of LSTM steps again in the backward pass, for less memory'
-    )

@@ -8,25 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.recurrence import Plain
 from model.lstm import BidirectionalLSTM
 
 ROWS, WIDTH, INPUT, HIDDEN = 5, 9, 7, 8
 LENGTHS = jnp.array([1, 2, 5, 8, WIDTH])
-
-
-class Plain(nn.Module):
-    """The same reading by flax's cell, differentiated by JAX."""
-
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, words: jax.Array, lengths: jax.Array) -> jax.Array:
-        """words: [B, T, E], lengths: int32[B] -> [B, T, 2H]."""
-        forward, backward = (
-            nn.RNN(nn.OptimizedLSTMCell(HIDDEN, dtype=self.dtype, name=name))
-            for name in ('forward', 'backward')
-        )
-        return jnp.asarray(nn.Bidirectional(forward, backward)(words, seq_lengths=lengths))
 
 
 def outputs_and_gradients(model: nn.Module, params: Any, words: jax.Array) -> Any:
@@ -50,7 +36,7 @@ def test_outputs_and_gradients_are_those_of_flax_to_rounding(
     remat: bool, dtype: str, rounding: float
 ) -> None:
     words = jax.random.normal(jax.random.key(0), (ROWS, WIDTH, INPUT))
-    plain = Plain(jnp.dtype('float32'))
+    plain = Plain(HIDDEN)
     params = plain.init(jax.random.key(1), words, LENGTHS)['params']
     bias = params['forward']['hf']['bias']
     params['forward']['hf']['bias'] = bias + jnp.linspace(-1, 1, HIDDEN)  # they start at zero
@@ -65,5 +51,5 @@ def test_outputs_and_gradients_are_those_of_flax_to_rounding(
 def test_parameters_start_as_those_of_flax_do() -> None:
     words = jnp.zeros((ROWS, WIDTH, INPUT))
     found = BidirectionalLSTM(HIDDEN).init(jax.random.key(1), words, LENGTHS)
-    expected = Plain(jnp.dtype('float32')).init(jax.random.key(1), words, LENGTHS)
+    expected = Plain(HIDDEN).init(jax.random.key(1), words, LENGTHS)
     jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -194,7 +194,9 @@ def test_label_smoothing_spreads_a_part_of_the_target_in_training_alone(
     data = DataConfig(num_train=200, num_eval=20)
     smoothed = ModelConfig(embedding_size=8, hidden_size=8, label_smoothing=0.3)
     task = classification.make_task(Config(data=data, model=smoothed))
-    plain = classification.make_task(Config(data=data, model=ModelConfig(8, 8)))
+    plain = classification.make_task(
+        Config(data=data, model=ModelConfig(embedding_size=8, hidden_size=8))
+    )
     rows = {name: jnp.asarray(x) for name, x in task.train.batch(np.arange(4), 48).items()}
     start = jax.jit(task.init)(jax.random.key(0))
     np.testing.assert_array_equal(

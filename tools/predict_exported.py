@@ -37,7 +37,7 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
 
     def classify(texts: Sequence[str]) -> Predictions:
         rows, *affixes = (
-            [[BOS, *found[: width - 2], EOS] for found in encode(texts, ids, letters)]
+            [[BOS, *found[: width - 2], EOS] for found in encode(texts, ids, by_words, letters)]
             for ids, letters in zip([known, *of_affixes], [slice(None), *cuts], strict=True)
         )
         given = {'token_ids': padded(rows, width), 'lengths': lengths(rows)}
@@ -57,7 +57,7 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
         ]
 
     def decode(texts: Sequence[str]) -> Predictions:
-        rows = [[*found, EOS] for found in encode(texts, known)]
+        rows = [[*found, EOS] for found in encode(texts, known, by_words)]
         for text, row in zip(texts, rows, strict=True):
             if UNK in row and run['config']['data.min_frequency'] == 1:
                 raise ValueError(f'{text!r}: has what is not in the vocabulary of the run')
@@ -68,16 +68,6 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
         texts_of = [[names[index] for index in row if index not in (PAD, EOS)] for row in decoded]
         return [{'prediction': (' ' if by_words else '').join(text)} for text in texts_of]
 
-    def encode(
-        texts: Sequence[str], ids: dict[str, int], letters: slice = slice(None)
-    ) -> list[list[int]]:
-        if not all(text.strip() for text in texts):
-            raise ValueError('expected some text in each')
-        return [
-            [ids.get(word[letters], UNK) for word in (text.split() if by_words else text)]
-            for text in texts
-        ]
-
     by_words = run['config'].get('data.unit', 'word') == 'word'
     read, said = ('vocabulary',) * 2 if 'label_names' in task else VOCABULARIES
     known = numbered(task[read])
@@ -86,6 +76,18 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
     cuts = [slice(first), slice(-last, None)][: len(of_affixes)]
     names = (*MARKS, *task[said])
     return classify if 'label_names' in task else decode
+
+
+def encode(
+    texts: Sequence[str], ids: dict[str, int], by_words: bool, letters: slice = slice(None)
+) -> list[list[int]]:
+    """The ids of words or characters, or of some letters of each. Raises ValueError."""
+    if not all(text.strip() for text in texts):
+        raise ValueError('expected some text in each')
+    return [
+        [ids.get(word[letters], UNK) for word in (text.split() if by_words else text)]
+        for text in texts
+    ]
 
 
 def numbered(words: Sequence[str]) -> dict[str, int]:

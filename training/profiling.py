@@ -18,8 +18,7 @@ class Profile:
 
     def __init__(self, steps: str = '', workdir: epath.Path | None = None) -> None:
         """`steps`: 'START:STOP', or '' for none. Raises BadInput for anything else."""
-        self._first, self._last = 0, 0
-        self._reached = self._tracing = False
+        self._first, self._last, self._tracing = 0, 0, False
         if not steps or workdir is None:
             return
         self._folder = workdir / 'profile'
@@ -34,7 +33,7 @@ class Profile:
     def step(self, number: int) -> Iterator[None]:
         """Around the dispatch of a step, which the trace then shows by its number."""
         if number == self._first:
-            self._reached = True
+            self._first = 0  # no step has this number: it is not waited for any more
             self._tracing = self._survived(lambda: jax.profiler.start_trace(str(self._folder)))
         with jax.profiler.StepTraceAnnotation('train', step_num=number):
             yield
@@ -44,7 +43,7 @@ class Profile:
     def close(self) -> None:
         """Writes the trace, if one is being taken, when the devices have done their work."""
         if not self._tracing:
-            if self._first and not self._reached:
+            if self._first:
                 logging.warning('profile: none, this launch had no step %d', self._first)
             return
         self._tracing = False
