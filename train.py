@@ -2,52 +2,56 @@
 
     python train.py --config=configs/reviews.py --workdir=DIR [--config.FIELD=VALUE ...]
 
-Started again in the same workdir, it goes on from the newest checkpoint as if nothing had
-happened. One root key decides every batch, mask and parameter, on any number of devices.
-docs/config.md has the fields of a config, docs/reliability.md the exit codes.
+If the workdir already holds a run, training resumes from its newest checkpoint, with the same bits
+as if it had never stopped, on any number of devices that divides `num_shards`. Add --help to list
+the options of a config. docs/reliability.md explains the exit codes.
 """
 
 import functools
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
 import tasks
-from configs import command_line, schema
+from configs import schema
 from configs.schema import Config
+from errors import REQUEUE, NonFinite
 from input_pipeline.batches import eval_batches, padding_share, train_batches
-from training import backend, keys, lock, logs, processes, resume
-from training.checkpoints import Checkpoints
+from reporting.log import RunLog, start_logging
+from reporting.profile import Profile
+from reporting.start_report import start_report
+from reporting.summary import read_summary, write_files, write_summary
+from runtime import backend, command_line, processes, resume
+from runtime.checkpoints import Checkpoints, RunRecord
+from runtime.ledger import Ledger, is_finite
+from runtime.lock import exclusive_workdir
+from runtime.preemption import StopRequest
+from training import keys
 from training.evaluation import make_evaluate
-from training.layout import make_layout, make_mesh
-from training.ledger import Ledger
+from training.mesh import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
-from training.preemption import EXIT_CODE, StopRequest
-from training.profiling import Profile
-from training.start_report import start_report
-from training.state import abstract_state, make_create_state
+from training.state import TrainState, abstract_state, make_create_state
 from training.step import make_train_step, row_columns
 
-CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'What to run: a file as those in configs/.'
-)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives; one that is there goes on.')
+CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file like those in configs/.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; a run in it is resumed.')
 ALLOW_CHANGES = flags.DEFINE_bool(
-    'allow_changes', False, 'Go on although config, data or devices lead the run elsewhere.'
+    'allow_changes', False, 'Resume even though config, data or devices change the trajectory.'
 )
 STOP_TIMEOUT = flags.DEFINE_integer(
-    'stop_timeout', 25, 'Seconds to save and stop in after SIGTERM or Ctrl-C.', lower_bound=1
+    'stop_timeout', 25, 'Seconds to save and exit in after SIGTERM or Ctrl-C.', lower_bound=1
 )
 PROFILE = flags.DEFINE_string(
-    'profile', '', 'START:STOP, steps to trace into WORKDIR/profile, as in 100:110.'
+    'profile', '', 'START:STOP, steps to trace into WORKDIR/profile, such as 100:110.'
 )
 JOIN_TIMEOUT = flags.DEFINE_integer(
     'join_timeout', 300, 'Seconds to wait for the other processes of the run.'
@@ -55,7 +59,7 @@ JOIN_TIMEOUT = flags.DEFINE_integer(
 
 
 def main(_: Sequence[str]) -> None:
-    """Checks what can be checked at once, pins the environment, trains."""
+    """Checks the command, fixes the environment that bits depend on, and trains."""
     config = command_line.loaded_config(CONFIG)
     workdir = command_line.usable_workdir(WORKDIR.value)
     stop = StopRequest()
@@ -64,8 +68,8 @@ def main(_: Sequence[str]) -> None:
     backend.prepare(config.num_shards)
     backend.enable_compilation_cache()
     processes.join(JOIN_TIMEOUT.value)
-    logs.start_logging()
-    with processes.bounded_end(), lock.only_run_in(workdir):
+    start_logging()
+    with processes.bounded_end(), exclusive_workdir(workdir):
         train(config, workdir, ALLOW_CHANGES.value, stop, profile)
 
 
@@ -76,23 +80,26 @@ def train(
     stop: StopRequest | None = None,
     profile: Profile | None = None,
 ) -> dict[str, Any]:
-    """Brings the run in `workdir` to its last step. Returns what its summary.json holds.
+    """Brings the run in `workdir` to its last step. Returns the contents of its summary.json.
 
-    Raises SystemExit, with the newest step saved, where it is asked to stop before.
+    Raises SystemExit, with the newest step saved, when it is asked to stop before.
     """
     stop, profile = stop or StopRequest(), profile or Profile()
     task = tasks.make_task(config)
+    evaluation_data = task.resume_facts['evaluation_data']
     launch = {'workdir': str(workdir), 'allow_changes': allow_changes}
-    processes.require_same(schema.to_dict(config), task.facts, launch)
+    processes.require_same(schema.to_dict(config), task.resume_facts, launch)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
     mesh = make_mesh()
     checkpoints = Checkpoints(workdir, config.keep_newest, config.keep_best, task.best_metric)
-    saved = checkpoints.newest_header()
-    config, header = resume.plan(config, task.facts, saved, mesh.size, workdir, allow_changes)
-    layout = make_layout(config, header['manifest']['num_shards'], mesh)
+    saved = checkpoints.newest_record()
+    config, run_record = resume.plan(
+        config, tasks.task_name(config), task.resume_facts, saved, mesh.size, workdir, allow_changes
+    )
+    layout = make_layout(config, run_record['manifest']['num_shards'], mesh)
 
-    # The seed makes the root key of a new run; an old run's comes back with its state.
+    # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
     schedule = make_schedule(config.optimizer, config.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     create_state = make_create_state(task.init, optimizer, layout)
@@ -103,51 +110,87 @@ def train(
     start = int(state.step)
     padding = padding_share(task.train.lengths, config)
     start_report(config, layout, task.summary, padding, state, workdir)
-    if start >= config.num_steps and (summary := logs.read_summary(workdir, start)):
+    summary = read_summary(workdir, start) if start >= config.num_steps else {}
+    if summary.get('evaluation_data') == evaluation_data:
         logging.info('the run is finished at step %d: %s', start, summary['eval'])
         return summary
-    logs.write_files(workdir, task.files | {'config.json': json.dumps(header['config'], indent=2)})
+    config_json = json.dumps(run_record['config'], indent=2)
+    write_files(workdir, task.files | {'config.json': config_json})
 
+    # A batch is a pure function of (root key, step); each process loads its own rows of it.
     epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_key))
-    rows, eval_rows = layout.own_rows(config.batch_size), layout.own_rows(config.eval_batch_size)
-    train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
+    rows = layout.process_rows(config.batch_size)
     batches = train_batches(task.train, config, epoch_words, rows, start)
+    eval_rows = layout.process_rows(config.eval_batch_size)
     held_out = functools.partial(eval_batches, task.evaluation, config, eval_rows)
+
+    train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
     ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start)
-    log = logs.RunLog(workdir, task.metrics, schedule, config, ledger)
-
-    def save(metrics: dict[str, float] | None) -> None:
-        log.add(ledger.drain())
-        with checkpoints.outlived():
-            ledger.write_segment()  # before the checkpoint, so that none lacks its past
-            log.keep()
-            checkpoints.save(state, header, metrics)
-
+    log = RunLog(workdir, task.metrics, schedule, config, ledger)
     metrics = None
     with closing(log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
-            save(None)  # from here on, this root key is the run's
+            save(checkpoints, ledger, log, state, run_record)  # this root key is now the run's
         for step, batch in enumerate(batches, start + 1):
             with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))
-            log.add(ledger.add(row))
+            log_steps(log, ledger.add(row), config, workdir)
             log.saved(checkpoints.check())
             last, metrics = step == config.num_steps, None
             stopping = not last and stop.agreed(layout)
-            if last or (step % config.eval_every == 0 and not stopping):
-                log.add(ledger.drain())
+            due = last or stopping or step % config.checkpoint_every == 0
+            evaluating = last or (step % config.eval_every == 0 and not stopping)
+            if due or evaluating:
+                log_steps(log, ledger.drain(), config, workdir)
+            if evaluating:
                 with log.paused():
                     metrics, samples = evaluate(state.params), task.samples(state.params)
                 log.evaluation(step, metrics, samples)
-            if last or stopping or step % config.checkpoint_every == 0:
-                save(metrics)
+            if due:
+                save(checkpoints, ledger, log, state, run_record, metrics)
             if stopping:
-                logging.info('stopping after step %d as asked; start again to go on', step)
-                sys.exit(EXIT_CODE)
+                logging.info('stopped after step %d as asked; start again to resume', step)
+                sys.exit(REQUEUE)
 
     metrics = metrics or evaluate(state.params)
-    return logs.write_summary(workdir, state, layout, metrics, log.examples_per_second)
+    return write_summary(workdir, state, layout, evaluation_data, metrics, log.examples_per_second)
+
+
+def log_steps(log: RunLog, rows: Iterable[np.ndarray], config: Config, workdir: epath.Path) -> None:
+    """Logs finished steps. Raises NonFinite for one that is not finite, if the config says so.
+
+    Such a step has changed neither parameters nor optimizer state (training/step.py).
+    """
+    for row in rows:
+        if not is_finite(row):
+            found = (
+                f'step {row["step"]}: loss {row["loss"]}, gradient norm {row["grad_norm"]} '
+                f'(batch {row["batch"]:08x})'
+            )
+            if config.optimizer.on_nonfinite == 'stop':
+                raise NonFinite(
+                    f'{found}. The newest checkpoint is from before it. python -m tools.replay '
+                    f'{workdir} --step={row["step"]} shows the step; '
+                    '--config.optimizer.on_nonfinite=skip continues without it'
+                )
+            logging.warning('%s: skipped', found)
+        log.add(row)
+
+
+def save(
+    checkpoints: Checkpoints,
+    ledger: Ledger,
+    log: RunLog,
+    state: TrainState,
+    run_record: RunRecord,
+    metrics: dict[str, float] | None = None,
+) -> None:
+    """Starts to save a checkpoint. `metrics` are those of an evaluation after the same step."""
+    with checkpoints.tolerate_write_errors():
+        ledger.write_segment()  # before the checkpoint, so that none lacks its past
+        log.flush()
+        checkpoints.save(state, run_record, metrics)
 
 
 if __name__ == '__main__':

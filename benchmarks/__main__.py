@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import CONFIG
-from configs.command_line import Arguments
-from training import backend
+from runtime import backend
+from runtime.command_line import Arguments
 
 BENCHMARKS = {  # name -> module, simulated devices
     'start': ('start', 2),

@@ -10,7 +10,8 @@ import numpy as np
 import tasks
 from benchmarks.common import Row, config, in_turn
 from input_pipeline.batches import Examples, batch_order, bucket, train_batches
-from training import backend, keys
+from runtime import backend
+from training import keys
 
 BATCHES, ROUNDS, LATE = 400, 5, 100_000
 

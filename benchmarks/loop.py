@@ -19,12 +19,13 @@ import train
 from benchmarks.common import Row, config
 from configs.schema import Config
 from input_pipeline.batches import train_batches
-from training import backend, keys
-from training.checkpoints import Checkpoints
-from training.layout import make_layout, make_mesh
-from training.ledger import IN_FLIGHT
+from reporting.profile import Profile
+from runtime import backend
+from runtime.checkpoints import Checkpoints
+from runtime.ledger import IN_FLIGHT
+from training import keys
+from training.mesh import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
-from training.profiling import Profile
 from training.state import make_create_state
 from training.step import make_train_step
 
@@ -104,7 +105,7 @@ def bare_loop(measured: Config) -> tuple[Callable[[], float], list[Row]]:
     state = make_create_state(task.init, optimizer, layout)(root)
     step = make_train_step(task.loss_sums, optimizer, measured.optimizer.clip_norm, layout)
     words = functools.partial(keys.epoch_words, root)
-    rows = layout.own_rows(measured.batch_size)
+    rows = layout.process_rows(measured.batch_size)
     batches = [layout.put(b) for b in train_batches(task.train, measured, words, rows, FIRST)]
     sizes = [
         (f'on each device: {name}', sum(x.nbytes for x in jax.tree.leaves(part)) / 2**20, 'MiB')

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.common import Row, config, in_turn, ratio
-from configs.sections import ModelConfig
 from model import lstm
-from training import backend, keys
+from runtime import backend
+from tasks.classification import ModelConfig
+from training import keys
 
 ROWS, ROUNDS = 64, 15
 LENGTHS = (8, 16, 32, 64)
@@ -52,18 +53,18 @@ def hoisted(unroll: int) -> Callable[..., jax.Array]:
 
 def measure() -> list[Row]:
     """Times over those of flax's, at each length."""
-    knobs = config().model
-    assert isinstance(knobs, ModelConfig)
+    options = config().model
+    assert isinstance(options, ModelConfig)
     backend.prepare(1)
     rows: list[Row] = []
     for length in LENGTHS:
         words = jax.random.normal(
-            keys.root_key(0, 'threefry2x32'), (ROWS, length, knobs.embedding_size)
+            keys.root_key(0, 'threefry2x32'), (ROWS, length, options.embedding_size)
         )
         lengths = jnp.arange(ROWS) % (length // 2) + length // 2 + 1
-        plain = Plain(knobs.hidden_size)
+        plain = Plain(options.hidden_size)
         variables = plain.init(keys.root_key(1, 'threefry2x32'), words, lengths)
-        ours = lstm.BidirectionalLSTM(knobs.hidden_size)
+        ours = lstm.BidirectionalLSTM(options.hidden_size)
         variants = {"flax's": timed(plain, variables, words, lengths)}
         variants['ours'] = timed(ours, variables, words, lengths)
         for unroll in (1, 4):

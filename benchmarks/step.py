@@ -15,11 +15,11 @@ import numpy as np
 from benchmarks.common import Row, in_turn, ratio
 from configs import sst2
 from configs.schema import Config
-from configs.sections import ModelConfig
 from model import dropout
-from tasks.classification import classifier_init, classifier_sums, make_model
-from training import backend, keys, step
-from training.layout import Layout, make_layout, make_mesh
+from runtime import backend
+from tasks.classification import ModelConfig, classifier_init, classifier_sums, make_model
+from training import keys, step
+from training.mesh import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.state import TrainState, make_create_state
 

@@ -3,8 +3,8 @@
 Command:  make train            (python train.py --config=configs/reviews.py --workdir=runs/reviews)
 """
 
-from configs.schema import Config
-from configs.sections import DataConfig, ModelConfig, OptimizerConfig
+from configs.schema import Config, OptimizerConfig
+from tasks.classification import DataConfig, ModelConfig
 
 
 def get_config() -> Config:

@@ -1,116 +1,241 @@
-"""One run: every knob with its checks, to and from a dictionary.
+"""Every option of a run that all tasks share: its default, its meaning and its check.
 
-A run is a file with `get_config() -> Config` beside this one. A knob decides the trajectory of
-the run (its bits) unless it is marked `free`: on resume a trajectory knob must be what it was.
+A run is a file beside this one with `get_config() -> Config`. Options decide the trajectory of a
+run, its bits, and must not change on resume, unless they are declared `resumable`. A task adds the
+options of its data and model in tasks/, as subclasses of `DataConfig` and `ModelConfig`.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from configs.checks import at_least, knob, one_of, uint32
-from configs.sections import DataConfig, ModelConfig, OptimizerConfig, PairsConfig, Seq2SeqConfig
+from errors import UserError
+
+Check = tuple[Callable[[Any], bool], str]  # a test, and in words what it expects
 
 
-class BadInput(Exception):
-    """A mistake the user can mend, in one line: what was found, what is expected, what to do."""
+def option(
+    default: Any, meaning: str, check: Check | None = None, *, resumable: bool = False
+) -> Any:
+    """Declares a dataclass field with its meaning, its check, and whether a resume may change it.
 
-    exit_code = 2
+    Everything else follows from this declaration: type checks, help, docs and the resume rule.
+    """
+    metadata = {'meaning': meaning, 'check': check, 'resumable': resumable}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-class NoAnswer(BadInput):
-    """No mistake of the user's: another process, or a store, is not there. Worth another try."""
+def at_least(low: float) -> Check:
+    """Expects a finite number that is not smaller."""
+    return lambda value: math.isfinite(value) and value >= low, f'a number >= {low}'
 
-    exit_code = 1
+
+def uint32() -> Check:
+    """Expects a seed: beyond 2**32 two seeds would give one key."""
+    return lambda value: 0 <= value < 2**32, 'a whole number in [0, 2**32)'
+
+
+def zero_or_power_of_two() -> Check:
+    """Expects 0, 1, 2, 4, 8, ..."""
+    return lambda value: value >= 0 and value & (value - 1) == 0, '0 or a power of two'
+
+
+def fraction() -> Check:
+    """Expects a rate below 1."""
+    return lambda value: 0 <= value < 1, 'a number in [0, 1)'
+
+
+def one_of(*names: str) -> Check:
+    """Expects one of these words."""
+    return lambda value: value in names, 'one of ' + ', '.join(names)
+
+
+def whole_numbers(low: int, example: str) -> Check:
+    """Expects a tuple of increasing whole numbers, none below `low`."""
+
+    def ok(value: tuple[int, ...]) -> bool:
+        return (
+            bool(value)
+            and all(type(n) is int and n >= low for n in value)
+            and list(value) == sorted(set(value))
+        )
+
+    return ok, f'increasing whole numbers >= {low}, such as {example}'
+
+
+def names() -> Check:
+    """Expects a tuple of one or more names."""
+    return (
+        lambda value: bool(value) and all(isinstance(n, str) and n for n in value),
+        "one or more names, such as ('sentence',)",
+    )
 
 
 @dataclasses.dataclass
-class Config:
-    """One run. The type of `model` says which task is learned (tasks/)."""
+class DataConfig:
+    """What every task reads, and how examples become batches."""
 
-    seed: int = knob(
-        0, 'makes the root key of a new run; a resumed run keeps its own', uint32(), free=True
+    source: str = option('files', 'where the examples come from', one_of('tfds', 'files'))
+    name: str = option('', 'tfds: data set, such as glue/sst2')
+    data_dir: str = option(
+        '',
+        "tfds: folder of prepared data sets ('' = $TFDS_DATA_DIR or the TFDS default)",
+        resumable=True,
     )
-    prng_impl: str = knob(
+    train: str = option('train', 'tfds: training split; files: path of a .tsv, .csv or .jsonl file')
+    evaluation: str = option('validation', 'tfds: evaluation split; files: path')
+    bucket_lengths: tuple[int, ...] = option(
+        (8, 16, 24, 32, 48),
+        'padded lengths of training batches, in tokens, start and end marks included',
+        whole_numbers(3, '(8,16,32)'),
+    )
+    window_batches: int = option(
+        16, 'global batches whose examples are sorted by length together', at_least(1)
+    )
+    loader_threads: int = option(
+        2, 'threads that prepare batches ahead of the step', at_least(1), resumable=True
+    )
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """How every model computes."""
+
+    compute_dtype: str = option(
+        'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
+    )
+    remat: bool = option(
+        False, 'recompute LSTM gates in the backward pass to save memory (rematerialization)'
+    )
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """The update rule (training/optimizer.py)."""
+
+    name: str = option('adamw', 'update rule', one_of('adamw', 'sgd'))
+    learning_rate: float = option(1e-3, 'peak learning rate', at_least(0))
+    schedule: str = option('cosine', 'learning rate after warm-up', one_of('constant', 'cosine'))
+    warmup_steps: int = option(0, 'steps of linear warm-up from zero', at_least(0))
+    decay_steps: int = option(
+        0, 'step at which the cosine schedule reaches zero (0 = num_steps)', at_least(0)
+    )
+    momentum: float = option(0.9, 'sgd: momentum', fraction())
+    weight_decay: float = option(
+        0.0, 'decoupled decay of matrices, multiplied by the learning rate', at_least(0)
+    )
+    clip_norm: float = option(1.0, 'global gradient norm is clipped to this (0 = off)', at_least(0))
+    shard_state: bool = option(
+        False, 'ZeRO-1: each shard keeps one slice of the optimizer state instead of all of it'
+    )
+    on_nonfinite: str = option(
+        'stop',
+        'when a loss or gradient is not finite: stop, or skip the update',
+        one_of('stop', 'skip'),
+        resumable=True,
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config:
+    """One run. Its task is the module in tasks/ that the classes of `data` and `model` are from."""
+
+    seed: int = option(
+        0, 'makes the root key of a new run; a resumed run keeps its own', uint32(), resumable=True
+    )
+    prng_impl: str = option(
         'threefry2x32', 'PRNG implementation of every key', one_of('threefry2x32', 'rbg')
     )
-    num_steps: int = knob(1000, 'training steps', at_least(1))
-    num_shards: int = knob(
-        0, 'data shards, a power of two (0 = device count of the first launch)', at_least(0)
+    num_steps: int = option(1000, 'training steps', at_least(1))
+    num_shards: int = option(
+        0,
+        'data shards, a power of two: the most devices this run can ever use '
+        '(0 = device count of the first launch)',
+        zero_or_power_of_two(),
     )
-    batch_size: int = knob(64, 'global batch, examples per step', at_least(1))
-    eval_batch_size: int = knob(256, 'global batch of evaluation', at_least(1))
-    reduction: str = knob(
+    batch_size: int = option(64, 'global batch, examples per step', at_least(1))
+    eval_batch_size: int = option(256, 'global batch of evaluation', at_least(1))
+    reduction: str = option(
         'tree',
-        "how shards are added: 'tree' is exact on every device count",
+        "how gradients are summed: 'tree' gives the same bits on every device count",
         one_of('tree', 'psum'),
     )
-    eval_every: int = knob(200, 'steps between evaluations', at_least(1), free=True)
-    checkpoint_every: int = knob(200, 'steps between checkpoints', at_least(1), free=True)
-    log_every: int = knob(50, 'steps between log lines', at_least(1), free=True)
-    keep_newest: int = knob(2, 'newest checkpoints kept', at_least(1), free=True)
-    keep_best: int = knob(1, 'best checkpoints kept, by evaluation metric', at_least(0), free=True)
-    data: DataConfig | PairsConfig = dataclasses.field(default_factory=DataConfig)
-    model: ModelConfig | Seq2SeqConfig = dataclasses.field(default_factory=ModelConfig)
+    eval_every: int = option(200, 'steps between evaluations', at_least(1), resumable=True)
+    checkpoint_every: int = option(200, 'steps between checkpoints', at_least(1), resumable=True)
+    log_every: int = option(50, 'steps between log lines', at_least(1), resumable=True)
+    keep_newest: int = option(2, 'newest checkpoints to keep', at_least(1), resumable=True)
+    keep_best: int = option(
+        1, 'best checkpoints to keep, by evaluation metric', at_least(0), resumable=True
+    )
+    data: DataConfig
+    model: ModelConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
 
 
-def knobs(config: Any, prefix: str = '') -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    """(dotted name, value, field) of every knob, in order of declaration."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+def options(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """Yields (dotted name, value, field) of every option, in order of declaration."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):
-            yield from knobs(value, f'{prefix}{field.name}.')
+            yield from options(value, f'{prefix}{field.name}.')
         else:
             yield prefix + field.name, value, field
 
 
 def check(config: Config) -> None:
-    """Raises BadInput for the first knob whose value makes no sense."""
-    for name, value, field in knobs(config):
+    """Raises UserError for the first option whose value fails its check."""
+    for name, value, field in options(config):
         test = field.metadata['check']
         if test is not None and not test[0](value):
-            raise BadInput(f'config.{name} = {value!r}: expected {test[1]}')
+            raise UserError(f'config.{name} = {value!r}: expected {test[1]}')
     if config.optimizer.shard_state and config.reduction != 'tree':
-        raise BadInput("config.optimizer.shard_state = True: expected config.reduction = 'tree'")
+        raise UserError("config.optimizer.shard_state = True: expected config.reduction = 'tree'")
     if config.data.source == 'tfds' and not config.data.name:
-        raise BadInput(
-            "config.data.name = '': expected the name of a TFDS data set, as in glue/sst2"
-        )
-
-
-def from_dict(values: dict[str, Any]) -> Config:
-    """The config that `to_dict` gave. Raises BadInput where its names are of no task's config."""
-    for data, model in (
-        (DataConfig, ModelConfig),
-        (PairsConfig, Seq2SeqConfig),  # seq2seq
-    ):
-        config = Config(data=data(), model=model())
-        if to_dict(config).keys() == values.keys():
-            for name, default, field in knobs(config):
-                *sections, _ = name.split('.')
-                holder = getattr(config, sections[0]) if sections else config
-                value = values[name]
-                setattr(holder, field.name, tuple(value) if isinstance(default, tuple) else value)
-            return config
-    raise BadInput('the config in the checkpoint has other fields; use the code that wrote it')
+        raise UserError("config.data.name = '': expected a TFDS data set, such as glue/sst2")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Dotted name -> value, as JSON has it (tuples become lists)."""
+    """Returns dotted name -> value, as JSON holds it: tuples become lists."""
     return {
-        name: list(value) if isinstance(value, tuple) else value for name, value, _ in knobs(config)
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value, _ in options(config)
     }
 
 
+def fill(config: Config, values: dict[str, Any]) -> Config:
+    """Sets the options of `config` to `values`, as `to_dict` gave them, and returns it.
+
+    An option that `values` lacks was added since and keeps its default. Raises UserError for a name
+    that this code does not have.
+    """
+    known = {name: default for name, default, _ in options(config)}
+    if unknown := sorted(values.keys() - known.keys()):
+        raise UserError(
+            f'config.{unknown[0]} is in the run record, but this code has no such option; '
+            'use the code that wrote the checkpoint'
+        )
+    for name, value in values.items():
+        section, _, field = name.rpartition('.')
+        holder = getattr(config, section) if section else config
+        setattr(holder, field, tuple(value) if isinstance(known[name], tuple) else value)
+    return config
+
+
 def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
-    """'field: then -> now' for every knob that decides the run's bits and is not as in `saved`."""
-    now = to_dict(config)
-    free = {name for name, _, field in knobs(config) if field.metadata['free']}
-    if config.optimizer.schedule == 'constant' or config.optimizer.decay_steps:
-        free.add('num_steps')  # the schedule does not depend on it: a run may be prolonged
-    return [
-        f'{name}: {saved.get(name)!r} -> {now.get(name)!r}'
-        for name in sorted(saved.keys() | now.keys())
-        if name not in free and saved.get(name) != now.get(name)
-    ]
+    """Returns 'name: then -> now' for every option that decides the run's bits and has changed.
+
+    An option that `saved`, the config in a run record, lacks had its default.
+    """
+    changed = []
+    for name, value, field in options(config):
+        then = saved.get(name, field.default)
+        same = list(then) == list(value) if isinstance(value, tuple) else then == value
+        # Without a schedule that depends on it, num_steps only says when to stop.
+        open_end = config.optimizer.schedule == 'constant' or config.optimizer.decay_steps > 0
+        resumable = field.metadata['resumable'] or (name == 'num_steps' and open_end)
+        if not (same or resumable):
+            changed.append(f'{name}: {then!r} -> {value!r}')
+    known = {name for name, _, _ in options(config)}
+    gone = [f'{name}: {saved[name]!r} -> no such option' for name in sorted(saved.keys() - known)]
+    return changed + gone

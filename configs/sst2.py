@@ -9,8 +9,8 @@ showed: the first four and the last three letters of a word have vectors too. TF
 TFDS_DATA_DIR or downloads it. configs/sst2_flax.py is the example at its full size.
 """
 
-from configs.schema import Config
-from configs.sections import DataConfig, ModelConfig, OptimizerConfig
+from configs.schema import Config, OptimizerConfig
+from tasks.classification import DataConfig, ModelConfig
 
 
 def get_config() -> Config:

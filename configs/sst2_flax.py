@@ -8,8 +8,8 @@ Its faults corrected: decay shrinks the weights, word dropout leaves marks and p
 is used twice, and evaluation has one shape.
 """
 
-from configs.schema import Config
-from configs.sections import DataConfig, ModelConfig, OptimizerConfig
+from configs.schema import Config, OptimizerConfig
+from tasks.classification import DataConfig, ModelConfig
 
 
 def get_config() -> Config:

@@ -106,9 +106,9 @@ def draw_masks(panel: Axes, stream: str) -> None:
 
 def launched(workdir: Path, devices: int, until: int = 0) -> int:
     """Trains; killed as soon as step `until` is logged. Returns the step that it began after."""
-    knobs = {'num_steps': 300, 'eval_every': 300, 'checkpoint_every': 50, 'log_every': 10}
+    options = {'num_steps': 300, 'eval_every': 300, 'checkpoint_every': 50, 'log_every': 10}
     command = [sys.executable, 'train.py', '--config=configs/reviews.py', f'--workdir={workdir}']
-    command += [f'--config.{name}={value}' for name, value in knobs.items()]
+    command += [f'--config.{name}={value}' for name, value in options.items()]
     env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
     process = subprocess.Popen(
         command,

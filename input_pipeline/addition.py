@@ -4,42 +4,41 @@ The task of flax's seq2seq example (https://github.com/google/flax/tree/main/exa
 seeded and with a held-out split: no evaluation pair is in training, in neither order.
 """
 
-from configs.schema import BadInput
-from configs.sections import PairsConfig
-from input_pipeline.examples import PairDataset, PairSplit
+from errors import UserError
+from input_pipeline.pairs import PairDataset, PairSplit
 
 ROUNDS = 6  # of the Feistel network; four already make a good shuffle
 
 
-def make_additions(data: PairsConfig) -> PairDataset:
+def make_additions(
+    digits: tuple[int, ...], num_train: int, num_eval: int, split_seed: int, longest: int
+) -> PairDataset:
     """Training has the first `num_train` pairs of the shuffled order, evaluation those after.
 
-    Raises BadInput when there are not so many pairs, or the buckets are too narrow for them.
+    Raises UserError when there are fewer pairs, or a pair needs more ids than `longest`.
     """
-    small, large = data.operand_digits
+    small, large = digits
     everything = num_pairs(10**small, 10**large)
-    wanted, needed = data.num_train + data.num_eval, small + large + 2
+    wanted, needed = num_train + num_eval, small + large + 2
     if wanted > everything:
-        raise BadInput(
+        raise UserError(
             f'config.data.num_train + num_eval = {wanted}: expected at most {everything}, which '
             f'is all pairs of {small} and {large} digits'
         )
-    if needed > data.bucket_lengths[-1]:
-        raise BadInput(
-            f'config.data.bucket_lengths = {data.bucket_lengths}: operands of {small} and {large} '
-            f"digits with '+' and the mark of the end need {needed} or more"
+    if needed > longest:
+        raise UserError(
+            f'config.data.bucket_lengths: the longest is {longest}, but operands of {small} and {large} '
+            f"digits with '+' and the end mark need {needed}"
         )
-    pairs = [pair(data, number) for number in range(wanted)]
-    train, evaluation = pairs[: data.num_train], pairs[data.num_train :]
+    pairs = [pair(digits, number, split_seed) for number in range(wanted)]
+    train, evaluation = pairs[:num_train], pairs[num_train:]
     return PairDataset(PairSplit.of(train), PairSplit.of(evaluation))
 
 
-def pair(data: PairsConfig, number: int) -> tuple[str, str]:
+def pair(operand_digits: tuple[int, ...], number: int, split_seed: int) -> tuple[str, str]:
     """The pair with this number in the shuffled order: ('7+15', '22')."""
-    small, large = (10**digits for digits in data.operand_digits)
-    return sum_of(
-        *operands(shuffled(number, num_pairs(small, large), data.split_seed), small, large)
-    )
+    small, large = (10**digits for digits in operand_digits)
+    return sum_of(*operands(shuffled(number, num_pairs(small, large), split_seed), small, large))
 
 
 def sum_of(first: int, second: int) -> tuple[str, str]:

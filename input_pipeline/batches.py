@@ -13,8 +13,8 @@ import grain
 import numpy as np
 
 from configs.schema import Config
+from input_pipeline.encoded import HostBatch
 
-HostBatch = dict[str, np.ndarray]
 EpochWords = Callable[[int], np.ndarray]
 PREFETCHED = 8  # batches kept ready
 
@@ -65,7 +65,7 @@ def batch_order(
 
 
 def train_batches(
-    examples: Examples, config: Config, epoch_words: EpochWords, own_rows: slice, start: int
+    examples: Examples, config: Config, epoch_words: EpochWords, process_rows: slice, start: int
 ) -> Iterator[HostBatch]:
     """This process's rows of the batches of steps start .. num_steps - 1, made ahead by threads.
 
@@ -77,20 +77,20 @@ def train_batches(
     def make(step: int) -> HostBatch:
         rows = order(step)
         width = bucket(int(examples.lengths[rows].max()), data.bucket_lengths)
-        return examples.batch(rows[own_rows], width)
+        return examples.batch(rows[process_rows], width)
 
     options = grain.ReadOptions(num_threads=data.loader_threads, prefetch_buffer_size=PREFETCHED)
     steps = grain.MapDataset.range(start, max(start, config.num_steps))
     return iter(steps.map(make).to_iter_dataset(options))
 
 
-def eval_batches(examples: Examples, config: Config, own_rows: slice) -> Iterator[HostBatch]:
+def eval_batches(examples: Examples, config: Config, process_rows: slice) -> Iterator[HostBatch]:
     """Every example once, in order, at one width; the last batch is filled up with weight 0."""
     width = config.data.bucket_lengths[-1]
     for first in range(0, len(examples), config.eval_batch_size):
         rows = np.arange(first, first + config.eval_batch_size)
-        batch = examples.batch(np.minimum(rows, len(examples) - 1)[own_rows], width)
-        batch['weights'] = batch['weights'] * (rows < len(examples))[own_rows]
+        batch = examples.batch(np.minimum(rows, len(examples) - 1)[process_rows], width)
+        batch['weights'] = batch['weights'] * (rows < len(examples))[process_rows]
         yield batch
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from input_pipeline.vocabulary import PAD, Vocabulary
 
-HostBatch = dict[str, np.ndarray]
+HostBatch = dict[str, np.ndarray]  # every array [B, ...]
 
 
 class Ragged:

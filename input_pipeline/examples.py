@@ -1,68 +1,44 @@
-"""What every text source hands on, labelled texts or pairs of texts, and the errors they share."""
+"""What every source of texts returns, and how messages show values from the data."""
 
 import difflib
 import reprlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
-SEPARATOR = '[sep]'
-"""Word between two text features of one example; the vocabulary treats it like any other."""
+from configs.schema import DataConfig
 
 brief = reprlib.Repr()
 """`brief.repr(value)` shows a value from the data in one short line, however long or deep."""
 brief.maxlist = brief.maxtuple = 20
 
 
-class TextSplit(NamedTuple):
-    """One split, read whole: `N` texts and their labels, in the source's order."""
+class Rows(NamedTuple):
+    """One split, read whole: N examples in the source's order."""
 
-    texts: list[str]
-    """One text per example, its features joined by `join_features`."""
-    labels: np.ndarray
-    """int32[N], each an index into the data set's `label_names`."""
-
-
-class TextDataset(NamedTuple):
-    """A training split, an evaluation split and the classes they share."""
-
-    train: TextSplit
-    evaluation: TextSplit
-    label_names: tuple[str, ...]
+    texts: list[tuple[str, ...]]  # the text features asked for; one may be ''
+    labels: list[str]  # empty where no label was asked for
+    classes: tuple[str, ...]  # the labels that the source declares, in order; () if it does not
+    place: Callable[[int], str]  # example -> where it is, for messages
 
 
-def join_features(texts: Iterable[str]) -> str:
-    """Joins the text features of one example (premise and hypothesis, say) into one text."""
-    return f' {SEPARATOR} '.join(texts)
+def read_rows(data: DataConfig, split: str, texts: Sequence[str], label: str = '') -> Rows:
+    """Reads the features `texts` and `label` of a split from the source that the config names.
+
+    Raises UserError for data that is missing, malformed or empty.
+    """
+    # Imported when used: TFDS takes seconds to load, and most runs read one kind of source.
+    if data.source == 'tfds':
+        from input_pipeline import tfds_source
+
+        return tfds_source.read(data.name, split, texts, label, data.data_dir)
+    from input_pipeline import text_files
+
+    return text_files.read(split, texts, label)
 
 
 def not_among(name: str, known: Collection[str]) -> str:
-    """Says in one line that `name` is not one of `known`, and which of these comes nearest."""
-    # A bound, lest a column of sentences mistaken for labels keeps this busy for long.
+    """Says in one line that `name` is not one of `known`, and which of these is nearest."""
+    # Bounded: a column of sentences mistaken for labels would keep this busy for long.
     nearest = difflib.get_close_matches(name, list(known)[:1000], n=1)
     hint = f'; did you mean {brief.repr(nearest[0])}?' if nearest else ''
     return f'{brief.repr(name)} is not among {brief.repr(list(known))}{hint}'
-
-
-# seq2seq: from here to the end (docs/fork.md)
-
-
-class PairSplit(NamedTuple):
-    """One split, read whole: `N` sources and `N` targets, in the source's order."""
-
-    sources: list[str]
-    targets: list[str]
-
-    @classmethod
-    def of(cls, pairs: Iterable[tuple[str, str]]) -> 'PairSplit':
-        """From (source, target) one by one."""
-        sources, targets = zip(*pairs, strict=True)
-        return cls(list(sources), list(targets))
-
-
-class PairDataset(NamedTuple):
-    """A training split and an evaluation split of pairs."""
-
-    train: PairSplit
-    evaluation: PairSplit

@@ -1,15 +1,34 @@
 """Pairs of texts as arrays, any of which can be made into a padded batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from configs.schema import BadInput
-from input_pipeline.encoded import Ragged, fingerprint
-from input_pipeline.examples import PairSplit, brief
+from errors import UserError
+from input_pipeline.encoded import HostBatch, Ragged, fingerprint
+from input_pipeline.examples import brief
 from input_pipeline.vocabulary import Vocabulary, units
 
-HostBatch = dict[str, np.ndarray]
+
+class PairSplit(NamedTuple):
+    """One split, read whole: N sources and N targets, in the source's order."""
+
+    sources: list[str]
+    targets: list[str]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, ...]]) -> 'PairSplit':
+        """Makes a split from (source, target) one by one."""
+        sources, targets = zip(*pairs, strict=True)
+        return cls(list(sources), list(targets))
+
+
+class PairDataset(NamedTuple):
+    """A training split and an evaluation split of pairs."""
+
+    train: PairSplit
+    evaluation: PairSplit
 
 
 class EncodedPairs:
@@ -22,7 +41,7 @@ class EncodedPairs:
     def __init__(
         self, split: PairSplit, source: Vocabulary, target: Vocabulary, max_length: int, cut: bool
     ) -> None:
-        """Sides of more than `max_length` ids are cut off if `cut`, else refused with BadInput."""
+        """Sides of more than `max_length` ids are cut off if `cut`, else refused with UserError."""
         self.num_truncated = num_too_long(split, source, target, max_length, cut)
         self._source, self._target = source, target
         self._sources = Ragged([source.encode_open(text, max_length) for text in split.sources])
@@ -58,7 +77,7 @@ class EncodedPairs:
 def num_too_long(
     split: PairSplit, source: Vocabulary, target: Vocabulary, max_length: int, cut: bool
 ) -> int:
-    """How many pairs have a side that does not fit. Raises BadInput if any has, unless `cut`."""
+    """How many pairs have a side that does not fit. Raises UserError if any has, unless `cut`."""
     widths = np.array(
         [
             1 + max(len(units(a, source.unit)), len(units(b, target.unit)))
@@ -68,7 +87,7 @@ def num_too_long(
     count = int(np.sum(widths > max_length))
     if count and not cut:
         worst = int(np.argmax(widths))
-        raise BadInput(
+        raise UserError(
             f'config.data.bucket_lengths: {count} of {len(widths)} pairs are longer than '
             f'{max_length}, and {brief.repr(split.sources[worst])} -> '
             f'{brief.repr(split.targets[worst])} needs {widths[worst]}; add a wider bucket, or '
@@ -82,16 +101,18 @@ def encode_sources(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Texts to predict from -> sources int32[B, max_length], source_lengths int32[B].
 
-    Raises BadInput for a text that is empty, too long or, unless `allow_unknown`, has a unit that
+    Raises UserError for a text that is empty, too long or, unless `allow_unknown`, has a unit that
     is not in the vocabulary.
     """
     for number, text in enumerate(texts, start=1):
         where = f'text {number}, {brief.repr(text)}'
         if not text.strip():
-            raise BadInput(f'{where}: expected some text')
+            raise UserError(f'{where}: expected some text')
         if not allow_unknown and (unknown := vocabulary.unknown(text)):
-            raise BadInput(f'{where}: {brief.repr(unknown[0])} is not in the vocabulary of the run')
+            raise UserError(
+                f'{where}: {brief.repr(unknown[0])} is not in the vocabulary of the run'
+            )
         if (width := 1 + len(units(text, vocabulary.unit))) > max_length:
-            raise BadInput(f'{where}: needs a width of {width}, expected at most {max_length}')
+            raise UserError(f'{where}: needs a width of {width}, expected at most {max_length}')
     sequences = Ragged([vocabulary.encode_open(text, max_length) for text in texts])
     return sequences.padded(np.arange(len(texts)), max_length), sequences.lengths

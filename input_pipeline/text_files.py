@@ -1,9 +1,9 @@
-"""Labelled texts, and pairs of texts, from the user's own .tsv, .csv and .jsonl files.
+"""Texts and labels from the user's own .tsv, .csv and .jsonl files.
 
 Tables start with a header line that names the columns. A .csv file quotes as the csv module does;
 a .tsv file does not quote at all, so a lone double quote in a sentence is an ordinary character.
 A .jsonl file holds one JSON object per line. All are UTF-8, with or without a byte order mark and
-with either line ending. Blank lines are skipped wherever they stand.
+with either line ending. Blank lines are skipped.
 """
 
 import csv
@@ -14,61 +14,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from etils import epath
 
-from configs.paths import located
-from configs.schema import BadInput
-from input_pipeline.examples import (
-    PairDataset,
-    PairSplit,
-    TextDataset,
-    TextSplit,
-    brief,
-    join_features,
-    not_among,
-)
+from errors import UserError
+from input_pipeline.examples import Rows, brief, not_among
 
-_Records = Iterator[tuple[str, Mapping[str, object]]]  # Where each stands ('a.tsv:17'); its values.
-_Examples = list[tuple[str, str, str]]  # Where each stands, its text and its label.
+_Records = Iterator[tuple[str, Mapping[str, object]]]  # where each is ('a.tsv:17'), and its values
 
 # JSON escapes can spell what a UTF-8 file cannot: half of a surrogate pair, and NUL.
 _UNSTORABLE = re.compile('[\0\ud800-\udfff]')
 
 
-def read_text_files(
-    train_file: str, eval_file: str, text_features: Sequence[str], label_feature: str
-) -> TextDataset:
-    """Reads both files whole; the training file decides which labels there are.
+def read(file: str, texts: Sequence[str], label: str = '') -> Rows:
+    """Reads columns of a table, or keys of JSON objects. A JSON label is a string or an integer.
 
-    Labels are sorted as numbers if all of them are integers, otherwise as text. The features
-    named are columns of a table or keys of a JSON object; a JSON label is a string or an integer.
-
-    Raises:
-        BadInput: a file cannot be read or does not hold what was asked for; one line that starts
-            with the file and, where a line of it is at fault, that line's number.
+    Raises UserError for a file that cannot be read or does not hold what was asked for: one line
+    that starts with the file and, where a line is at fault, its number.
     """
-    train = _read(train_file, text_features, label_feature)
-    evaluation = _read(eval_file, text_features, label_feature)
-    names = _label_names({label for _, _, label in train})
-    if len(names) == 1:
-        raise BadInput(f'{train_file}: only label {brief.repr(names[0])}, expected two or more')
-    return TextDataset(_split(train, names), _split(evaluation, names), names)
-
-
-def _read(file: str, text_features: Sequence[str], label_feature: str) -> _Examples:
-    examples: _Examples = []
-    for where, record in _records(file, [*text_features, label_feature]):
-        text = join_features(
-            _word(where, name, record[name], 'some text') for name in text_features
-        )
-        label = record[label_feature]
-        if type(label) is int:  # Not isinstance(): a bool is an int too, but no label.
-            label = str(label)
-        label = _word(where, label_feature, label, 'some text or an integer')
-        examples.append((where, text, label))
-    if not examples:
-        raise BadInput(f'{file}: no examples, expected one or more lines of data')
-    return examples
+    places, found, labels = [], [], []
+    for where, record in _records(file, [*texts, *([label] if label else [])]):
+        found.append(tuple(_text(where, name, record[name]) for name in texts))
+        if label:
+            labels.append(_label(where, label, record[label]))
+        places.append(where)
+    if not found:
+        raise UserError(f'{file}: no examples, expected one or more lines of data')
+    return Rows(found, labels, (), places.__getitem__)
 
 
 def _records(file: str, wanted: Sequence[str]) -> _Records:
@@ -80,23 +51,23 @@ def _records(file: str, wanted: Sequence[str]) -> _Records:
         case '.jsonl':
             return _json_objects(file, wanted)
         case suffix:
-            raise BadInput(f'{file}: suffix {suffix!r}, expected .tsv, .csv or .jsonl')
+            raise UserError(f'{file}: suffix {suffix!r}, expected .tsv, .csv or .jsonl')
 
 
 def _contents(file: str) -> str:
     try:
-        text = located(file).read_bytes().decode('utf-8-sig')
+        text = epath.Path(file).expanduser().read_bytes().decode('utf-8-sig')
+    except FileNotFoundError as error:
+        raise UserError(f'{file}: no such file') from error
     except OSError as error:  # from a bucket it has no strerror
-        missing = isinstance(error, FileNotFoundError)
-        reason = 'No such file' if missing else error.strerror or error
-        raise BadInput(f'{file}: {reason}, expected a readable file') from error
+        raise UserError(f'{file}: cannot be read ({error.strerror or error})') from error
     except UnicodeDecodeError as error:
         # Counted in the error's own bytes: they lack the byte order mark, as does its offset.
         line = error.object.count(b'\n', 0, error.start) + 1
-        raise BadInput(f'{file}:{line}: bytes that are not UTF-8, expected UTF-8') from error
+        raise UserError(f'{file}:{line}: bytes that are not UTF-8, expected UTF-8') from error
     if '\0' in text:
         line = text.count('\n', 0, text.index('\0')) + 1
-        raise BadInput(f'{file}:{line}: a NUL byte, expected UTF-8 (is the file UTF-16?)')
+        raise UserError(f'{file}:{line}: a NUL byte, expected UTF-8 (is the file UTF-16?)')
     return text
 
 
@@ -109,7 +80,7 @@ def _table_rows(file: str, wanted: Sequence[str], **dialect: Any) -> _Records:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            raise BadInput(f'{where}: {error}, expected balanced double quotes') from error
+            raise UserError(f'{where}: {error}, expected balanced double quotes') from error
         if row is None:
             return
         if len(row) <= 1 and not ''.join(row).strip():
@@ -119,7 +90,7 @@ def _table_rows(file: str, wanted: Sequence[str], **dialect: Any) -> _Records:
             _require(where, 'column', wanted, header)
         elif len(row) != len(header):
             names = brief.repr(header)
-            raise BadInput(f'{where}: {len(row)} column(s), expected {len(header)}: {names}')
+            raise UserError(f'{where}: {len(row)} column(s), expected {len(header)}: {names}')
         else:
             yield where, dict(zip(header, row, strict=True))
 
@@ -134,9 +105,9 @@ def _json_objects(file: str, wanted: Sequence[str]) -> _Records:
             record = json.loads(source)
         except (ValueError, RecursionError) as error:
             reason = str(error).replace('line 1 column', 'column')
-            raise BadInput(f'{where}: invalid JSON ({reason}), expected an object') from error
+            raise UserError(f'{where}: invalid JSON ({reason}), expected an object') from error
         if not isinstance(record, dict):
-            raise BadInput(f'{where}: {brief.repr(record)}, expected a JSON object')
+            raise UserError(f'{where}: {brief.repr(record)}, expected a JSON object')
         _require(where, 'key', wanted, list(record))
         yield where, record
 
@@ -144,53 +115,20 @@ def _json_objects(file: str, wanted: Sequence[str]) -> _Records:
 def _require(where: str, kind: str, wanted: Sequence[str], present: Sequence[str]) -> None:
     for name in wanted:
         if present.count(name) > 1:
-            raise BadInput(f'{where}: {kind} {name!r} occurs twice, expected once')
+            raise UserError(f'{where}: {kind} {name!r} occurs twice, expected once')
         if name not in present:
-            raise BadInput(f'{where}: {kind} {not_among(name, present)}')
+            raise UserError(f'{where}: {kind} {not_among(name, present)}')
 
 
-def _word(where: str, name: str, value: object, expected: str) -> str:
+def _text(where: str, name: str, value: object) -> str:
+    if isinstance(value, str) and not _UNSTORABLE.search(value):
+        return value.strip()
+    raise UserError(f'{where}: {name!r} is {brief.repr(value)}, expected some text')
+
+
+def _label(where: str, name: str, value: object) -> str:
+    if type(value) is int:  # not isinstance(): a bool is an int too, but no label
+        return str(value)
     if isinstance(value, str) and value.strip() and not _UNSTORABLE.search(value):
         return value.strip()
-    raise BadInput(f'{where}: {name!r} is {brief.repr(value)}, expected {expected}')
-
-
-def _label_names(labels: set[str]) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(labels, key=lambda label: (int(label), label)))
-    except ValueError:
-        return tuple(sorted(labels))
-
-
-def _split(examples: _Examples, names: tuple[str, ...]) -> TextSplit:
-    index = {name: position for position, name in enumerate(names)}
-    for where, _, label in examples:
-        if label not in index:
-            raise BadInput(f'{where}: label {not_among(label, names)}')
-    labels = np.array([index[label] for _, _, label in examples], np.int32)
-    return TextSplit([text for _, text, _ in examples], labels)
-
-
-# seq2seq: from here to the end (docs/fork.md)
-
-
-def read_pair_files(
-    train_file: str, eval_file: str, source_feature: str, target_feature: str
-) -> PairDataset:
-    """Reads both files whole. Raises BadInput as `read_text_files` does, for an empty side too."""
-    train, evaluation = (
-        PairSplit.of(_read_pairs(file, source_feature, target_feature))
-        for file in (train_file, eval_file)
-    )
-    return PairDataset(train, evaluation)
-
-
-def _read_pairs(file: str, source_feature: str, target_feature: str) -> list[tuple[str, str]]:
-    names = (source_feature, target_feature)
-    pairs = []
-    for where, record in _records(file, names):
-        source, target = (_word(where, name, record[name], 'some text') for name in names)
-        pairs.append((source, target))
-    if not pairs:
-        raise BadInput(f'{file}: no examples, expected one or more lines of data')
-    return pairs
+    raise UserError(f'{where}: {name!r} is {brief.repr(value)}, expected some text or an integer')

@@ -71,8 +71,6 @@ class Vocabulary:
         """A line for every id."""
         return '\n'.join(self.names) + '\n'
 
-    # seq2seq: from here to the end (docs/fork.md)
-
     def encode_open(self, text: str, max_length: int) -> np.ndarray:
         """The ids of units and EOS, without BOS: int32[T], 1 <= T <= max_length."""
         return np.array([*self._lookup(text)[: max_length - 1], EOS], np.int32)

@@ -25,12 +25,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from configs.command_line import Arguments, refuse
+from runtime.command_line import Arguments, refuse
 
 PROJECT = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 2.0  # between one signal and the next, for processes that are to end
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ASKED_TO_STOP = 75  # exit code of training/preemption.py
+ASKED_TO_STOP = 75  # exit code of runtime/preemption.py
 FINAL = (0, 2, 3, 4, 5, ASKED_TO_STOP)  # exit codes after which a new start would bring nothing
 GLOO_NOISE = 'peer ranks. Expected number of'  # XLA's CPU collectives greet every peer
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies

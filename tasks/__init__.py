@@ -1,39 +1,61 @@
-"""What is learned: data, model, loss and metrics of a config, bound together for the trainer."""
+"""What is learned: a file per task, with its options, data, model, loss, metrics and prediction.
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+A task is a module here with
 
-from configs.schema import BadInput, Config
-from configs.sections import DataConfig, ModelConfig, PairsConfig, Seq2SeqConfig
-from tasks import classification, seq2seq
+    DataConfig, ModelConfig              its options, subclasses of those in configs/schema.py
+    make_task(config) -> Task            raises UserError for unusable data
+    make_predictor(config, resume_facts) -> Predictor
+
+No table lists the tasks. A config names its task by the module that its sections are from, and a
+run record holds that module's name.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from configs import schema
+from configs.schema import Config
+from errors import UserError
 from tasks.task import Predictor, Task
 
 
-class Maker(NamedTuple):
-    """How a task is made."""
+def task_name(config: Config) -> str:
+    """Returns the name of the module in tasks/ that the config's sections are from."""
+    names = {type(section).__module__ for section in (config.data, config.model)}
+    if len(names) != 1:
+        raise UserError(
+            f'config.data and config.model are from {" and ".join(sorted(names))}: expected two '
+            'sections of one task'
+        )
+    return names.pop().removeprefix('tasks.')
 
-    data_section: type
-    task: Callable[[Config], Task]
-    predictor: Callable[[Config, dict[str, Any]], Predictor]
 
-
-TASKS = {
-    ModelConfig: Maker(DataConfig, classification.make_task, classification.make_predictor),
-    Seq2SeqConfig: Maker(PairsConfig, seq2seq.make_task, seq2seq.make_predictor),  # seq2seq
-}
+def load(name: str) -> ModuleType:
+    """Imports the task `name`. Raises UserError where this code has no such task."""
+    try:
+        if not name.isidentifier():
+            raise ImportError
+        return importlib.import_module(f'tasks.{name}')
+    except ImportError as error:
+        raise UserError(f'this code has no task {name!r}: expected tasks/{name}.py') from error
 
 
 def make_task(config: Config) -> Task:
-    """The task that the config's model section is for. Raises BadInput for unusable data."""
-    maker = TASKS[type(config.model)]
-    if type(config.data) is not maker.data_section:
-        raise BadInput(
-            f'config.data is {type(config.data).__name__}: expected {maker.data_section.__name__}, '
-            f'which goes with {type(config.model).__name__}'
-        )
-    return maker.task(config)
+    """Makes the task of a config. Raises UserError for unusable data."""
+    task: Task = load(task_name(config)).make_task(config)
+    return task
 
 
-def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
-    """What predicts with a trained task, from the config and the task's facts in a checkpoint."""
-    return TASKS[type(config.model)].predictor(config, facts)
+def config_from_record(record: dict[str, Any]) -> Config:
+    """Rebuilds the config that a run record holds."""
+    module = load(record['manifest'].get('task', 'classification'))
+    return schema.fill(
+        Config(data=module.DataConfig(), model=module.ModelConfig()), record['config']
+    )
+
+
+def predictor_from_record(record: dict[str, Any]) -> tuple[Config, Predictor]:
+    """Makes what predicts with the parameters of the checkpoint that the run record is from."""
+    config = config_from_record(record)
+    return config, load(task_name(config)).make_predictor(config, record['task'])

@@ -1,5 +1,6 @@
 """Text classification: one label for each text."""
 
+import dataclasses
 from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
@@ -9,32 +10,83 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs.schema import BadInput, Config
-from configs.sections import DataConfig, ModelConfig
-from input_pipeline import reviews, text_files, tfds_source
+from configs import schema
+from configs.schema import Check, Config, at_least, fraction, names, one_of, option
+from errors import UserError
+from input_pipeline import reviews
 from input_pipeline.encoded import LabelledTexts
-from input_pipeline.examples import TextDataset, TextSplit
+from input_pipeline.examples import Rows, brief, not_among, read_rows
 from input_pipeline.vocabulary import ALL_LETTERS, FIRST_WORD, UNK, Vocabulary
 from model.classifier import TextClassifier
 from tasks.task import Batch, Predictor, Rngs, Sums, Task
 
+SEPARATOR = '[sep]'  # the word between two text features; the vocabulary treats it like any other
+
+
+def prefix_and_suffix() -> Check:
+    """Expects how many letters of a word's start and of its end, or neither."""
+
+    def ok(value: tuple[int, ...]) -> bool:
+        return not value or (len(value) == 2 and all(type(n) is int and n >= 1 for n in value))
+
+    return ok, 'two whole numbers >= 1, such as (4,3), or ()'
+
+
+@dataclasses.dataclass
+class DataConfig(schema.DataConfig):
+    """What the classifier reads."""
+
+    source: str = option(
+        'reviews', 'where the examples come from', one_of('reviews', 'tfds', 'files')
+    )
+    text_features: tuple[str, ...] = option(
+        ('text',), 'tfds, files: features or columns to read, joined', names()
+    )
+    label_feature: str = option('label', 'tfds, files: feature or column with the class')
+    num_train: int = option(10_000, 'reviews: training sentences', at_least(1))
+    num_eval: int = option(1_500, 'reviews: evaluation sentences', at_least(1))
+    min_frequency: int = option(
+        3, 'words seen less often in the training split are unknown', at_least(1)
+    )
+    affixes: tuple[int, ...] = option(
+        (),
+        'prefix and suffix lengths, in letters, that get embeddings, even those of unknown words',
+        prefix_and_suffix(),
+    )
+
+
+@dataclasses.dataclass
+class ModelConfig(schema.ModelConfig):
+    """The word-dropout classifier (model/classifier.py)."""
+
+    embedding_size: int = option(64, 'size of a word embedding', at_least(1))
+    hidden_size: int = option(64, 'size of each LSTM direction, attention and head', at_least(1))
+    word_dropout: float = option(
+        0.1,
+        'probability that a word is replaced by the unknown token; its affix embeddings are kept',
+        fraction(),
+    )
+    embedding_dropout: float = option(0.2, 'dropout after the embedding', fraction())
+    dropout: float = option(0.2, 'dropout after LSTM, attention and hidden layer', fraction())
+    label_smoothing: float = option(
+        0.0, 'share of the training target that is spread over all classes', fraction()
+    )
+
 
 def make_task(config: Config) -> Task:
-    """The text classification task of a config. Raises BadInput for data that can not be read."""
+    """The text classification task of a config. Raises UserError for data that can not be read."""
     assert isinstance(config.data, DataConfig)
     assert isinstance(config.model, ModelConfig)
-    texts = read_texts(config.data)
+    (train_texts, train_labels), (eval_texts, eval_labels), label_names = read_texts(config.data)
     vocabulary, *affixes = (
-        Vocabulary.of(texts.train.texts, config.data.min_frequency, letters=letters)
+        Vocabulary.of(train_texts, config.data.min_frequency, letters=letters)
         for letters in (ALL_LETTERS, *affix_letters(config.data))
     )
     max_length = config.data.bucket_lengths[-1]
 
-    def encode(split: TextSplit) -> LabelledTexts:
-        return LabelledTexts(split.texts, split.labels, vocabulary, max_length, affixes)
-
-    train, evaluation = encode(texts.train), encode(texts.evaluation)
-    model = make_model(config.model, [vocabulary, *affixes], len(texts.label_names))
+    train = LabelledTexts(train_texts, train_labels, vocabulary, max_length, affixes)
+    evaluation = LabelledTexts(eval_texts, eval_labels, vocabulary, max_length, affixes)
+    model = make_model(config.model, [vocabulary, *affixes], len(label_names))
     return Task(
         train=train,
         evaluation=evaluation,
@@ -44,8 +96,8 @@ def make_task(config: Config) -> Task:
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=classifier_metrics,
         best_metric='accuracy',
-        facts={
-            'label_names': list(texts.label_names),
+        resume_facts={
+            'label_names': list(label_names),
             'vocabulary': list(vocabulary.words),
             'affixes': [list(part.words) for part in affixes],
             'training_data': train.fingerprint(),
@@ -54,7 +106,7 @@ def make_task(config: Config) -> Task:
         files={'vocabulary.txt': vocabulary.file_text()},
         summary=(
             f'{len(train)} training and {len(evaluation)} evaluation examples, '
-            f'{len(texts.label_names)} classes, {len(vocabulary)} word ids, '
+            f'{len(label_names)} classes, {len(vocabulary)} word ids, '
             f'{train.num_truncated + evaluation.num_truncated} texts cut to {max_length} ids'
         ),
     )
@@ -69,7 +121,7 @@ def affix_letters(data: DataConfig) -> list[slice]:
 
 
 def make_model(
-    knobs: ModelConfig, vocabularies: Sequence[Sized], num_classes: int
+    options: ModelConfig, vocabularies: Sequence[Sized], num_classes: int
 ) -> TextClassifier:
     """The model of a config, for words and affixes, and a number of classes."""
     vocab_size, *affix_sizes = map(len, vocabularies)
@@ -77,33 +129,33 @@ def make_model(
         vocab_size=vocab_size,
         affix_sizes=tuple(affix_sizes),
         num_classes=num_classes,
-        embedding_size=knobs.embedding_size,
-        hidden_size=knobs.hidden_size,
-        word_dropout=knobs.word_dropout,
-        embedding_dropout=knobs.embedding_dropout,
-        dropout=knobs.dropout,
+        embedding_size=options.embedding_size,
+        hidden_size=options.hidden_size,
+        word_dropout=options.word_dropout,
+        embedding_dropout=options.embedding_dropout,
+        dropout=options.dropout,
         unk_id=UNK,
         first_word_id=FIRST_WORD,
-        dtype=jnp.dtype(knobs.compute_dtype),
-        remat=knobs.remat,
+        dtype=jnp.dtype(options.compute_dtype),
+        remat=options.remat,
     )
 
 
-def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
+def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
     """Labels with their probabilities, and how much attention each word got."""
     assert isinstance(config.model, ModelConfig)
     assert isinstance(config.data, DataConfig)
-    vocabulary, labels = Vocabulary(facts['vocabulary']), facts['label_names']
+    vocabulary, labels = Vocabulary(resume_facts['vocabulary']), resume_facts['label_names']
     affixes = [
         Vocabulary(words, letters=letters)
-        for words, letters in zip(facts['affixes'], affix_letters(config.data), strict=True)
+        for words, letters in zip(resume_facts['affixes'], affix_letters(config.data), strict=True)
     ]
     width = config.data.bucket_lengths[-1]
     model = make_model(config.model, [vocabulary, *affixes], len(labels))
 
     def encode(texts: list[str]) -> dict[str, np.ndarray]:
         if empty := next((n for n, text in enumerate(texts, 1) if not text.strip()), 0):
-            raise BadInput(f'text {empty}: expected some text')
+            raise UserError(f'text {empty}: expected some text')
         split = LabelledTexts(texts, np.zeros(len(texts)), vocabulary, width, affixes)
         return split.batch(np.arange(len(texts)), width)
 
@@ -130,30 +182,55 @@ def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
     return Predictor(classifier_init(model, len(affixes)), encode, apply, show)
 
 
-def read_texts(data: DataConfig) -> TextDataset:
-    """The data set that a config names."""
-    if data.source == 'tfds':
-        return tfds_source.read_tfds(
-            data.name,
-            data.train,
-            data.evaluation,
-            data.text_features,
-            data.label_feature,
-            data.data_dir,
-        )
-    if data.source == 'files':
-        return text_files.read_text_files(
-            data.train, data.evaluation, data.text_features, data.label_feature
-        )
-    try:
-        train, evaluation = reviews.make_reviews(data.num_train, data.num_eval)
-    except ValueError as error:
-        raise BadInput(f'config.data.num_train = {data.num_train}: {error}') from error
-    return TextDataset(
-        TextSplit(train[0], np.array(train[1], np.int32)),
-        TextSplit(evaluation[0], np.array(evaluation[1], np.int32)),
-        reviews.LABEL_NAMES,
+LabelledSplit = tuple[list[str], np.ndarray]  # N texts, and int32[N] indices of their labels
+
+
+def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[str, ...]]:
+    """Returns the training split, the evaluation split and the label names of a config.
+
+    Labels that the source does not declare are those of the training split, sorted as numbers if
+    all of them are, otherwise as text.
+    """
+    if data.source == 'reviews':
+        try:
+            splits = reviews.make_reviews(data.num_train, data.num_eval)
+        except ValueError as error:
+            raise UserError(f'config.data.num_train = {data.num_train}: {error}') from error
+        train, evaluation = ((texts, np.array(labels, np.int32)) for texts, labels in splits)
+        return train, evaluation, reviews.LABEL_NAMES
+    train_rows, eval_rows = (
+        read_rows(data, split, data.text_features, data.label_feature)
+        for split in (data.train, data.evaluation)
     )
+    label_names = train_rows.classes or sorted_labels(set(train_rows.labels))
+    if len(label_names) == 1:
+        raise UserError(
+            f'{data.train}: only label {brief.repr(label_names[0])}, expected two or more'
+        )
+    return labelled(train_rows, label_names), labelled(eval_rows, label_names), label_names
+
+
+def sorted_labels(labels: set[str]) -> tuple[str, ...]:
+    """Sorts labels as numbers if all of them are, otherwise as text."""
+    try:
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    except ValueError:
+        return tuple(sorted(labels))
+
+
+def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
+    """Joins the text features of each row and numbers its label.
+
+    Raises UserError for a row without any text, or with a label that is not among `label_names`.
+    """
+    index = {name: position for position, name in enumerate(label_names)}
+    for position, (texts, label) in enumerate(zip(rows.texts, rows.labels, strict=True)):
+        if not any(texts):
+            raise UserError(f'{rows.place(position)}: expected some text')
+        if label not in index:
+            raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
+    joined = [f' {SEPARATOR} '.join(texts) for texts in rows.texts]
+    return joined, np.array([index[label] for label in rows.labels], np.int32)
 
 
 def inputs(rows: Batch) -> dict[str, Any]:

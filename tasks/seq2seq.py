@@ -1,5 +1,6 @@
 """Sequence to sequence: from one text another, by an encoder-decoder with scheduled sampling."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs.schema import Config
-from configs.sections import PairsConfig, Seq2SeqConfig
-from input_pipeline import addition, text_files, tfds_source
-from input_pipeline.examples import PairDataset, PairSplit
-from input_pipeline.pairs import EncodedPairs, encode_sources
+from configs import schema
+from configs.schema import Check, Config, at_least, fraction, one_of, option
+from errors import UserError
+from input_pipeline import addition
+from input_pipeline.examples import read_rows
+from input_pipeline.pairs import EncodedPairs, PairDataset, PairSplit, encode_sources
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.seq2seq import Seq2Seq
 from tasks.task import Batch, Predictor, Rngs, Sums, Task
@@ -20,11 +22,76 @@ from tasks.task import Batch, Predictor, Rngs, Sums, Task
 SAMPLES = 5  # examples shown at each evaluation
 
 
+def probability() -> Check:
+    """Expects a probability, certainty included."""
+    return lambda value: 0 <= value <= 1, 'a number in [0, 1]'
+
+
+def digit_counts() -> Check:
+    """Expects the digits of two operands."""
+
+    def ok(value: tuple[int, ...]) -> bool:
+        whole = all(type(n) is int for n in value)
+        return whole and len(value) == 2 and 1 <= value[0] <= value[1] <= 4
+
+    return ok, 'two whole numbers from 1 to 4, the smaller first, such as (2,3)'
+
+
+@dataclasses.dataclass
+class DataConfig(schema.DataConfig):
+    """What the encoder-decoder reads: pairs of a source and a target text."""
+
+    source: str = option(
+        'addition', 'where the pairs come from', one_of('addition', 'tfds', 'files')
+    )
+    source_feature: str = option('source', 'tfds, files: feature or column with the source text')
+    target_feature: str = option('target', 'tfds, files: feature or column with the target text')
+    unit: str = option('character', 'tfds, files: what a token is', one_of('character', 'word'))
+    min_frequency: int = option(
+        1, 'tfds, files: tokens seen less often in the training split are unknown', at_least(1)
+    )
+    too_long: str = option(
+        'error', 'tfds, files: a side longer than the last bucket', one_of('error', 'cut')
+    )
+    operand_digits: tuple[int, ...] = option(
+        (2, 3), 'addition: digits of the smaller and of the larger operand', digit_counts()
+    )
+    num_train: int = option(85_000, 'addition: training pairs', at_least(1))
+    num_eval: int = option(5_000, 'addition: evaluation pairs, none in training', at_least(1))
+    split_seed: int = option(0, 'addition: which pairs are held out', at_least(0))
+
+
+@dataclasses.dataclass
+class ModelConfig(schema.ModelConfig):
+    """The encoder-decoder (model/seq2seq.py)."""
+
+    embedding_size: int = option(32, 'size of a token embedding', at_least(1))
+    hidden_size: int = option(128, 'size of the encoder and of the decoder', at_least(1))
+    word_dropout: float = option(
+        0.0, 'probability that a source token is replaced by the unknown token', fraction()
+    )
+    embedding_dropout: float = option(0.0, 'dropout after the source embedding', fraction())
+    dropout: float = option(0.0, 'dropout before the logits', fraction())
+    forcing: str = option(
+        'constant',
+        'schedule by which the probability of feeding the true token falls over training steps',
+        one_of('constant', 'linear', 'inverse_sigmoid'),
+    )
+    forcing_floor: float = option(
+        1.0, 'probability of feeding the true token that the schedule ends at', probability()
+    )
+    forcing_steps: int = option(
+        1000,
+        'linear: steps from 1 to the floor; inverse_sigmoid: k, one half after k ln k steps',
+        at_least(1),
+    )
+
+
 def make_task(config: Config) -> Task:
-    """The encoder-decoder task of a config. Raises BadInput for data that can not be read."""
-    data, knobs = config.data, config.model
-    assert isinstance(data, PairsConfig)
-    assert isinstance(knobs, Seq2SeqConfig)
+    """The encoder-decoder task of a config. Raises UserError for data that can not be read."""
+    data, options = config.data, config.model
+    assert isinstance(data, DataConfig)
+    assert isinstance(options, ModelConfig)
     pairs = read_pairs(data)
     source = Vocabulary.of(pairs.train.sources, data.min_frequency, data.unit)
     target = Vocabulary.of(pairs.train.targets, data.min_frequency, data.unit)
@@ -34,17 +101,17 @@ def make_task(config: Config) -> Task:
         return EncodedPairs(split, source, target, max_length, data.too_long == 'cut')
 
     train, evaluation = encode(pairs.train), encode(pairs.evaluation)
-    model = make_model(knobs, len(source), len(target))
+    model = make_model(options, len(source), len(target))
     return Task(
         train=train,
         evaluation=evaluation,
         init=seq2seq_init(model),
-        loss_sums=seq2seq_loss_sums(model, forcing_schedule(knobs)),
+        loss_sums=seq2seq_loss_sums(model, forcing_schedule(options)),
         eval_sums=seq2seq_eval_sums(model),
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=seq2seq_metrics,
         best_metric='exact_match',
-        facts={
+        resume_facts={
             'source_vocabulary': list(source.words),
             'target_vocabulary': list(target.words),
             'training_data': train.fingerprint(),
@@ -63,54 +130,58 @@ def make_task(config: Config) -> Task:
     )
 
 
-def read_pairs(data: PairsConfig) -> PairDataset:
-    """The pairs that a config names."""
-    if data.source == 'tfds':
-        return tfds_source.read_tfds_pairs(
-            data.name,
-            data.train,
-            data.evaluation,
-            data.source_feature,
-            data.target_feature,
-            data.data_dir,
+def read_pairs(data: DataConfig) -> PairDataset:
+    """Reads the pairs that a config names. Raises UserError for a pair with an empty side."""
+    if data.source == 'addition':
+        return addition.make_additions(
+            data.operand_digits,
+            data.num_train,
+            data.num_eval,
+            data.split_seed,
+            data.bucket_lengths[-1],
         )
-    if data.source == 'files':
-        return text_files.read_pair_files(
-            data.train, data.evaluation, data.source_feature, data.target_feature
-        )
-    return addition.make_additions(data)
+    features = (data.source_feature, data.target_feature)
+    splits = []
+    for split in (data.train, data.evaluation):
+        rows = read_rows(data, split, features)
+        for position, pair in enumerate(rows.texts):
+            if not all(pair):
+                empty = features[pair.index('')]
+                raise UserError(f'{rows.place(position)}: {empty!r} is empty, expected some text')
+        splits.append(PairSplit.of(rows.texts))
+    return PairDataset(*splits)
 
 
-def make_model(knobs: Seq2SeqConfig, source_size: int, target_size: int) -> Seq2Seq:
+def make_model(options: ModelConfig, source_size: int, target_size: int) -> Seq2Seq:
     """The model of a config, for vocabularies of these sizes."""
     return Seq2Seq(
         source_vocab_size=source_size,
         target_vocab_size=target_size,
-        embedding_size=knobs.embedding_size,
-        hidden_size=knobs.hidden_size,
-        word_dropout=knobs.word_dropout,
-        embedding_dropout=knobs.embedding_dropout,
-        dropout=knobs.dropout,
+        embedding_size=options.embedding_size,
+        hidden_size=options.hidden_size,
+        word_dropout=options.word_dropout,
+        embedding_dropout=options.embedding_dropout,
+        dropout=options.dropout,
         pad_id=PAD,
         unk_id=UNK,
         bos_id=BOS,
         eos_id=EOS,
         first_word_id=FIRST_WORD,
-        dtype=jnp.dtype(knobs.compute_dtype),
-        remat=knobs.remat,
+        dtype=jnp.dtype(options.compute_dtype),
+        remat=options.remat,
     )
 
 
-def make_predictor(config: Config, facts: dict[str, Any]) -> Predictor:
+def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
     """Greedily decoded texts."""
-    data, knobs = config.data, config.model
-    assert isinstance(data, PairsConfig)
-    assert isinstance(knobs, Seq2SeqConfig)
+    data, options = config.data, config.model
+    assert isinstance(data, DataConfig)
+    assert isinstance(options, ModelConfig)
     source, target = (
-        Vocabulary(facts[f'{side}_vocabulary'], data.unit) for side in ('source', 'target')
+        Vocabulary(resume_facts[f'{side}_vocabulary'], data.unit) for side in ('source', 'target')
     )
     width = data.bucket_lengths[-1]
-    model = make_model(knobs, len(source), len(target))
+    model = make_model(options, len(source), len(target))
 
     def encode(texts: list[str]) -> dict[str, np.ndarray]:
         # Where training had rare units, it has learned what an unknown one looks like.
@@ -137,20 +208,20 @@ def seq2seq_init(model: Seq2Seq) -> Callable[[jax.Array], Any]:
     return init
 
 
-def forcing_schedule(knobs: Seq2SeqConfig) -> Callable[[jax.Array], jax.Array] | None:
+def forcing_schedule(options: ModelConfig) -> Callable[[jax.Array], jax.Array] | None:
     """step -> probability float32[] of teacher forcing; None where it is always 1.
 
     The decays of Bengio et al. (2015): 1 - step / steps, and k / (k + exp(step / k)).
     """
-    floor, steps = knobs.forcing_floor, knobs.forcing_steps
+    floor, steps = options.forcing_floor, options.forcing_steps
     if floor == 1.0:
         return None
 
     def probability(step: jax.Array) -> jax.Array:
         progress = step.astype(jnp.float32) / steps
-        if knobs.forcing == 'constant':
+        if options.forcing == 'constant':
             return jnp.float32(floor)
-        if knobs.forcing == 'linear':
+        if options.forcing == 'linear':
             return jnp.maximum(floor, 1 - progress)
         return jnp.maximum(floor, steps / (steps + jnp.exp(progress)))
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from input_pipeline.batches import Examples
 
-Batch = dict[str, jax.Array]
-Rngs = dict[str, jax.Array]
-Sums = dict[str, jax.Array]
+Batch = dict[str, jax.Array]  # every array [B, ...]
+Rngs = dict[str, jax.Array]  # Linen's, by stream
+Sums = dict[str, jax.Array]  # float32[] sums over examples
+Params = Any  # a tree of arrays, as Linen makes it
 
 
 def nothing_to_show(_: Any) -> list[str]:
@@ -36,7 +37,9 @@ class Task:
     sum_names: tuple[str, ...]  # the names of the loss sums, sorted
     metrics: Callable[[dict[str, float]], dict[str, float]]  # totals of either sums -> metrics
     best_metric: str  # evaluation metric, larger is better, by which checkpoints are kept
-    facts: dict[str, Any]  # JSON that goes into every checkpoint and may not change on resume
+    resume_facts: dict[str, Any]
+    """JSON that goes into every checkpoint, must not change on resume, and lets `make_predictor`
+    work without the data."""
     files: dict[str, str]  # name -> text of files in the workdir, for people and tools
     summary: str  # one line for the start of the log
     samples: Callable[[Any], list[str]] = nothing_to_show
@@ -49,6 +52,6 @@ class Predictor:
 
     init: Callable[[jax.Array], Any]  # key -> parameters
     encode: Callable[[list[str]], dict[str, np.ndarray]]
-    """N texts -> arrays [N, ...]. Raises BadInput for a text that can not be predicted from."""
+    """N texts -> arrays [N, ...]. Raises UserError for a text that can not be predicted from."""
     apply: Callable[[Any, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
     show: Callable[[Any, int], dict[str, Any]]  # (these arrays on the host, row) -> JSON

@@ -15,8 +15,8 @@ from jax.sharding import AxisType, Mesh
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.classifier import TextClassifier
-from training import backend
-from training.layout import DATA, Layout
+from runtime import backend
+from training.mesh import DATA, Layout
 
 VOCAB_SIZE = 30
 

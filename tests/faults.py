@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from runtime.preemption import EXIT_CODE
 from tests import runs
-from training.preemption import EXIT_CODE
 
 CONFIGS = [
     'configs/reviews.py',

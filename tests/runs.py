@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from training import ledger_files
+from runtime import ledger_files
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILED = tempfile.mkdtemp(prefix='keyfold-compiled-')  # shared by the processes of one session

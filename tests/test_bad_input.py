@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 import train
-from configs import addition, command_line, reviews, schema
-from configs.schema import BadInput, Config, from_dict, knobs, to_dict
+from configs import addition, reviews, schema
+from configs.schema import Config, from_dict, options, to_dict
+from errors import UserError
+from runtime import command_line
 from tests import runs
 from training.optimizer import make_schedule
 
@@ -77,13 +79,13 @@ def test_mistake_on_the_command_line_is_one_line_and_exit_code_2(
 def test_workdir_that_is_a_file_or_not_writable_or_missing_is_refused(tmp_path: Path) -> None:
     file = tmp_path / 'file'
     file.write_text('precious')
-    with pytest.raises(BadInput, match=f'{file} is a file'):
+    with pytest.raises(UserError, match=f'{file} is a file'):
         command_line.usable_workdir(str(file))
-    with pytest.raises(BadInput, match=f'{file} is a file'):
+    with pytest.raises(UserError, match=f'{file} is a file'):
         command_line.usable_workdir(str(file / 'run'))
-    with pytest.raises(BadInput, match='can not write in /proc'):
+    with pytest.raises(UserError, match='can not write in /proc'):
         command_line.usable_workdir('/proc/run')
-    with pytest.raises(BadInput, match='expected the folder'):
+    with pytest.raises(UserError, match='expected the folder'):
         command_line.usable_workdir(None)
     assert file.read_text() == 'precious'
     assert command_line.usable_workdir(str(tmp_path / 'a' / 'b')) == epath.Path(tmp_path / 'a/b')
@@ -117,7 +119,7 @@ def test_value_that_makes_no_sense_is_named_with_what_would(field: str, value: o
     for section in sections:
         part = getattr(part, section)
     setattr(part, name, value)
-    with pytest.raises(BadInput) as refused:
+    with pytest.raises(UserError) as refused:
         schema.check(config)
     assert str(refused.value).startswith(f'config.{field} = {value!r}: expected ')
     assert '\n' not in str(refused.value)
@@ -125,21 +127,21 @@ def test_value_that_makes_no_sense_is_named_with_what_would(field: str, value: o
 
 def test_number_of_shards_is_a_power_of_two(tmp_path: Path) -> None:
     config = dataclasses.replace(reviews.get_config(), num_shards=24, batch_size=48)
-    with pytest.raises(BadInput, match='num_shards = 24: expected a power of two'):
+    with pytest.raises(UserError, match='num_shards = 24: expected a power of two'):
         train.train(config, epath.Path(tmp_path))
 
 
 def test_pinned_environment_can_not_be_changed_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_autotune_level=4')
-    with pytest.raises(BadInput, match='XLA_FLAGS: found --xla_gpu_autotune_level=4, expected'):
+    with pytest.raises(UserError, match='XLA_FLAGS: found --xla_gpu_autotune_level=4, expected'):
         train.backend.prepare(8)
     monkeypatch.setenv('PJRT_NPROC', '2')
-    with pytest.raises(BadInput, match='PJRT_NPROC = 2: expected at least 8'):
+    with pytest.raises(UserError, match='PJRT_NPROC = 2: expected at least 8'):
         train.backend.prepare(8)
 
 
 KNOBS = {
-    file: [name for name, _, _ in knobs(config)]
+    file: [name for name, _, _ in options(config)]
     for file, config in (
         ('configs/reviews.py', reviews.get_config()),
         ('configs/addition.py', addition.get_config()),  # seq2seq
@@ -172,7 +174,7 @@ def test_any_value_of_any_knob_is_accepted_or_refused_in_one_line(
         try:
             command_line.parse_flags(argv)
             config = command_line.loaded_config(holder)
-        except BadInput as error:
+        except UserError as error:
             print(f'error: {error}', file=told)
         except SystemExit as end:
             code = end.code

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import data, loop, recurrence, start, step
 from benchmarks.common import Row
 from configs.schema import Config
-from configs.sections import ModelConfig
+from tasks.classification import ModelConfig
 from tests import runs
 from tests.test_resume import small_config
 

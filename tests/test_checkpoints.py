@@ -14,11 +14,11 @@ import optax
 import pytest
 from etils import epath
 
-from configs.schema import BadInput
-from training import checkpoints, keys, state
-from training.checkpoints import Checkpoints
+from errors import SaveFailed, UserError
+from runtime import checkpoints
+from runtime.checkpoints import Checkpoints
+from training import keys, state
 from training.state import TrainState, abstract_state
-from training.storage import NotSaved
 
 # Orbax leaves coroutines of a failed read behind, which complain when they are collected.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -101,7 +101,7 @@ def test_checkpoint_is_told_of_when_it_is_committed_and_never_if_that_fails(
     keeper.save(small_state(layout(2), 3), HEADER, None)
     wait(keeper)
     assert keeper.check() == 2
-    with pytest.raises(NotSaved):
+    with pytest.raises(SaveFailed):
         keeper.close()
 
 
@@ -158,7 +158,7 @@ def test_another_model_is_refused_and_no_checkpoint_is_moved(saved: Any) -> None
     keeper = Checkpoints(epath.Path(workdir), keep_newest=2, keep_best=0, metric='accuracy')
     target = abstract_state(lambda _: small_state(layout, 0), 'rbg', layout)
     target.params['kernel'] = jax.ShapeDtypeStruct((20, 31), jnp.float32)
-    with pytest.raises(BadInput, match=r'kernel.* was float32\[20, 30\], is float32\[20, 31\]'):
+    with pytest.raises(UserError, match=r'kernel.* was float32\[20, 30\], is float32\[20, 31\]'):
         keeper.restore(target)
     assert keeper.steps() == [1, 2]
     keeper.close()
@@ -169,4 +169,4 @@ def test_changed_description_is_noticed(saved: Any) -> None:
     path = workdir / 'checkpoints' / '2' / 'run' / 'metadata'
     path.write_text(path.read_text().replace('good', 'gold'))
     with pytest.raises(ValueError, match='not as written'):
-        checkpoints.read_header(epath.Path(path.parent.parent))
+        checkpoints.read_record(epath.Path(path.parent.parent))

@@ -63,7 +63,7 @@ def write_run(
         name = f'{part["step"][0]:09d}-{part["step"][-1]:09d}.npy'
         np.save(workdir / 'ledger' / name, part, allow_pickle=False)
     common = {'root_key': '0' * 16, 'state_fingerprint': f'{made["parameters"][-1]:064x}'}
-    header = {
+    run_record = {
         'config': {'seed': 0, 'optimizer.learning_rate': 0.001, 'batch_size': 64, **(config or {})},
         'task': {'vocabulary': [f'w{index}' for index in range(20)], 'training_data': 'ab' * 32},
         'manifest': {
@@ -78,18 +78,18 @@ def write_run(
     }
     run = workdir / 'checkpoints' / str(steps) / 'run'
     run.mkdir(parents=True)
-    (run / 'metadata').write_text(json.dumps(header))
+    (run / 'metadata').write_text(json.dumps(run_record))
     facts = {'step': steps, 'eval': {'loss': 0.5}, **common, 'device_count': 8, **summary}
     (workdir / 'summary.json').write_text(json.dumps(facts))
     return workdir
 
 
 def rewrite(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the header of a run's checkpoint."""
+    """Changes the run_record of a run's checkpoint."""
     (path,) = run.glob('checkpoints/*/run/metadata')
-    header = json.loads(path.read_text())
-    change(header)
-    path.write_text(json.dumps(header))
+    run_record = json.loads(path.read_text())
+    change(run_record)
+    path.write_text(json.dumps(run_record))
 
 
 @pytest.fixture
@@ -242,12 +242,12 @@ def test_a_run_that_is_not_finished_is_compared_by_its_ledger(
 def test_every_circumstance_is_named(tmp_path: Path, compared: Callable[..., Any]) -> None:
     a, b = write_run(tmp_path / 'a', rows()), write_run(tmp_path / 'b', rows())
 
-    def change(header: dict[str, Any]) -> None:
-        header['config']['optimizer.learning_rate'] = 0.002
-        header['task']['vocabulary'][7:] = ['new']
-        header['manifest']['versions']['jax'] = '1.1'
-        header['manifest']['xla_flags'] = '--some_flag=1'
-        header['manifest']['overrides'] = ['batch_size: 32 -> 64']
+    def change(run_record: dict[str, Any]) -> None:
+        run_record['config']['optimizer.learning_rate'] = 0.002
+        run_record['task']['vocabulary'][7:] = ['new']
+        run_record['manifest']['versions']['jax'] = '1.1'
+        run_record['manifest']['xla_flags'] = '--some_flag=1'
+        run_record['manifest']['overrides'] = ['batch_size: 32 -> 64']
 
     rewrite(b, change)
     code, told = compared(a, b)
@@ -362,7 +362,7 @@ def test_bad_arguments_are_one_line(tmp_path: Path, compared: Callable[..., Any]
 def test_runs_of_different_models_are_refused(tmp_path: Path, compared: Callable[..., Any]) -> None:
     a, b = write_run(tmp_path / 'a', rows()), write_run(tmp_path / 'b', rows())
     wide = {".params['embedding']": 'float32[20, 16]'}
-    rewrite(b, lambda header: header['manifest']['structure'].update(wide))
+    rewrite(b, lambda run_record: run_record['manifest']['structure'].update(wide))
     code, told = compared(a, b)
     assert code == 2
     assert ".params['embedding'] is float32[20, 8] in one, float32[20, 16] in the other" in told
@@ -407,7 +407,7 @@ runpy.run_path('train.py', run_name='__main__')
 
 @pytest.fixture(scope='module')
 def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """(name, devices=2, program=..., knob=value, ...) -> the workdir of a run on files."""
+    """(name, devices=2, program=..., option=value, ...) -> the workdir of a run on files."""
     folder = tmp_path_factory.mktemp('planted')
     rng = np.random.default_rng(0)
     words = [' '.join(f'w{word}' for word in rng.integers(0, 30, 12)) for _ in range(96)]
@@ -422,7 +422,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         devices: int = 2,
         data: str = 'train',
         program: str = '',
-        **knobs: Any,
+        **options: Any,
     ) -> Path:
         common = {
             'num_steps': 6,
@@ -433,7 +433,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             'data__evaluation': str(folder / 'train.tsv'),
             'data__bucket_lengths': '(16,)',
         }
-        python, script, *rest = runs.command(folder / name, **common | knobs)
+        python, script, *rest = runs.command(folder / name, **common | options)
         command = [python, *(['-c', program] if program else [script]), *rest, *flags]
         done = subprocess.run(
             command, cwd=runs.ROOT, env=runs.environment(devices), capture_output=True, text=True

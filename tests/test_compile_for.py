@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from configs.schema import BadInput
+from errors import UserError
 from model.classifier import TextClassifier
 from tasks.classification import classifier_init, classifier_sums
 from tests import runs
 from tools import compile_for, compiled, slices
 from tools.compiled import Collective, collectives, compile_program, with_origins
 from training import keys
-from training.layout import Layout, make_mesh
-from training.step import make_gradient, on_mesh, reduce_over_devices
+from training.mesh import Layout, make_mesh
+from training.step import jit_on_mesh, make_gradient, reduce_over_devices
 
 MakeLayout = Callable[..., Layout]
 MakeClassifier = Callable[..., TextClassifier]
@@ -93,7 +93,7 @@ def check_report(report: str, devices: int) -> None:
     )
     padded = -(-(parameters + 4) // (1024 * devices)) * 1024 * devices
     assert sorted((*row[:2], int(row[2].replace(',', '')), *row[3:]) for row in found) == [
-        ('evaluation', 'all-gather', 16 * devices, 'all_gather', 'reduce_few, training/step.py'),
+        ('evaluation', 'all-gather', 16 * devices, 'all_gather', 'reduce_scalars, training/step.py'),
         ('gradient', 'all-gather', 4 * padded, 'all_gather', 'gathered, training/reduction.py'),
         ('gradient', 'all-reduce', 8, 'psum', 'make_gradient, training/step.py'),
         ('gradient', 'all-to-all', 4 * padded, 'all_to_all', SUM),
@@ -176,7 +176,7 @@ def test_bits_of_the_sum_are_gathered_as_whole_numbers(
 ) -> None:
     """On many chips the compiler makes a small all-gather an all-reduce, which adds zeros."""
     layout = tpu_layout(topology)
-    program = on_mesh(
+    program = jit_on_mesh(
         lambda x: reduce_over_devices(x, layout), layout, in_specs=(P('data'),), out_specs=P()
     )
     x = jax.ShapeDtypeStruct((layout.mesh.size,), jnp.float32, sharding=layout.sharded)
@@ -196,7 +196,7 @@ def test_bits_of_the_sum_are_gathered_as_whole_numbers(
 def test_sum_takes_little_more_memory_than_its_vector(tpu_layout: MakeLayout) -> None:
     """With the vector shaped before it is cut, as [P/2, 2], it took 64 times as much."""
     layout = tpu_layout('v5e:4x4')
-    program = on_mesh(
+    program = jit_on_mesh(
         lambda tree: reduce_over_devices(tree, layout), layout, in_specs=P(), out_specs=P()
     )
     shapes = {'embedding': (4_100, 300), 'head': (256, 2), 'hidden': (512, 256)}
@@ -210,7 +210,7 @@ def test_sum_takes_little_more_memory_than_its_vector(tpu_layout: MakeLayout) ->
 
 @pytest.mark.parametrize('topology', ['v5e', 'v5e:3x3', 'v4:4x4', 'v9:2x2', 'cpu:0', 'cpu:x', ''])
 def test_unknown_topology_is_refused_with_all_that_are_known(topology: str) -> None:
-    with pytest.raises(BadInput, match=r'v4: 2x2x1.*v5e: 1x1.*16x16; .*cpu:DEVICES') as refused:
+    with pytest.raises(UserError, match=r'v4: 2x2x1.*v5e: 1x1.*16x16; .*cpu:DEVICES') as refused:
         slices.check(topology)
     assert f'--topology={topology}: ' in str(refused.value)
 
@@ -218,7 +218,7 @@ def test_unknown_topology_is_refused_with_all_that_are_known(topology: str) -> N
 def test_missing_libtpu_is_told_with_what_installs_it() -> None:
     with (
         mock.patch.object(importlib.util, 'find_spec', return_value=None),
-        pytest.raises(BadInput, match=r'libtpu.*make setup ACCELERATOR=tpu.*jax\[tpu\]'),
+        pytest.raises(UserError, match=r'libtpu.*make setup ACCELERATOR=tpu.*jax\[tpu\]'),
     ):
         slices.check('v5e:4x4')
     slices.check('cpu:8')
@@ -312,7 +312,7 @@ def test_matrix_products_count_as_often_as_they_run(layout: MakeLayout) -> None:
 
         return jax.lax.scan(jax.checkpoint(body), x, None, length=5)[0]
 
-    program = on_mesh(device_program, layout(4), in_specs=(P('data'),), out_specs=P('data'))
+    program = jit_on_mesh(device_program, layout(4), in_specs=(P('data'),), out_specs=P('data'))
     x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
     assert compile_program(program, x).flops == 5 * 2 * (8 // 4) * 16 * 16
 

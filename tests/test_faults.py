@@ -18,13 +18,14 @@ import pytest
 from etils import epath
 
 import train
-from configs.schema import BadInput
+from errors import UserError
+from runtime import lock
+from runtime.preemption import EXIT_CODE
 from tasks import classification
 from tests import faults, runs
 from tests.test_resume import small_config
 from tools import replay
-from training import lock, nonfinite
-from training.preemption import EXIT_CODE
+from training import nonfinite
 
 BOOT = lock.identity(os.getpid()).split()[1]
 LONG = {'num_steps': 4000, 'checkpoint_every': 3000, 'eval_every': 4000, 'log_every': 50}
@@ -128,13 +129,13 @@ def workdir(tmp_path: Path) -> epath.Path:
 
 
 def test_second_run_in_a_workdir_is_refused_while_the_first_lives(workdir: epath.Path) -> None:
-    with lock.only_run_in(workdir):
+    with lock.exclusive_workdir(workdir):
         told = rf'process {os.getpid()} on .* is at work in it'
-        with pytest.raises(BadInput, match=told), lock.only_run_in(workdir):
+        with pytest.raises(UserError, match=told), lock.exclusive_workdir(workdir):
             pass
         assert (workdir / 'lock.json').exists()
     assert not workdir.parent.exists()
-    with lock.only_run_in(workdir):
+    with lock.exclusive_workdir(workdir):
         (workdir / 'kept').write_text('')
     assert [path.name for path in workdir.iterdir()] == ['kept']
 
@@ -154,10 +155,10 @@ def test_dead_owner_does_not_hold_a_workdir(
     whole = {'id': 'x', 'host': socket.gethostname(), 'process': '1 boot 5', 'renewed': time.time()}
     (workdir / 'lock.json').write_text(json.dumps(whole | owner))
     if refused:
-        with pytest.raises(BadInput, match='is at work in it'), lock.only_run_in(workdir):
+        with pytest.raises(UserError, match='is at work in it'), lock.exclusive_workdir(workdir):
             pass
     else:
-        with lock.only_run_in(workdir):
+        with lock.exclusive_workdir(workdir):
             pass
 
 
@@ -173,10 +174,10 @@ def test_owner_on_another_machine_is_watched_until_it_renews_or_its_lease_is_ove
     renewal = threading.Timer(0.2, lock.write, (workdir / 'lock.json', owner))
     if alive:
         renewal.start()
-        with pytest.raises(BadInput, match='process 7 on '), lock.only_run_in(workdir):
+        with pytest.raises(UserError, match='process 7 on '), lock.exclusive_workdir(workdir):
             pass
     else:
-        with lock.only_run_in(workdir):
+        with lock.exclusive_workdir(workdir):
             pass
 
 
@@ -199,7 +200,7 @@ def test_zombie_does_not_hold_a_workdir(workdir: epath.Path) -> None:
 def test_damaged_lock_holds_nothing(workdir: epath.Path, text: str) -> None:
     workdir.mkdir(parents=True)
     (workdir / 'lock.json').write_text(text)
-    with lock.only_run_in(workdir):
+    with lock.exclusive_workdir(workdir):
         pass
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from configs.command_line import Arguments
-from configs.schema import Config, knobs
-from configs.sections import PairsConfig, Seq2SeqConfig
+from configs.schema import Config, options
+from runtime.command_line import Arguments
+from tasks.seq2seq import DataConfig as PairsConfig
+from tasks.seq2seq import ModelConfig as Seq2SeqConfig
 from tests import runs
 from tools import knob_table
 
@@ -67,6 +68,6 @@ def test_page_of_config_fields_is_what_configs_declares() -> None:
     configs = [Config()]
     configs.append(Config(data=PairsConfig(), model=Seq2SeqConfig()))  # seq2seq
     for config in configs:
-        for name, default, field in knobs(config):
+        for name, default, field in options(config):
             free = 'free |' if field.metadata['free'] else ' |'
             assert (f'| `{name}`', f'`{default!r}`', free) in written

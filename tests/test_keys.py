@@ -17,16 +17,16 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs.schema import Config
-from configs.sections import DataConfig, OptimizerConfig
+from configs.schema import Config, OptimizerConfig
 from input_pipeline.batches import batch_order, train_batches
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.vocabulary import FIRST_WORD, UNK
 from model.classifier import TextClassifier
 from model.dropout import Dropout, WordDropout, levels
 from tasks import classification
+from tasks.classification import DataConfig
 from training import keys
-from training.layout import DATA, Layout
+from training.mesh import DATA, Layout
 from training.optimizer import make_optimizer, make_schedule
 from training.state import make_create_state
 from training.step import make_gradient, make_train_step
@@ -384,4 +384,4 @@ def test_processes_together_read_the_same_batch(
 def test_one_process_reads_all_rows_on_any_number_of_devices(
     layout: MakeLayout, devices: int
 ) -> None:
-    assert layout(devices).own_rows(32) == slice(0, 32)
+    assert layout(devices).process_rows(32) == slice(0, 32)

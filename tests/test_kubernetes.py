@@ -11,15 +11,13 @@ import yaml
 from absl import flags
 
 import train
-from configs.schema import BadInput
+from errors import NonFinite, SaveFailed, UserError
 from launch import local_pod
-from training import lock, preemption
-from training.nonfinite import NonFinite
-from training.storage import NotSaved
+from runtime import lock, preemption
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'launch' / 'k8s').glob('*.yaml'))
-MENDED_BY_PEOPLE = [BadInput.exit_code, NonFinite.exit_code, lock.LOST, NotSaved.exit_code]
+MENDED_BY_PEOPLE = [UserError.exit_code, NonFinite.exit_code, lock.LOST, SaveFailed.exit_code]
 
 
 def parts(file: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -15,9 +15,9 @@ from typing import TextIO
 
 import pytest
 
+from reporting import live_line
+from reporting.live_line import LiveLine, LogHandler
 from tests import runs
-from training import live_line
-from training.live_line import LiveLine, LogHandler
 
 
 @pytest.fixture

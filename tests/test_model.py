@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from configs.schema import Config
-from configs.sections import DataConfig, ModelConfig
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.classifier import KeysOnlyAttention, TextClassifier
 from model.dropout import WordDropout
 from tasks import classification
+from tasks.classification import DataConfig, ModelConfig
 from training import keys
 
 Classifier = Callable[..., TextClassifier]

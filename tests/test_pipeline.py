@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from configs.schema import Config
-from configs.sections import DataConfig
 from input_pipeline.batches import (
     batch_order,
     bucket,
@@ -16,6 +15,7 @@ from input_pipeline.batches import (
 )
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, SPECIALS, UNK, Vocabulary
+from tasks.classification import DataConfig
 
 Texts = Callable[..., LabelledTexts]
 BUCKETS = (6, 9, 14)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from runtime.preemption import EXIT_CODE
 from tests import runs
-from training.preemption import EXIT_CODE
 
 ONE_PROCESS = (1, 2, 4, 8)
 PODS = ('2x4', '4x2')
@@ -108,11 +108,11 @@ def test_same_bits_on_1_2_4_8_devices_and_on_2x4_and_4x2_processes(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     """With word dropout, dropout, clipping, AdamW, warm-up, three widths and evaluation on."""
-    header = json.loads((undisturbed / 'checkpoints/24/run/metadata').read_text())
+    run_record = json.loads((undisturbed / 'checkpoints/24/run/metadata').read_text())
     on = ('model.word_dropout', 'model.embedding_dropout', 'model.dropout', 'optimizer.clip_norm')
-    assert all(header['config'][name] > 0 for name in on)
-    assert header['config']['optimizer.name'] == 'adamw'
-    assert header['config']['optimizer.schedule'] == 'cosine'
+    assert all(run_record['config'][name] > 0 for name in on)
+    assert run_record['config']['optimizer.name'] == 'adamw'
+    assert run_record['config']['optimizer.schedule'] == 'cosine'
     expected = runs.outcome(undisturbed)
     assert len(list((undisturbed / 'ledger').iterdir())) == 4
     for devices in ONE_PROCESS[1:]:
@@ -244,8 +244,10 @@ def start_by_hand(
         address = f'127.0.0.1:{probe.getsockname()[1]}'
     pod = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(len(overrides))}
     processes = [
-        start(['train.py', *small(workdir, **knobs)], 2, root, **pod, JAX_PROCESS_ID=str(index))
-        for index, (workdir, knobs, root) in enumerate(zip(workdirs, overrides, roots, strict=True))
+        start(['train.py', *small(workdir, **options)], 2, root, **pod, JAX_PROCESS_ID=str(index))
+        for index, (workdir, options, root) in enumerate(
+            zip(workdirs, overrides, roots, strict=True)
+        )
     ]
     try:
         yield from [ended(process) for process in processes]

@@ -7,22 +7,22 @@ import jax
 import pytest
 from etils import epath
 
-from configs.schema import BadInput
+from errors import UserError
+from reporting.profile import Profile
+from runtime import backend
 from tests import runs
-from training import backend
-from training.profiling import Profile
 
 STEPS = {'num_steps': 8, 'eval_every': 8}
 
 
 @pytest.mark.parametrize('steps', ['3', '3:', '5:3', '0:2', 'a:b', '1:2:3', '-1:2'])
 def test_a_profile_of_no_steps_is_refused(steps: str, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match='expected START:STOP'):
+    with pytest.raises(UserError, match='expected START:STOP'):
         Profile(steps, epath.Path(tmp_path))
 
 
 def test_a_profile_in_a_bucket_is_refused() -> None:
-    with pytest.raises(BadInput, match='on this machine'):
+    with pytest.raises(UserError, match='on this machine'):
         Profile('1:2', epath.Path('gs://bucket/run'))
 
 

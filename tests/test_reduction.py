@@ -14,12 +14,12 @@ from model.classifier import TextClassifier
 from tasks import classification
 from tools.compiled import collectives
 from training import keys, reduction
-from training.layout import DATA, Layout
+from training.mesh import DATA, Layout
 from training.state import make_create_state
 from training.step import (
+    jit_on_mesh,
     make_gradient,
     make_update,
-    on_mesh,
     own_shards,
     reduce_over_devices,
 )
@@ -44,12 +44,12 @@ def trainers_sum(parts: dict[str, np.ndarray], layout: Layout) -> dict[str, np.n
         shards, first = own_shards(rows, layout.shards_per_device)
 
         def partial(shard: jax.Array) -> dict[str, jax.Array]:
-            return jax.tree.map(lambda x: x[0], reduction.of_shard(shards, shard - first))
+            return jax.tree.map(lambda x: x[0], reduction.select_shard(shards, shard - first))
 
-        sums = reduction.sum_own_shards(partial, first, layout.shards_per_device)
+        sums = reduction.tree_sum_local(partial, first, layout.shards_per_device)
         return reduce_over_devices(sums, layout)
 
-    program = on_mesh(device_sum, layout, in_specs=(P(DATA),), out_specs=P())
+    program = jit_on_mesh(device_sum, layout, in_specs=(P(DATA),), out_specs=P())
     return jax.device_get(program(layout.put(parts)))
 
 

@@ -21,15 +21,14 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
-from configs import command_line, paths
-from configs.schema import BadInput
+from errors import UserError
 from input_pipeline import text_files
+from runtime import command_line, lock, paths
+from runtime.checkpoints import Checkpoints
 from tests import runs
 from tests.bucket import Storage
 from tests.test_processes import finish_pod
 from tools import compare_runs, predict
-from training import lock
-from training.checkpoints import Checkpoints
 
 NUMBERS = itertools.count()
 
@@ -56,7 +55,7 @@ def workdir(store: Storage) -> Iterator[epath.Path]:
     """Of a run that is about to begin, in an empty bucket."""
     name = f'bucket-{next(NUMBERS)}'
     store.buckets[name] = {}
-    yield paths.located(f'gs://{name}/a/run')
+    yield paths.open_location(f'gs://{name}/a/run')
     store.refused, store.code, store.before = '^$', 403, ('^$', bool)
 
 
@@ -96,7 +95,7 @@ def disturbed(store: Storage) -> epath.Path:
     store.before = ('^$', bool)
     assert process.returncode == -signal.SIGKILL, output
     assert 'checkpoints/12/state/_METADATA' in objects(store, workdir)
-    assert Checkpoints(paths.located(str(workdir)), read_only=True).steps() == [0, 6]
+    assert Checkpoints(paths.open_location(str(workdir)), read_only=True).steps() == [0, 6]
     assert 'resumed after step 6' in finish_pod('2x1', workdir)
     return workdir
 
@@ -186,9 +185,9 @@ def test_damaged_checkpoint_in_a_bucket_is_moved_aside_whole_and_a_barred_one_is
 def test_second_run_in_a_bucket_is_refused_while_the_first_lives(
     store: Storage, workdir: epath.Path
 ) -> None:
-    with lock.only_run_in(workdir):
+    with lock.exclusive_workdir(workdir):
         told = rf'process {os.getpid()} on .* is at work in it'
-        with pytest.raises(BadInput, match=told), lock.only_run_in(workdir):
+        with pytest.raises(UserError, match=told), lock.exclusive_workdir(workdir):
             pass
         assert set(objects(store, workdir)) == {'lock.json'}
     assert not objects(store, workdir)
@@ -204,11 +203,14 @@ def test_lease_of_an_owner_elsewhere_is_renewed_or_runs_out(
     renewal = threading.Timer(0.3, lock.write, (workdir / 'lock.json', owner))
     if alive:
         renewal.start()
-        with pytest.raises(BadInput, match='process 7 on elsewhere'), lock.only_run_in(workdir):
+        with (
+            pytest.raises(UserError, match='process 7 on elsewhere'),
+            lock.exclusive_workdir(workdir),
+        ):
             pass
         renewal.join()
     else:
-        with lock.only_run_in(workdir):
+        with lock.exclusive_workdir(workdir):
             pass
 
 
@@ -236,7 +238,7 @@ def test_lease_is_renewed_again_when_a_bucket_that_failed_is_back(
 ) -> None:
     monkeypatch.setattr(lock, 'LEASE_SECONDS', 0.6)
     store.code = 400  # which gcsfs does not try again, and tells by an exception of its own
-    with lock.only_run_in(workdir):
+    with lock.exclusive_workdir(workdir):
         store.refused = '.'
         asked = len(store.calls)
         while len(store.calls) == asked:
@@ -266,8 +268,8 @@ def test_missing_permission_is_told_before_anything_is_done(
 ) -> None:
     store.refused = refused
     with (
-        pytest.raises(BadInput, match=f'^{workdir}: {told}'),
-        lock.only_run_in(command_line.usable_workdir(str(workdir))),
+        pytest.raises(UserError, match=f'^{workdir}: {told}'),
+        lock.exclusive_workdir(command_line.usable_workdir(str(workdir))),
     ):
         pass
     assert not objects(store, workdir)
@@ -276,8 +278,8 @@ def test_missing_permission_is_told_before_anything_is_done(
 def test_missing_package_is_told_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for path, package in (('gs://box/run', 'gcsfs'), ('s3://box/run', 's3fs')):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(BadInput) as refused:
-            paths.located(path)
+        with pytest.raises(UserError) as refused:
+            paths.open_location(path)
         install = f'pip install -c constraints.txt {package}'
         assert str(refused.value) == f'{path}: needs {package}; {install}'
 
@@ -287,18 +289,18 @@ def test_bucket_that_does_not_answer_is_waited_for_in_bounds(
 ) -> None:
     monkeypatch.setattr(paths, 'PATIENCE_SECONDS', 0.3)
     store.before = ('.', lambda: time.sleep(1.0))
-    with pytest.raises(BadInput, match='no answer within 0 s'):
+    with pytest.raises(UserError, match='no answer within 0 s'):
         command_line.usable_workdir(str(workdir))
 
 
 def test_only_a_folder_of_a_gs_bucket_can_be_a_workdir(store: Storage, workdir: epath.Path) -> None:
     (workdir / 'file').write_text('precious')
-    with pytest.raises(BadInput, match=r'expected a folder, gs://.*/file is a file'):
+    with pytest.raises(UserError, match=r'expected a folder, gs://.*/file is a file'):
         command_line.usable_workdir(f'{workdir}/file')
     for wrong in ('s3://box/run', 'http://box/run'):
-        with pytest.raises(BadInput, match='of buckets, Orbax writes to gs://BUCKET/FOLDER alone'):
+        with pytest.raises(UserError, match='of buckets, Orbax writes to gs://BUCKET/FOLDER alone'):
             command_line.usable_workdir(wrong)
-    with pytest.raises(BadInput, match='as in gs://BUCKET/FOLDER'):
+    with pytest.raises(UserError, match='as in gs://BUCKET/FOLDER'):
         command_line.usable_workdir('gs:///run')
     assert objects(store, workdir) == {'file': b'precious'}
 
@@ -344,5 +346,5 @@ def test_text_files_are_read_from_a_bucket(workdir: epath.Path, tmp_path: Path) 
 
     assert read(workdir) == read(tmp_path)
     (workdir / 'dev.jsonl').unlink()
-    with pytest.raises(BadInput, match=f'^{workdir}/dev.jsonl: No such file, expected'):
+    with pytest.raises(UserError, match=f'^{workdir}/dev.jsonl: No such file, expected'):
         read(workdir)

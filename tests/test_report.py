@@ -14,11 +14,11 @@ import pytest
 from etils import epath
 
 import train
-from configs.sections import DataConfig
 from input_pipeline import reviews
+from runtime import ledger_files
+from tasks.classification import DataConfig
 from tests.test_resume import small_config
 from tools import curves, plot, report
-from training import ledger_files
 
 pytestmark = pytest.mark.slow
 Trained = tuple[Path, dict[str, Any]]

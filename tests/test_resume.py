@@ -17,8 +17,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import train
 from configs import reviews
-from configs.schema import BadInput, Config
-from configs.sections import DataConfig, ModelConfig
+from configs.schema import Config
+from errors import UserError
+from tasks.classification import DataConfig, ModelConfig
 from tests import runs
 
 LOSS = re.compile(r'step +(\d+)/\d+  (?!evaluation)(loss .*?accuracy [\d.]+)')
@@ -142,8 +143,8 @@ def test_damaged_newest_checkpoint_is_passed_over_without_changing_a_bit(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = train.train(small_config(), epath.Path(tmp_path))
-    header = tmp_path / 'checkpoints' / '12' / 'run' / 'metadata'
-    header.write_text(header.read_text().replace('movie', 'novie'))
+    run_record = tmp_path / 'checkpoints' / '12' / 'run' / 'metadata'
+    run_record.write_text(run_record.read_text().replace('movie', 'novie'))
     (tmp_path / 'summary.json').unlink()
     resumed = train.train(small_config(), epath.Path(tmp_path))
     assert 'is damaged' in caplog.text
@@ -154,12 +155,12 @@ def test_damaged_newest_checkpoint_is_passed_over_without_changing_a_bit(
 @pytest.mark.slow
 def test_no_whole_checkpoint_stops_the_run_instead_of_starting_over(tmp_path: Path) -> None:
     train.train(small_config(), epath.Path(tmp_path))
-    for header in tmp_path.glob('checkpoints/*/run/metadata'):
-        header.write_text('{}')
-    with pytest.raises(BadInput, match=r'none of the checkpoints is whole'):
+    for run_record in tmp_path.glob('checkpoints/*/run/metadata'):
+        run_record.write_text('{}')
+    with pytest.raises(UserError, match=r'none of the checkpoints is whole'):
         train.train(small_config(), epath.Path(tmp_path))
     assert len(list((tmp_path / 'damaged').iterdir())) >= 2
-    with pytest.raises(BadInput, match=r'none of the checkpoints is whole'):  # nor later
+    with pytest.raises(UserError, match=r'none of the checkpoints is whole'):  # nor later
         train.train(small_config(), epath.Path(tmp_path))
     assert list((tmp_path / 'ledger').iterdir())
 
@@ -170,12 +171,12 @@ def test_change_of_trajectory_is_refused_with_a_diff_unless_allowed(tmp_path: Pa
     other = small_config()
     other.model.dropout = 0.4
     other.batch_size = 32
-    with pytest.raises(BadInput, match=r'batch_size: 16 -> 32; model.dropout: 0.2 -> 0.4'):
+    with pytest.raises(UserError, match=r'batch_size: 16 -> 32; model.dropout: 0.2 -> 0.4'):
         train.train(other, epath.Path(tmp_path))
     other.num_steps = 14
     train.train(other, epath.Path(tmp_path), allow_changes=True)
-    header = (tmp_path / 'checkpoints' / '14' / 'run' / 'metadata').read_text()
-    assert 'batch_size: 16 -> 32' in header
+    run_record = (tmp_path / 'checkpoints' / '14' / 'run' / 'metadata').read_text()
+    assert 'batch_size: 16 -> 32' in run_record
 
 
 @pytest.mark.slow
@@ -199,7 +200,7 @@ def test_changed_training_data_is_refused(tmp_path: Path) -> None:
     train.train(small_config(), epath.Path(tmp_path))
     other = small_config()
     other.data.num_eval = 71
-    with pytest.raises(BadInput, match='evaluation_data'):
+    with pytest.raises(UserError, match='evaluation_data'):
         train.train(other, epath.Path(tmp_path))
 
 

@@ -13,16 +13,19 @@ from etils import epath
 
 import train
 from configs import addition as addition_config
-from configs.schema import BadInput, Config
-from configs.sections import DataConfig, PairsConfig, Seq2SeqConfig
+from configs.schema import Config
+from errors import UserError
 from input_pipeline import addition
 from input_pipeline.examples import PairSplit
 from input_pipeline.pairs import EncodedPairs, encode_sources
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.seq2seq import Seq2Seq
 from tasks import make_task, seq2seq
+from tasks.classification import DataConfig
+from tasks.seq2seq import DataConfig as PairsConfig
+from tasks.seq2seq import ModelConfig as Seq2SeqConfig
 from training import keys
-from training.layout import Layout
+from training.mesh import Layout
 from training.step import make_eval_step, make_gradient
 
 VOCAB, ROWS, WIDTH = 20, 16, 9
@@ -416,9 +419,9 @@ def test_addition_is_seeded_right_and_held_out_in_either_order() -> None:
 
 
 def test_addition_refuses_operands_too_large_for_the_field_and_more_pairs_than_there_are() -> None:
-    with pytest.raises(BadInput, match=r'bucket_lengths = \(6,\): .* need 7 or more'):
+    with pytest.raises(UserError, match=r'bucket_lengths = \(6,\): .* need 7 or more'):
         addition.make_additions(PairsConfig(bucket_lengths=(6,)))
-    with pytest.raises(BadInput, match='expected at most 55, which is all pairs of 1 and 1'):
+    with pytest.raises(UserError, match='expected at most 55, which is all pairs of 1 and 1'):
         addition.make_additions(PairsConfig(operand_digits=(1, 1)))
 
 
@@ -428,7 +431,7 @@ def test_addition_refuses_operands_too_large_for_the_field_and_more_pairs_than_t
 def test_pairs_too_long_are_refused_or_cut_and_counted() -> None:
     split = PairSplit(['ab', 'abcdef', 'a'], ['ab', 'a', 'abcde'])
     letters = Vocabulary.of(['abcdef'], 1, 'character')
-    with pytest.raises(BadInput, match=r"2 of 3 pairs .* 'abcdef' -> 'a' needs 7"):
+    with pytest.raises(UserError, match=r"2 of 3 pairs .* 'abcdef' -> 'a' needs 7"):
         EncodedPairs(split, letters, letters, max_length=5, cut=False)
     cut = EncodedPairs(split, letters, letters, max_length=5, cut=True)
     assert cut.num_truncated == 2
@@ -460,11 +463,11 @@ def test_texts_that_can_not_be_predicted_from_are_named(text: str, message: str)
     sources, lengths = encode_sources(['1+2'], vocabulary, 7)
     assert sources.shape == (1, 7)
     assert lengths.tolist() == [4]
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         encode_sources(['1+2', text], vocabulary, 7)
 
 
 def test_task_follows_the_type_of_the_model_section() -> None:
     assert make_task(small_config()).best_metric == 'exact_match'
-    with pytest.raises(BadInput, match='DataConfig: expected PairsConfig'):
+    with pytest.raises(UserError, match='DataConfig: expected PairsConfig'):
         make_task(dataclasses.replace(small_config(), data=DataConfig()))

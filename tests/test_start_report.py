@@ -9,8 +9,8 @@ import pytest
 from etils import epath
 
 from configs import reviews
+from reporting.start_report import start_report
 from training import keys
-from training.start_report import start_report
 from training.state import TrainState
 
 

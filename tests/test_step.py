@@ -22,17 +22,17 @@ import pytest
 from etils import epath
 from jax.flatten_util import ravel_pytree
 
-from configs.schema import Config
-from configs.sections import DataConfig, OptimizerConfig
+from configs.schema import Config, OptimizerConfig
 from input_pipeline.batches import eval_batches, train_batches
 from input_pipeline.encoded import LabelledTexts
 from model.classifier import TextClassifier
+from runtime.ledger import Ledger
 from tasks import classification
+from tasks.classification import DataConfig
 from training import keys
 from training.evaluation import make_evaluate
 from training.fingerprint import fingerprint
-from training.layout import Layout
-from training.ledger import Ledger
+from training.mesh import Layout
 from training.optimizer import make_optimizer, make_schedule
 from training.state import TrainState, make_create_state, state_fingerprint
 from training.step import make_train_step, row_columns

@@ -213,7 +213,7 @@ def test_trained_here_the_runs_are_those_of_train_py(tmp_path: Path) -> None:
     file, workdir = tmp_path / 'small.py', tmp_path / 'sweep'
     file.write_text(
         'from configs import reviews\n'
-        'from configs.sections import DataConfig, ModelConfig\n'
+        'from tasks.classification import DataConfig, ModelConfig'
         'def get_config():\n'
         '    config = reviews.get_config()\n'
         '    config.num_steps, config.batch_size, config.eval_batch_size = 6, 16, 64\n'

@@ -12,10 +12,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from configs.schema import to_dict
+from reporting.tensorboard import Events
 from tests import runs
 from tests.test_resume import small_config
 from tools.curves import records
-from training.events import Events
 
 
 def events(folder: Path) -> list[Event]:
@@ -43,10 +43,10 @@ def test_finished_run_shows_every_knob_and_names_the_curves_with_its_final_metri
     shown = {
         name: getattr(value, str(value.WhichOneof('kind'))) for name, value in start.hparams.items()
     }
-    knobs = to_dict(small_config())
-    assert shown == {name: str(x) if isinstance(x, list) else x for name, x in knobs.items()}
+    options = to_dict(small_config())
+    assert shown == {name: str(x) if isinstance(x, list) else x for name, x in options.items()}
     experiment = told['_hparams_/experiment'].experiment
-    assert {info.name for info in experiment.hparam_infos} == knobs.keys()
+    assert {info.name for info in experiment.hparam_infos} == options.keys()
     curves = {info.name.tag for info in experiment.metric_infos}
     assert curves == {f'evaluation/{name}' for name in summary['eval']}
     final = {value.tag: value.simple_value for value in values if value.tag in curves}

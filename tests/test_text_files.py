@@ -12,7 +12,7 @@ from etils import epath
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from configs.schema import BadInput
+from errors import UserError
 from input_pipeline.examples import SEPARATOR, PairDataset, TextDataset
 from input_pipeline.text_files import read_pair_files, read_text_files
 
@@ -37,7 +37,7 @@ def read(
 
 def refusal(folder: Path, suffix: str, train: str | bytes, evaluation: str | bytes = b'') -> str:
     """Returns the error that reading raises, without the folder of its file."""
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         read(folder, suffix, train, evaluation)
     (message,) = str(caught.value).splitlines()
     return message.removeprefix(f'{folder}{os.sep}')
@@ -207,7 +207,7 @@ def test_faulty_values_are_shown_in_brief(tmp_path: Path) -> None:
 def test_unreadable_path_is_named_with_the_reason(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / 'a.tsv').mkdir()
     path = str(tmp_path / name)
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         read_text_files(path, path, ['sentence'], 'label')
     assert str(caught.value).startswith(f'{path}: {reason}')
 
@@ -244,7 +244,7 @@ def test_any_bytes_are_read_or_refused_in_one_line(
         contents = GOOD[suffix].encode() + contents
     try:
         dataset = read(tmp_path, suffix, contents)
-    except BadInput as error:
+    except UserError as error:
         message = str(error)
     else:
         assert len(dataset.train.texts) == len(dataset.train.labels) > 1
@@ -290,6 +290,6 @@ def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str) -> None:
 def test_pairs_with_an_empty_side_and_files_without_pairs_are_refused(
     tmp_path: Path, contents: str, message: str
 ) -> None:
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         read_pairs(tmp_path, '.tsv', contents)
     assert message in str(caught.value)

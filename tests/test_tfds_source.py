@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from configs.schema import BadInput
+from errors import UserError
 from input_pipeline.examples import SEPARATOR, TextDataset
 from input_pipeline.tfds_source import read_tfds, read_tfds_pairs
 
@@ -73,7 +73,7 @@ def read(data_dir: Path, **changes: Any) -> TextDataset:
 
 def refusal(data_dir: Path, **changes: Any) -> str:
     """Returns the one line of error that reading raises."""
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         read(data_dir, **changes)
     (message,) = str(caught.value).splitlines()
     return message
@@ -129,14 +129,14 @@ import sys
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest)
-from input_pipeline.tfds_source import BadInput, read_tfds
+from input_pipeline.tfds_source import UserError, read_tfds
 assert 'tensorflow_datasets' not in sys.modules  # Slow to import, and not always needed.
 arguments = 'train', 'validation', ['premise'], 'label', sys.argv[1]
 assert len(read_tfds('reviews', *arguments).train.texts) == 3
 assert 'tensorflow' not in sys.modules
 try:
     read_tfds('revews', *arguments)
-except BadInput as error:
+except UserError as error:
     assert "the nearest are ['reviews'" in str(error)
 """
     root = Path(__file__).parents[1]
@@ -333,11 +333,11 @@ def test_two_text_features_are_read_as_pairs(prepared: Path) -> None:
     assert pairs.train.sources == ['good', 'bad', 'fine é']
     assert pairs.train.targets == ['film', 'film', 'play']
     assert pairs.evaluation == (['poor'], ['play'])
-    with pytest.raises(BadInput, match="feature 'label' is ClassLabel, expected Text"):
+    with pytest.raises(UserError, match="feature 'label' is ClassLabel, expected Text"):
         read_tfds_pairs('reviews', 'train', 'validation', 'premise', 'label', str(prepared))
 
 
 def test_pair_with_an_empty_side_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_rows(tmp_path, monkeypatch, 'bad', ' ', 0)
-    with pytest.raises(BadInput, match=r"example \d: feature 'hypothesis' is empty"):
+    with pytest.raises(UserError, match=r"example \d: feature 'hypothesis' is empty"):
         read_tfds_pairs('reviews', 'train', 'train', 'premise', 'hypothesis', str(tmp_path))

@@ -24,9 +24,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from runtime import processes
+from runtime.preemption import EXIT_CODE
 from tests import runs
-from training import processes
-from training.preemption import EXIT_CODE
 
 pytestmark = pytest.mark.launch
 
@@ -405,7 +405,7 @@ def test_other_hosts_are_asked_for_only_where_there_is_a_tpu(
 ON_A_TPU_VM = """
 import os, jax
 from jax._src.clusters import cloud_tpu_cluster
-from training import processes
+from runtime import processes
 
 cloud_tpu_cluster.running_in_cloud_tpu_vm = True  # as where there are TPU chips, and libtpu
 os.environ.pop('TPU_SKIP_MDS_QUERY')

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from configs.command_line import Arguments, existing_run, refuse
-from configs.schema import BadInput
-from training import ledger_files
+from errors import KeyfoldError, UserError
+from runtime import ledger_files
+from runtime.command_line import Arguments, existing_run, refuse
 
 # Within a step, what comes first can change what follows, and not the other way round. Other sums
 # than the loss (right answers, tokens) stand with it.
@@ -34,7 +34,9 @@ class Run(NamedTuple):
 
     name: str
     rows: np.ndarray  # the ledger, from step 1
-    header: dict[str, Any]  # of the newest checkpoint: config, task, manifest; empty without one
+    run_record: dict[
+        str, Any
+    ]  # of the newest checkpoint: config, task, manifest; empty without one
     final: dict[str, Any]  # root key, and what is known of the state after the last row
 
 
@@ -50,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         refuse_other_model(a, b)
         if given.plot:
             plot(a, b, given.plot)
-    except BadInput as error:
+    except KeyfoldError as error:
         refuse(error)
     same, verdict = compare(a, b)
     for line in (*circumstances(a, b), *verdict):
@@ -59,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def load(workdir: str) -> Run:
-    """Raises BadInput where there is no run, or its ledger is not whole."""
+    """Raises UserError where there is no run, or its ledger is not whole."""
     path = existing_run(workdir)
     rows = ledger_files.read(path / 'ledger')
     last = int(rows['step'][-1])
@@ -67,41 +69,41 @@ def load(workdir: str) -> Run:
              if p.parts[-3].isdecimal()}  # fmt: skip
     newest = max(files, default=0)
     if newest > last:
-        raise BadInput(f'{path}/ledger: ends at step {last}, a checkpoint is of step {newest}')
+        raise UserError(f'{path}/ledger: ends at step {last}, a checkpoint is of step {newest}')
     summary_file, final = path / 'summary.json', dict[str, Any]()
     try:
-        header = json.loads(files[newest].read_text()) if files else {}
+        run_record = json.loads(files[newest].read_text()) if files else {}
         summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
     except ValueError as error:
-        raise BadInput(f'{workdir}: a checkpoint or summary.json is damaged ({error})') from error
-    for step, facts in ((newest, header.get('manifest', {})), (summary.get('step'), summary)):
+        raise UserError(f'{workdir}: a checkpoint or summary.json is damaged ({error})') from error
+    for step, facts in ((newest, run_record.get('manifest', {})), (summary.get('step'), summary)):
         of_last = ('root_key', 'state_fingerprint', 'eval')[: 3 if step == last else 1]
         final |= {name: facts[name] for name in of_last if name in facts}
-    return Run(workdir, rows, header, final)
+    return Run(workdir, rows, run_record, final)
 
 
 def refuse_other_model(a: Run, b: Run) -> None:
-    """Raises BadInput when the runs train different models, or count different sums."""
-    arrays = [run.header.get('manifest', {}).get('structure', {}) for run in (a, b)]
+    """Raises UserError when the runs train different models, or count different sums."""
+    arrays = [run.run_record.get('manifest', {}).get('structure', {}) for run in (a, b)]
     columns = [dict.fromkeys(run.rows.dtype.names or (), 'a ledger column') for run in (a, b)]
     for one, other in (arrays if all(arrays) else columns, columns):
         for name in [*one, *other]:
             if one.get(name) != other.get(name):
-                raise BadInput(
+                raise UserError(
                     f'{a.name} and {b.name} train different models: {name} is '
                     f'{one.get(name, "missing")} in one, {other.get(name, "missing")} in the other'
                 )
 
 
 def circumstances(a: Run, b: Run) -> Iterator[str]:
-    """A line for each run, and for every knob and every fact around it that is not the same."""
+    """A line for each run, and for every option and every fact around it that is not the same."""
     yield f'A: {a.name}, {len(a.rows)} steps'
     yield f'B: {b.name}, {len(b.rows)} steps'
-    if not (a.header and b.header):
+    if not (a.run_record and b.run_record):
         yield 'no checkpoint in one of them: config and environment can not be compared'
         return
     for section in ('config', 'task', 'manifest'):
-        one, other = (flat(run.header.get(section, {})) for run in (a, b))
+        one, other = (flat(run.run_record.get(section, {})) for run in (a, b))
         for name in sorted(one.keys() | other.keys()):
             if one.get(name) != other.get(name):
                 yield f'  {section}: {name}: {change(one.get(name), other.get(name))}'
@@ -184,7 +186,7 @@ def plot(a: Run, b: Run, file: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise BadInput('--plot needs matplotlib: pip install matplotlib') from error
+        raise UserError('--plot needs matplotlib: pip install matplotlib') from error
     figure = Figure((9, 6), layout='constrained')
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     losses = [run.rows['loss'].astype(np.float64) / run.rows['weight'] for run in (a, b)]
@@ -206,7 +208,7 @@ def plot(a: Run, b: Run, file: str) -> None:
     try:
         figure.savefig(file, dpi=150)
     except (OSError, ValueError) as error:
-        raise BadInput(f'--plot={file}: can not be written ({error})') from error
+        raise UserError(f'--plot={file}: can not be written ({error})') from error
 
 
 if __name__ == '__main__':

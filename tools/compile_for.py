@@ -25,14 +25,14 @@ from absl import flags
 from ml_collections import config_flags
 
 import tasks
-from configs import command_line
 from configs.schema import Config
 from input_pipeline.batches import Examples
+from reporting import log as logs
+from runtime import command_line
 from tasks.task import Task
 from tools import slices
 from tools.compiled import Compiled, compile_program
-from training import logs
-from training.layout import Layout, make_layout, make_mesh
+from training.mesh import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.state import abstract_state, make_create_state
 from training.step import UpdateOfSlices, make_eval_step, make_gradient, make_update

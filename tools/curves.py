@@ -11,9 +11,9 @@ import numpy as np
 from etils import epath
 from google.protobuf.message import DecodeError
 
-from configs.schema import BadInput
-from training import ledger_files
-from training.events import Event
+from errors import UserError
+from reporting.tensorboard import Event
+from runtime import ledger_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,14 +27,14 @@ PALETTE = ('#1f6f8b', '#e07a1f', '#5b8c3a', '#9b4f96', '#c0392b', '#7a6a4f', '#3
 
 
 def read(run: epath.Path) -> Curves:
-    """The curves that a run has. Raises BadInput where a file is damaged."""
+    """The curves that a run has. Raises UserError where a file is damaged."""
     points: dict[str, dict[int, float]] = collections.defaultdict(dict)
     for file in sorted((run / 'tensorboard').glob('events*')):
         for record in records(file.read_bytes()):
             try:
                 event = Event.FromString(record)
             except DecodeError as error:
-                raise BadInput(f'{file}: damaged ({error}); the run does not need it') from error
+                raise UserError(f'{file}: damaged ({error}); the run does not need it') from error
             for value in event.summary.value:
                 if value.HasField('simple_value'):  # a resumed run repeats what it had lost
                     points[value.tag][event.step] = value.simple_value
@@ -66,12 +66,12 @@ def names(runs: Mapping[str, Curves], kind: str = '') -> list[str]:
 
 
 def draw(runs: Mapping[str, Curves], metrics: Sequence[str]) -> 'Figure':
-    """A panel for each metric, with the curves of all runs in it. Raises BadInput."""
+    """A panel for each metric, with the curves of all runs in it. Raises UserError."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise BadInput('curves need matplotlib: pip install matplotlib') from error
+        raise UserError('curves need matplotlib: pip install matplotlib') from error
     columns = 3 if len(metrics) % 3 == 0 else min(2, len(metrics))
     rows = -(-len(metrics) // columns)
     # Names of runs are no formulas.
@@ -124,7 +124,7 @@ def legend(figure: 'Figure', runs: Sequence[str]) -> None:
 
 
 def write(out: str, data: bytes) -> None:
-    """Writes a file, whole or not at all. Raises BadInput where it can not be written."""
+    """Writes a file, whole or not at all. Raises UserError where it can not be written."""
     partial = Path(f'{out}.partial')
     try:
         partial.write_bytes(data)
@@ -132,4 +132,4 @@ def write(out: str, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise BadInput(f'--out={out}: can not be written ({error.strerror})') from error
+        raise UserError(f'--out={out}: can not be written ({error.strerror})') from error

@@ -20,8 +20,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from configs import command_line
-from configs.schema import BadInput, Config
+from configs.schema import Config
+from errors import UserError
+from runtime import command_line
 from tools import compare_runs
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -43,15 +44,15 @@ def main(argv: Sequence[str]) -> None:
         if layout not in usable:
             print(f'{layout:>6}  left out: {count} devices do not divide {shards} shards')
     if len(usable) < 2:
-        raise BadInput(f'--layouts: expected at least two that divide {shards} shards')
+        raise UserError(f'--layouts: expected at least two that divide {shards} shards')
     with tempfile.TemporaryDirectory(prefix='exactness-') as folder:
         sys.exit(compare(Path(folder), usable, short_run(config, shards)))
 
 
 def device_count(layout: str) -> int:
-    """Devices of all processes. Raises BadInput when `layout` is none."""
+    """Devices of all processes. Raises UserError when `layout` is none."""
     if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)?', layout):
-        raise BadInput(f'--layouts: {layout!r}, expected devices or PROCESSESxDEVICES')
+        raise UserError(f'--layouts: {layout!r}, expected devices or PROCESSESxDEVICES')
     processes, _, devices = layout.rpartition('x')
     return int(processes or 1) * int(devices)
 
@@ -59,7 +60,7 @@ def device_count(layout: str) -> int:
 def short_run(config: Config, shards: int) -> list[str]:
     """The flags of this command's config, cut to a few steps with an evaluation at the end."""
     every = ('num_steps', 'eval_every', 'checkpoint_every', 'log_every')
-    knobs = dict.fromkeys(every, STEPS.value) | {
+    options = dict.fromkeys(every, STEPS.value) | {
         'num_shards': shards,
         'optimizer.decay_steps': config.optimizer.decay_steps or config.num_steps,
     }
@@ -69,7 +70,7 @@ def short_run(config: Config, shards: int) -> list[str]:
             next(args, None)  # its value stands apart
         elif not re.match('--?(layouts|steps)=', arg):
             given.append(arg)
-    return [*given, *(f'--config.{name}={value}' for name, value in knobs.items())]
+    return [*given, *(f'--config.{name}={value}' for name, value in options.items())]
 
 
 def compare(folder: Path, layouts: Sequence[str], flags: Sequence[str]) -> int:

@@ -22,12 +22,12 @@ import jax.export
 import numpy as np
 from flax import traverse_util
 
-from configs.command_line import Arguments, existing_run, refuse
-from configs.schema import BadInput
+from errors import KeyfoldError, UserError
+from reporting import log as logs
+from runtime.checkpoints import RunRecord
+from runtime.command_line import Arguments, existing_run, refuse
 from tasks.task import Predictor
 from tools import predict, predict_exported
-from training import logs
-from training.checkpoints import Header
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 OF_TRAINING = ('labels', 'weights')  # in a row, but nothing to predict from
@@ -42,15 +42,15 @@ def main(argv: Sequence[str]) -> int:
     logs.quiet_libraries()
     try:
         if Path(given.out).exists():
-            raise BadInput(f'--out={given.out}: expected a folder that is not there yet')
-        predictor, params, header = predict.load(existing_run(given.run))
-        write(Path(given.out), files(predictor, jax.device_get(params), header))
-    except BadInput as error:
+            raise UserError(f'--out={given.out}: expected a folder that is not there yet')
+        predictor, params, run_record = predict.load(existing_run(given.run))
+        write(Path(given.out), files(predictor, jax.device_get(params), run_record))
+    except KeyfoldError as error:
         refuse(error)
     return 0
 
 
-def files(predictor: Predictor, params: Any, header: Header) -> dict[str, bytes]:
+def files(predictor: Predictor, params: Any, run_record: RunRecord) -> dict[str, bytes]:
     """Name -> content of every file of the export."""
     flat = traverse_util.flatten_dict(params, sep='/')
 
@@ -60,19 +60,19 @@ def files(predictor: Predictor, params: Any, header: Header) -> dict[str, bytes]
     (count,) = jax.export.symbolic_shape('texts')
     rows = {
         name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
-        for name, x in any_row(predictor, header['task']).items()
+        for name, x in any_row(predictor, run_record['task']).items()
         if name not in OF_TRAINING
     }
     try:
         program = jax.export.export(jax.jit(model), platforms=PLATFORMS)(flat, rows).serialize()
     except ImportError as error:
-        raise BadInput(f'{error}: pip install flatbuffers, which jax.export needs') from error
+        raise UserError(f'{error}: pip install flatbuffers, which jax.export needs') from error
     arrays = io.BytesIO()
     np.savez(arrays, allow_pickle=False, **flat)
     return {
         'model.jax': bytes(program),
         'parameters.npz': arrays.getvalue(),
-        'run.json': json.dumps(header, indent=2).encode(),
+        'run.json': json.dumps(run_record, indent=2).encode(),
         'predict.py': Path(predict_exported.__file__).read_bytes(),
     }
 
@@ -83,13 +83,13 @@ def any_row(predictor: Predictor, facts: dict[str, Any]) -> dict[str, np.ndarray
     for word in (word for words in lists for word in words if isinstance(word, str)):
         try:
             return predictor.encode([word])
-        except BadInput:  # white space, say
+        except UserError:  # white space, say
             continue
-    raise BadInput('the vocabulary of the run has no word to predict from')
+    raise UserError('the vocabulary of the run has no word to predict from')
 
 
 def write(out: Path, contents: dict[str, bytes]) -> None:
-    """Makes the folder, whole or not at all. Raises BadInput where it can not."""
+    """Makes the folder, whole or not at all. Raises UserError where it can not."""
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'{out.name}.') as folder:
             whole = Path(folder) / 'export'
@@ -98,7 +98,7 @@ def write(out: Path, contents: dict[str, bytes]) -> None:
                 (whole / name).write_bytes(content)
             whole.replace(out)
     except OSError as error:
-        raise BadInput(f'--out={out}: can not be written ({error.strerror})') from error
+        raise UserError(f'--out={out}: can not be written ({error.strerror})') from error
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.command_line import Arguments, refuse
+from runtime.command_line import Arguments, refuse
 from tools import compare_runs
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -41,11 +41,11 @@ def main(argv: Sequence[str]) -> int:
     count, _, kind = asked.stdout.strip().partition(' ')
     print(f'{count} x {kind}')
     every = ('num_steps', 'eval_every', 'optimizer.decay_steps')
-    knobs = dict.fromkeys(every, given.steps) | {
+    options = dict.fromkeys(every, given.steps) | {
         'checkpoint_every': max(1, given.steps // 6),
         'num_shards': count,
     }
-    flags = [*(f'--config.{name}={value}' for name, value in knobs.items()), *given.flags]
+    flags = [*(f'--config.{name}={value}' for name, value in options.items()), *given.flags]
     codes = []
     for config in given.config or ('configs/reviews.py', 'configs/sst2.py'):
         with tempfile.TemporaryDirectory(prefix='gpu-check-') as folder:

@@ -9,8 +9,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from configs.command_line import Arguments
 from configs.schema import Config
+from runtime.command_line import Arguments
 
 HEAD = """\
 # The fields of a config
@@ -44,7 +44,7 @@ def page() -> Iterator[str]:
 
 
 def table(title: str, section: Any, prefix: str) -> Iterator[str]:
-    """One section: what it is for, and its knobs in order of declaration."""
+    """One section: what it is for, and its options in order of declaration."""
     yield f'## {title}\n\n{section.__doc__.splitlines()[0]}\n'
     yield '| field | type | default | meaning | expected | resume |'
     yield '|---|---|---|---|---|---|'

@@ -9,9 +9,9 @@ import io
 import sys
 from collections.abc import Sequence
 
-from configs.command_line import Arguments, existing_run, refuse
-from configs.schema import BadInput
+from errors import KeyfoldError, UserError
 from input_pipeline.examples import not_among
+from runtime.command_line import Arguments, existing_run, refuse
 from tools import curves
 
 
@@ -30,11 +30,11 @@ def main(argv: Sequence[str]) -> int:
         runs = {name: curves.read(existing_run(name)) for name in given.runs}
         if missing := next((n for n in runs if given.metric not in curves.names({n: runs[n]})), ''):
             known = curves.names({missing: runs[missing]})
-            raise BadInput(f'{missing}: --metric={not_among(given.metric, known)}')
+            raise UserError(f'{missing}: --metric={not_among(given.metric, known)}')
         png = io.BytesIO()
         curves.draw(runs, [given.metric]).savefig(png, dpi=150, format='png')
         curves.write(given.out, png.getvalue())
-    except BadInput as error:
+    except KeyfoldError as error:
         refuse(error)
     return 0
 

@@ -19,14 +19,13 @@ import numpy as np
 from etils import epath
 
 import tasks
-from configs import schema
-from configs.command_line import Arguments, existing_run, refuse
-from configs.paths import located
-from configs.schema import BadInput
+from errors import KeyfoldError, UserError
+from reporting import log as logs
+from runtime.checkpoints import Checkpoints, RunRecord, damage_as_user_error
+from runtime.command_line import Arguments, existing_run, refuse
+from runtime.paths import open_location
 from tasks.task import Predictor
-from training import logs
-from training.checkpoints import Checkpoints, Header, told_if_damaged
-from training.layout import make_layout, make_mesh
+from training.mesh import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.state import abstract_state, make_create_state
 
@@ -46,12 +45,12 @@ def main(argv: Sequence[str]) -> int:
     logs.quiet_libraries()
     try:
         if (given.text is None) == (given.input is None):
-            raise BadInput('expected --text or --input, one of them')
+            raise UserError('expected --text or --input, one of them')
         texts = given.text or read_lines(given.input)
         predictor, params, _ = load(existing_run(given.run))
         for found in predictions(predictor, params, texts, skip=given.bad_lines == 'skip'):
             print(json.dumps(found, ensure_ascii=False))
-    except BadInput as error:
+    except KeyfoldError as error:
         refuse(error)
     return 0
 
@@ -59,43 +58,44 @@ def main(argv: Sequence[str]) -> int:
 def read_lines(file: str) -> list[str]:
     """The lines of a file; bytes that are not UTF-8 become lone surrogates, as in a command line.
 
-    Raises BadInput where it can not be read.
+    Raises UserError where it can not be read.
     """
     try:
-        text = located(file).read_bytes().decode('utf-8-sig', 'surrogateescape')
+        text = open_location(file).read_bytes().decode('utf-8-sig', 'surrogateescape')
     except OSError as error:
-        raise BadInput(f'--input={file}: can not be read ({error})') from error
+        raise UserError(f'--input={file}: can not be read ({error})') from error
     with io.StringIO(text, newline=None) as lines:  # splitlines() knows more ends of lines
         return [line.rstrip('\n') for line in lines]
 
 
-def newest(run: epath.Path) -> tuple[Checkpoints, int, Header]:
-    """The checkpoints of a run, and step and header of the newest.
+def newest(run: epath.Path) -> tuple[Checkpoints, int, RunRecord]:
+    """The checkpoints of a run, and step and run_record of the newest.
 
-    Raises BadInput where there is none, or where its header is damaged.
+    Raises UserError where there is none, or where its run_record is damaged.
     """
     checkpoints = Checkpoints(run, read_only=True)
     steps = checkpoints.steps()
     if not steps:
-        raise BadInput(f'{run}: expected the workdir of a run, found no checkpoint')
-    with told_if_damaged(run):
-        return checkpoints, steps[-1], checkpoints.header(steps[-1])
+        raise UserError(f'{run}: expected the workdir of a run, found no checkpoint')
+    with damage_as_user_error(run):
+        return checkpoints, steps[-1], checkpoints.record(steps[-1])
 
 
-def load(run: epath.Path) -> tuple[Predictor, Any, Header]:
-    """The predictor of a run, its parameters, and the header of the checkpoint that they are from.
+def load(run: epath.Path) -> tuple[Predictor, Any, RunRecord]:
+    """The predictor of a run, its parameters, and the run_record of the checkpoint that they are from.
 
-    Raises BadInput without a whole checkpoint.
+    Raises UserError without a whole checkpoint.
     """
-    checkpoints, step, header = newest(run)
-    with told_if_damaged(run):
-        config = schema.from_dict(header['config'])
-        predictor = tasks.make_predictor(config, header['task'])
-        layout = make_layout(config, header['manifest']['num_shards'], make_mesh(jax.devices()[:1]))
+    checkpoints, step, run_record = newest(run)
+    with damage_as_user_error(run):
+        config, predictor = tasks.predictor_from_record(run_record)
+        layout = make_layout(
+            config, run_record['manifest']['num_shards'], make_mesh(jax.devices()[:1])
+        )
         optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1))
         create_state = make_create_state(predictor.init, optimizer, layout)
         target = abstract_state(create_state, config.prng_impl, layout)
-        return predictor, checkpoints.read(step, target).params, header
+        return predictor, checkpoints.read(step, target).params, run_record
 
 
 def predictions(
@@ -103,7 +103,7 @@ def predictions(
 ) -> Iterator[dict[str, Any]]:
     """What the model says of each text, in batches of one shape.
 
-    Raises BadInput for a text that can not be predicted from; with `skip` it is told and left out.
+    Raises UserError for a text that can not be predicted from; with `skip` it is told and left out.
     """
     apply = jax.jit(predictor.apply)
     good = [
@@ -131,15 +131,15 @@ def predictions(
 def encoded(
     predictor: Predictor, text: str, number: int, skip: bool
 ) -> dict[str, np.ndarray] | None:
-    """A text as one row; None for a bad one, of which it tells, or raises BadInput."""
+    """A text as one row; None for a bad one, of which it tells, or raises UserError."""
     try:
         if any('\ud800' <= letter <= '\udfff' for letter in text):  # see read_lines
-            raise BadInput(f'text 1, {text!a}: bytes that are not UTF-8, expected UTF-8')
+            raise UserError(f'text 1, {text!a}: bytes that are not UTF-8, expected UTF-8')
         return predictor.encode([text])
-    except BadInput as error:
+    except KeyfoldError as error:
         problem = str(error).replace('text 1', f'text {number}', 1)
         if not skip:
-            raise BadInput(problem) from error
+            raise UserError(problem) from error
         print(f'skipped: {problem}', file=sys.stderr)
         return None
 

@@ -20,14 +20,15 @@ import optax
 from etils import epath
 
 import tasks
-from configs import schema
-from configs.command_line import Arguments, existing_run, refuse
-from configs.schema import BadInput
+from errors import KeyfoldError, UserError
 from input_pipeline.batches import batch_order, train_batches
+from reporting import log as logs
+from runtime import backend, ledger_files, resume
+from runtime.checkpoints import Checkpoints, damage_as_user_error
+from runtime.command_line import Arguments, existing_run, refuse
 from tasks.task import Task
-from training import backend, keys, ledger_files, logs, resume
-from training.checkpoints import Checkpoints, told_if_damaged
-from training.layout import Layout, make_layout, make_mesh
+from training import keys
+from training.mesh import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.state import TrainState, abstract_state, make_create_state
 from training.step import make_gradient, make_update, row_columns
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     logs.quiet_libraries()
     try:
         same = replay(existing_run(given.run), given.step)
-    except BadInput as error:
+    except KeyfoldError as error:
         refuse(error)
     return 0 if same else 1
 
@@ -52,30 +53,32 @@ def main(argv: Sequence[str]) -> int:
 def replay(run: epath.Path, step: int) -> bool:
     """Prints step `step` (from 1). Returns whether the ledger has the same bits.
 
-    Raises BadInput when no checkpoint is from before it.
+    Raises UserError when no checkpoint is from before it.
     """
     checkpoints = Checkpoints(run, read_only=True)
     steps = checkpoints.steps()
     before = max((s for s in steps if s < step), default=None)
     if before is None:
-        raise BadInput(f'{run}: expected a checkpoint from before step {step}, found {steps}')
-    with told_if_damaged(run):
-        saved = checkpoints.header(before)
-    config = schema.from_dict(saved['config'])
+        raise UserError(f'{run}: expected a checkpoint from before step {step}, found {steps}')
+    with damage_as_user_error(run):
+        saved = checkpoints.record(before)
+    config = tasks.config_from_record(saved)
     backend.prepare(saved['manifest']['num_shards'])
     task, mesh = tasks.make_task(config), make_mesh()
-    config, header = resume.plan(config, task.facts, saved, mesh.size, run, False)
-    layout = make_layout(config, header['manifest']['num_shards'], mesh)
+    config, run_record = resume.plan(
+        config, tasks.task_name(config), task.resume_facts, saved, mesh.size, run, False
+    )
+    layout = make_layout(config, run_record['manifest']['num_shards'], mesh)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
     create_state = make_create_state(task.init, optimizer, layout)
-    with told_if_damaged(run):
+    with damage_as_user_error(run):
         state = checkpoints.read(before, abstract_state(create_state, config.prng_impl, layout))
 
     # A copy: the loader's threads use it while the state's buffers are donated.
     epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_key))
     gradient = make_gradient(task.loss_sums, layout)
     update = make_update(optimizer, config.optimizer.clip_norm, layout)
-    rows = layout.own_rows(config.batch_size)
+    rows = layout.process_rows(config.batch_size)
     for batch in train_batches(task.train, config, epoch_words, rows, before):
         on_devices = layout.put(batch)
         grads, sums, prints = gradient(state.params, state.root_key, state.step, on_devices)
@@ -83,7 +86,7 @@ def replay(run: epath.Path, step: int) -> bool:
             break
         state, _ = update(state, grads, sums, prints)
     else:
-        raise BadInput(f'--step={step}: expected at most {config.num_steps}, the steps of the run')
+        raise UserError(f'--step={step}: expected at most {config.num_steps}, the steps of the run')
 
     print(f'step {step}, from the checkpoint of step {before}, on {mesh.size} device(s)')
     print(f'loss {float(sums["loss"] / sums["weight"]):.9g}')
@@ -116,7 +119,7 @@ def example_losses(
     """
 
     @jax.jit
-    def of_shard(state: TrainState, rows: dict[str, jax.Array], shard: jax.Array) -> jax.Array:
+    def select_shard(state: TrainState, rows: dict[str, jax.Array], shard: jax.Array) -> jax.Array:
         rngs = keys.shard_rngs(state.root_key, state.step, shard)
 
         def loss(weights: jax.Array) -> jax.Array:
@@ -130,7 +133,7 @@ def example_losses(
     state = jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]), state)
     return np.concatenate(
         [
-            of_shard(state, {name: part[s] for name, part in parts.items()}, jnp.int32(s))
+            select_shard(state, {name: part[s] for name, part in parts.items()}, jnp.int32(s))
             for s in range(layout.num_shards)
         ]
     )

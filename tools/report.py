@@ -20,14 +20,16 @@ from etils import epath
 
 import tasks
 from configs import schema
-from configs.command_line import Arguments, existing_run, refuse
-from configs.schema import BadInput
+from errors import KeyfoldError, UserError
 from input_pipeline.batches import eval_batches
+from reporting import log as logs
+from reporting.summary import read_summary
+from runtime import resume
+from runtime.checkpoints import RunRecord
+from runtime.command_line import Arguments, existing_run, refuse
 from tasks.task import Predictor
 from tools import curves, predict
 from tools.report_page import document, shaded, swatch, table
-from training import logs, resume
-from training.checkpoints import Header
 
 SHOWN = 20  # mistakes
 
@@ -35,7 +37,7 @@ SHOWN = 20  # mistakes
 class Run(NamedTuple):
     """What a workdir tells of its run."""
 
-    header: Header  # of the newest checkpoint: config, task, manifest
+    run_record: RunRecord  # of the newest checkpoint: config, task, manifest
     step: int  # of that checkpoint
     summary: dict[str, Any]  # empty until it is finished
     curves: curves.Curves
@@ -52,15 +54,15 @@ def main(argv: Sequence[str]) -> int:
         runs = {name: read(existing_run(name)) for name in given.runs}
         page = document(', '.join(runs), sections(runs))
         curves.write(given.out, page.encode('utf-8', 'replace'))
-    except BadInput as error:
+    except KeyfoldError as error:
         refuse(error)
     return 0
 
 
 def read(run: epath.Path) -> Run:
-    """Raises BadInput where there is no checkpoint, or a file is damaged."""
-    _, step, header = predict.newest(run)
-    return Run(header, step, logs.read_summary(run, step) or {}, curves.read(run))
+    """Raises UserError where there is no checkpoint, or a file is damaged."""
+    _, step, run_record = predict.newest(run)
+    return Run(run_record, step, read_summary(run, step), curves.read(run))
 
 
 def sections(runs: dict[str, Run]) -> Iterator[tuple[str, str]]:
@@ -75,7 +77,7 @@ def sections(runs: dict[str, Run]) -> Iterator[tuple[str, str]]:
         closer = [
             (title + of_first, content) for title, content in look_closer(run, predictor, params)
         ]
-    except BadInput as problem:
+    except UserError as problem:
         closer = [('Evaluation examples', table([[f'They can not be shown: {problem}']]))]
     yield from closer
     yield 'Facts', facts_table(runs)
@@ -126,19 +128,19 @@ def curves_svg(drawn: dict[str, curves.Curves]) -> str:
 def look_closer(run: Run, predictor: Predictor, params: Any) -> Iterator[tuple[str, str]]:
     """(title, HTML) of what each evaluation example shows by itself.
 
-    Raises BadInput where the data can not be read, or is not that of the run.
+    Raises UserError where the data can not be read, or is not that of the run.
     """
-    config = schema.from_dict(run.header['config'])
+    config = tasks.config_from_record(run.run_record)
     task = tasks.make_task(config)
-    if changed := resume.task_changes(run.header['task'], task.facts):
-        raise BadInput(f'the data is not what the run was trained on: {changed[0]}')
+    if changed := resume.task_changes(run.run_record['task'], task.resume_facts):
+        raise UserError(f'the data is not what the run was trained on: {changed[0]}')
 
     def sums_of_one(params: Any, row: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return task.eval_sums(params, {name: x[None] for name, x in row.items()})
 
     of_each = jax.jit(jax.vmap(sums_of_one, in_axes=(None, 0)))
     apply = jax.jit(predictor.apply)
-    labels = task.facts.get('label_names', [])
+    labels = task.resume_facts.get('label_names', [])
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     mistakes, example = [], 0
     for batch in eval_batches(task.evaluation, config, slice(None)):
@@ -184,7 +186,7 @@ def facts_table(runs: dict[str, Run]) -> str:
     """What decided the bits of each run, and how it went."""
     facts: dict[str, list[Any]] = {}
     for run in runs.values():
-        manifest, num_steps = run.header['manifest'], run.header['config']['num_steps']
+        manifest, num_steps = run.run_record['manifest'], run.run_record['config']['num_steps']
         speed = run.summary.get('examples_per_second')
         unfinished = '' if run.summary else ', not finished'
         for name, value in {
@@ -205,8 +207,8 @@ def facts_table(runs: dict[str, Run]) -> str:
 
 
 def settings_table(runs: dict[str, Run]) -> str:
-    """A row for every knob that is not at its default in one of the runs."""
-    configs = [schema.from_dict(run.header['config']) for run in runs.values()]
+    """A row for every option that is not at its default in one of the runs."""
+    configs = [tasks.config_from_record(run.run_record) for run in runs.values()]
     own = [schema.to_dict(config) for config in configs]
     usual = {
         name: value

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from configs.schema import BadInput
-from training import backend
+from errors import UserError
+from runtime import backend
 
 SQUARES = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8')
@@ -51,17 +51,17 @@ LIBTPU = {
 
 
 def check(topology: str) -> None:
-    """Raises BadInput unless `topology` is known and, for TPUs, libtpu is installed."""
+    """Raises UserError unless `topology` is known and, for TPUs, libtpu is installed."""
     name, _, shape = topology.partition(':')
     if name == 'cpu' and shape.isdecimal() and 0 < int(shape) <= MOST_CPU_DEVICES:
         return
     if name not in CHIPS or shape not in CHIPS[name].shapes:
         known = '; '.join(f'{name}: {" ".join(chip.shapes)}' for name, chip in CHIPS.items())
-        raise BadInput(
+        raise UserError(
             f'--topology={topology}: expected CHIP:SHAPE, as in v5e:4x4, of {known}; or cpu:DEVICES'
         )
     if importlib.util.find_spec('libtpu') is None:
-        raise BadInput(
+        raise UserError(
             f'--topology={topology}: the compiler for TPUs, libtpu, is not installed; '
             'make setup ACCELERATOR=tpu, or pip install "jax[tpu]" with requirements.txt, brings it'
         )

@@ -27,11 +27,12 @@ import numpy as np
 from etils import epath
 
 from configs import schema
-from configs.command_line import Arguments, refuse, usable_workdir
-from configs.schema import BadInput, Config
+from configs.schema import Config
+from errors import UserError
 from input_pipeline.examples import not_among
-from training import logs
-from training.preemption import EXIT_CODE, SIGNALS
+from reporting.summary import read_summary
+from runtime.command_line import Arguments, refuse, usable_workdir
+from runtime.preemption import EXIT_CODE, SIGNALS
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
 LONGEST_NAME = 200  # of a folder, named after its settings
@@ -40,7 +41,7 @@ LONGEST_NAME = 200  # of a folder, named after its settings
 class Run(NamedTuple):
     """One run of the grid."""
 
-    settings: dict[str, str]  # knob -> value, as given
+    settings: dict[str, str]  # option -> value, as given
     seed: int
     workdir: epath.Path
 
@@ -61,34 +62,34 @@ def main(argv: Sequence[str]) -> int:
         command = shlex.split(given.command) or [sys.executable, str(TRAIN)]
         code = carry_out(runs, config, [*command, f'--config={given.config}'])
         conclude(runs, config, workdir)
-    except (BadInput, ValueError) as error:  # ValueError: a quotation in --command has no end
+    except (UserError, ValueError) as error:  # ValueError: a quotation in --command has no end
         refuse(error)
     return code
 
 
 def read_config(file: str) -> Config:
-    """What the file's get_config() gives. Raises BadInput."""
+    """What the file's get_config() gives. Raises UserError."""
     try:
         config = runpy.run_path(file)['get_config']()
     except Exception as error:  # whatever the file does
-        raise BadInput(f'--config={file}: {type(error).__name__}: {error}') from error
+        raise UserError(f'--config={file}: {type(error).__name__}: {error}') from error
     if not isinstance(config, Config):
-        raise BadInput(f'--config={file}: expected a file whose get_config() gives a Config')
+        raise UserError(f'--config={file}: expected a file whose get_config() gives a Config')
     return config
 
 
 def grid(config: Config, workdir: epath.Path, given: Sequence[str], seeds: str) -> list[Run]:
-    """All combinations of the settings, each with all seeds. Raises BadInput."""
+    """All combinations of the settings, each with all seeds. Raises UserError."""
     values: dict[str, list[str]] = {}
     known = schema.to_dict(config).keys() - {'seed'}
     for setting in given:
         name, _, text = setting.partition('=')
         if name not in known:
-            raise BadInput(f'--set {setting}: {not_among(name, sorted(known))}')
+            raise UserError(f'--set {setting}: {not_among(name, sorted(known))}')
         values[name] = re.split(r',(?![^()]*\))', text)  # a comma in (16,28) is part of a value
     ends = re.fullmatch(r'(\d+):(\d+)', seeds)
     if not ends or int(ends[1]) >= int(ends[2]):
-        raise BadInput(f'--seeds={seeds}: expected A:B, as in 0:5 for 0, 1, 2, 3 and 4')
+        raise UserError(f'--seeds={seeds}: expected A:B, as in 0:5 for 0, 1, 2, 3 and 4')
     runs = []
     for combination in itertools.product(*values.values()):
         settings = dict(zip(values, combination, strict=True))
@@ -96,9 +97,9 @@ def grid(config: Config, workdir: epath.Path, given: Sequence[str], seeds: str) 
             name = '_'.join(f'{k}={v}' for k, v in [*settings.items(), ('seed', seed)])
             runs.append(Run(settings, seed, workdir / re.sub(r'[^\w.=+-]+', '-', name)))
     if max(len(run.workdir.name) for run in runs) > LONGEST_NAME:
-        raise BadInput('--set: too many; put what is the same for all runs into the config file')
+        raise UserError('--set: too many; put what is the same for all runs into the config file')
     if len({run.workdir for run in runs}) < len(runs):
-        raise BadInput('--set: expected values that differ')
+        raise UserError('--set: expected values that differ')
     return runs
 
 
@@ -112,8 +113,8 @@ def carry_out(runs: Sequence[Run], config: Config, command: Sequence[str]) -> in
     for run, done in zip(runs, finished, strict=True):
         print(f'{run.workdir.name}{": finished" if done else ""}', flush=True)
         if not done:
-            knobs = run.settings | {'seed': run.seed}
-            flags = [f'--config.{name}={value}' for name, value in knobs.items()]
+            options = run.settings | {'seed': run.seed}
+            flags = [f'--config.{name}={value}' for name, value in options.items()]
             code = call([*command, f'--workdir={run.workdir}', *flags], asked)
             if asked or code == EXIT_CODE:
                 print('stopped; the same command goes on', flush=True)
@@ -129,7 +130,7 @@ def call(words: Sequence[str], asked: list[int]) -> int:
     try:  # in a session of its own: a Ctrl-C that reaches it twice stops it at once
         child = subprocess.Popen(words, start_new_session=True)
     except OSError as error:
-        raise BadInput(f'--command: {words[0]}: {error.strerror}') from error
+        raise UserError(f'--command: {words[0]}: {error.strerror}') from error
 
     def pass_on(number: int, _: object) -> None:
         asked.append(number)
@@ -143,15 +144,15 @@ def call(words: Sequence[str], asked: list[int]) -> int:
 
 
 def final_metrics(run: Run, config: Config) -> dict[str, float] | None:
-    """Of a finished run. Raises BadInput where it was another config's."""
+    """Of a finished run. Raises UserError where it was another config's."""
     steps = run.settings.get('num_steps', str(config.num_steps))
-    summary = logs.read_summary(run.workdir, int(steps)) if steps.isdecimal() else None
-    if summary is None:
+    summary = read_summary(run.workdir, int(steps)) if steps.isdecimal() else {}
+    if not summary:
         return None
     saved = json.loads((run.workdir / 'config.json').read_text())
     changes = schema.trajectory_changes(config, saved)
     if others := [x for x in changes if x.partition(':')[0] not in run.settings]:
-        raise BadInput(
+        raise UserError(
             f'{run.workdir} is finished with another config: {"; ".join(others)}; '
             'use the old values, or another --workdir'
         )
@@ -159,7 +160,7 @@ def final_metrics(run: Run, config: Config) -> dict[str, float] | None:
 
 
 def conclude(runs: Sequence[Run], config: Config, workdir: epath.Path) -> None:
-    """Prints the table, and writes it with each run's metrics to sweep.json. Raises BadInput."""
+    """Prints the table, and writes it with each run's metrics to sweep.json. Raises UserError."""
     groups, of_runs, rows = [], [], []
     for _, group in itertools.groupby(runs, key=lambda run: run.settings):
         found = [(run, final_metrics(run, config)) for run in group]
@@ -180,7 +181,7 @@ def conclude(runs: Sequence[Run], config: Config, workdir: epath.Path) -> None:
         text = json.dumps({'table': groups, 'runs': of_runs}, indent=2)
         (workdir / 'sweep.json').write_text(text + '\n')
     except OSError as error:
-        raise BadInput(f'{workdir}/sweep.json: not written ({error.strerror})') from error
+        raise UserError(f'{workdir}/sweep.json: not written ({error.strerror})') from error
 
 
 def statistics(values: Sequence[float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from training.layout import Layout
+from training.mesh import Layout
 from training.step import EvalSums, make_eval_step
 
 Metrics = dict[str, float]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configs.sections import OptimizerConfig
+from configs.schema import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

@@ -21,7 +21,7 @@ LANES = 128  # a TPU vector register's width: a slice in whole registers moves a
 ROWS = 8
 
 
-def sum_own_shards(partial: Callable[[jax.Array], Any], first: jax.Array, count: int) -> Any:
+def tree_sum_local(partial: Callable[[jax.Array], Any], first: jax.Array, count: int) -> Any:
     """The tree sum of `partial(shard)` over shards first .. first + count - 1, one at a time.
 
     Scans of two, nested: the pairwise tree in O(log count) memory, and `partial` compiled once.
@@ -31,14 +31,14 @@ def sum_own_shards(partial: Callable[[jax.Array], Any], first: jax.Array, count:
     half = count // 2
 
     def sum_half(_: None, start: jax.Array) -> tuple[None, Any]:
-        return None, sum_own_shards(partial, start, half)
+        return None, tree_sum_local(partial, start, half)
 
     starts = first + half * jnp.arange(2, dtype=jnp.int32)
     _, halves = lax.scan(sum_half, None, starts)
     return jax.tree.map(lambda pair: pair[0] + pair[1], halves)
 
 
-def of_shard(parts: Any, index: jax.Array) -> Any:
+def select_shard(parts: Any, index: jax.Array) -> Any:
     """Of a tree of what a device's own shards have, [S/n, ...], the part [...] of one of them."""
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), parts)
 

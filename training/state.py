@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from training import backend, fingerprint, keys, zero
-from training.layout import Layout
+from training import fingerprint, keys, zero
+from training.mesh import COMPILER_OPTIONS, Layout
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -37,7 +37,7 @@ def make_create_state(
     return jax.jit(
         create_state,
         out_shardings=placed(layout, layout.replicated, layout.sharded),
-        compiler_options=backend.COMPILER_OPTIONS,
+        compiler_options=COMPILER_OPTIONS,
     )
 
 

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from training import keys, reduction, zero
 from training.fingerprint import fingerprint, fingerprint_of_slices, shared_fingerprint
-from training.layout import DATA, Layout, on_mesh
+from training.mesh import DATA, Layout, jit_on_mesh
 from training.optimizer import clipped
 from training.state import TrainState
 
@@ -76,7 +76,7 @@ def make_gradient(
         shards, first = own_shards(batch, layout.shards_per_device)
 
         def partial(shard: jax.Array) -> tuple[Any, Sums, jax.Array]:
-            rows = reduction.of_shard(shards, shard - first)
+            rows = reduction.select_shard(shards, shard - first)
             rngs = keys.shard_rngs(root, step, shard)
             (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, rows, rngs, step)
             words = jax.random.key_data(rngs['dropout'])
@@ -86,16 +86,16 @@ def make_gradient(
             ]
             return grads, sums, jnp.stack(prints)
 
-        grads, sums, prints = reduction.sum_own_shards(partial, first, layout.shards_per_device)
+        grads, sums, prints = reduction.tree_sum_local(partial, first, layout.shards_per_device)
         if layout.shard_state:
             grads = zero.scattered_sum(grads, layout)
-            return grads, *reduce_few(sums, prints, layout)
+            return grads, *reduce_scalars(sums, prints, layout)
         grads, sums = reduce_over_devices((grads, sums), layout)
         return grads, sums, lax.psum(prints, DATA)  # whole numbers add exactly in any order
 
     grads = P(DATA) if layout.shard_state else P()
     in_specs = (P(), P(), P(), P(DATA))
-    return on_mesh(device_gradient, layout, in_specs, out_specs=(grads, P(), P()))
+    return jit_on_mesh(device_gradient, layout, in_specs, out_specs=(grads, P(), P()))
 
 
 def make_update(
@@ -128,7 +128,7 @@ def make_update(
 
     if layout.shard_state:
         return make_update_of_slices(optimizer, clip_norm, layout)
-    return on_mesh(update, layout, in_specs=P(), out_specs=P(), donate=(0,))
+    return jit_on_mesh(update, layout, in_specs=P(), out_specs=P(), donate=(0,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +172,9 @@ def make_update_of_slices(
 
     own, replicated = P(DATA), P()
     return UpdateOfSlices(
-        on_mesh(measure, layout, (replicated, own, replicated), (own, replicated)),
+        jit_on_mesh(measure, layout, (replicated, own, replicated), (own, replicated)),
         zero.make_apply(optimizer, clip_norm, layout),
-        on_mesh(finish, layout, (replicated, own, *4 * [replicated]), replicated, donate=(0,)),
+        jit_on_mesh(finish, layout, (replicated, own, *4 * [replicated]), replicated, donate=(0,)),
     )
 
 
@@ -192,12 +192,12 @@ def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Any, Batch]
         shards, first = own_shards(batch, layout.shards_per_device)
 
         def partial(shard: jax.Array) -> Sums:
-            return eval_sums(params, reduction.of_shard(shards, shard - first))
+            return eval_sums(params, reduction.select_shard(shards, shard - first))
 
-        sums = reduction.sum_own_shards(partial, first, layout.shards_per_device)
-        return reduce_few(sums, jnp.zeros(0, jnp.uint32), layout)[0]
+        sums = reduction.tree_sum_local(partial, first, layout.shards_per_device)
+        return reduce_scalars(sums, jnp.zeros(0, jnp.uint32), layout)[0]
 
-    return on_mesh(device_sums, layout, in_specs=(P(), P(DATA)), out_specs=P())
+    return jit_on_mesh(device_sums, layout, in_specs=(P(), P(DATA)), out_specs=P())
 
 
 def own_shards(batch: Batch, count: int) -> tuple[Batch, jax.Array]:
@@ -223,7 +223,7 @@ def reduce_over_devices(tree: Any, layout: Layout) -> Any:
     return jax.tree.unflatten(structure, shaped)
 
 
-def reduce_few(sums: Sums, prints: jax.Array, layout: Layout) -> tuple[Sums, jax.Array]:
+def reduce_scalars(sums: Sums, prints: jax.Array, layout: Layout) -> tuple[Sums, jax.Array]:
     """The sums over devices of a few numbers and of fingerprints uint32[N], in one message."""
     vector, unravel = ravel_pytree(sums)
     if layout.reduction == 'psum':

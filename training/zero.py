@@ -21,7 +21,7 @@ import optax
 from jax import lax
 
 from training import reduction
-from training.layout import DATA, Layout
+from training.mesh import DATA, Layout
 from training.optimizer import clipped
 
 
@@ -113,9 +113,9 @@ def squared_norm(own: Any, layout: Layout) -> jax.Array:
     """float32[]: the squares of all values, added in one tree over the shards' slices."""
 
     def of_slice(index: jax.Array) -> jax.Array:
-        return optax.tree.norm(reduction.of_shard(own, index), squared=True)
+        return optax.tree.norm(reduction.select_shard(own, index), squared=True)
 
-    total = reduction.sum_own_shards(of_slice, jnp.int32(0), layout.shards_per_device)
+    total = reduction.tree_sum_local(of_slice, jnp.int32(0), layout.shards_per_device)
     return reduction.sum_gathered(total, DATA)
 
 

@@ -7,7 +7,7 @@ import jax
 from etils import epath
 
 from configs.schema import Config
-from training.layout import Layout
+from training.mesh import Layout
 from training.state import TrainState, root_key_hex
 
 

@@ -5,20 +5,14 @@ import re
 
 from etils import epath
 
-from configs.paths import in_bucket
-from configs.schema import BadInput, NoAnswer
+from errors import KeyfoldError, Unavailable, UserError
+from runtime.paths import in_bucket
 
 # Of a bucket: the package that an error is from, or what gcsfs or TensorStore say in it.
 REFUSED = re.compile(r'^google\.auth\b|Forbidden|PERMISSION_DENIED|UNAUTHENTICATED')
 UNANSWERED = re.compile(
     r'^(aiohttp|gcsfs|google\.api_core|requests)\b|UNAVAILABLE|DEADLINE_EXCEEDED'
 )
-
-
-class NotSaved(BadInput):
-    """Something that has to last could not be written."""
-
-    exit_code = 5
 
 
 def write_whole(file: epath.Path, data: bytes, mark: str = 'partial') -> None:
@@ -45,13 +39,13 @@ def brief(error: BaseException) -> str:
     return (str(error).splitlines() or [''])[0][:300] or type(error).__name__
 
 
-def on_the_way(error: BaseException) -> type[BadInput] | None:
+def is_access_error(error: BaseException) -> type[KeyfoldError] | None:
     """What an error is that says nothing of a file but of the way to it: no memory, no permission
-    (BadInput), no network (NoAnswer). None for an error of the file itself.
+    (UserError), no network (Unavailable). None for an error of the file itself.
     """
     if isinstance(error, MemoryError | PermissionError):
-        return BadInput
+        return UserError
     if isinstance(error, ConnectionError | TimeoutError):
-        return NoAnswer
+        return Unavailable
     told = f'{type(error).__module__} {error}'
-    return BadInput if REFUSED.search(told) else NoAnswer if UNANSWERED.search(told) else None
+    return UserError if REFUSED.search(told) else Unavailable if UNANSWERED.search(told) else None

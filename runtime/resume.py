@@ -5,52 +5,56 @@ import logging
 from typing import Any
 
 from configs import schema
-from configs.schema import BadInput, Config
-from training import backend, keys
-from training.checkpoints import Header
+from configs.schema import Config
+from errors import UserError
+from runtime import backend
+from runtime.checkpoints import RunRecord
+from training import keys
 
 
 def plan(
     config: Config,
-    task_facts: dict[str, Any],
-    saved: Header | None,
+    task: str,
+    resume_facts: dict[str, Any],
+    saved: RunRecord | None,
     devices: int,
     workdir: Any,
     allow_changes: bool,
-) -> tuple[Config, Header]:
+) -> tuple[Config, RunRecord]:
     """The config to go on with, and what this launch's checkpoints tell of the run.
 
     A new run takes `num_shards` from the config or, by default, from the number of devices. A
-    saved run keeps its shards and its seed. Raises BadInput, with a diff, when anything that
+    saved run keeps its shards and its seed. Raises UserError, with a diff, when anything that
     decides the bits is not what it was, unless `allow_changes`; then the manifest records it.
     """
     num_shards, overrides = config.num_shards or devices, []
     if saved is not None:
-        found = changes(config, saved) + task_changes(saved['task'], task_facts)
+        found = changes(config, saved) + task_changes(saved['task'], resume_facts)
         refuse_changes(found, workdir, allow_changes)
         overrides = saved['manifest']['overrides'] + found
         num_shards = config.num_shards or saved['manifest']['num_shards']
         config = dataclasses.replace(config, seed=saved['config']['seed'])
     manifest = {
+        'task': task,
         'key_format': keys.KEY_FORMAT,
         'mask_format': keys.MASK_FORMAT,
         'num_shards': num_shards,
         'overrides': overrides,
         **backend.environment(),
     }
-    header = {'config': schema.to_dict(config), 'task': task_facts, 'manifest': manifest}
-    return config, header
+    run_record = {'config': schema.to_dict(config), 'task': resume_facts, 'manifest': manifest}
+    return config, run_record
 
 
-def changes(config: Config, header: Header) -> list[str]:
+def changes(config: Config, run_record: RunRecord) -> list[str]:
     """What would lead this launch away from the saved run: 'field: then -> now'.
 
     Warns of what may change the bits without being anybody's mistake.
     """
-    saved, manifest = header['config'], header['manifest']
+    saved, manifest = run_record['config'], run_record['manifest']
     for name, now_is in (('key_format', keys.KEY_FORMAT), ('mask_format', keys.MASK_FORMAT)):
         if (then := manifest.get(name, 1)) != now_is:
-            raise BadInput(
+            raise UserError(
                 f'checkpoint has {name} {then}, this code {now_is}; use the code that wrote it'
             )
     if saved['seed'] != config.seed:
@@ -100,11 +104,11 @@ def task_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def refuse_changes(found: list[str], workdir: Any, allowed: bool) -> None:
-    """Raises BadInput with the diff, unless the user allowed the changes."""
+    """Raises UserError with the diff, unless the user allowed the changes."""
     if not found:
         return
     if not allowed:
-        raise BadInput(
+        raise UserError(
             f'{workdir} holds another run: {"; ".join(found)}. Use the old values, another '
             f'--workdir, or --allow_changes to go on with the new ones (recorded in the manifest)'
         )

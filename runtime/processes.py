@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from configs.schema import BadInput, NoAnswer
+from errors import Unavailable, UserError
 
 LEAVE_SECONDS = 10  # from the end of a run to the end of its process
 
@@ -39,9 +39,7 @@ def join(timeout_seconds: int) -> None:
     if not address and not cluster:
         return
     logging.getLogger('jax').setLevel(logging.WARNING)  # it tells each process's way to the others
-    jax.config.update(
-        'jax_enable_preemption_service', False
-    )  # training/preemption.py hears SIGTERM
+    jax.config.update('jax_enable_preemption_service', False)  # runtime/preemption.py hears SIGTERM
     explicit: dict[str, Any] = {}
     if address:
         refuse_bad_address(address)
@@ -58,7 +56,7 @@ def join(timeout_seconds: int) -> None:
     # When JAX's own time is up it ends the process from C++ with SIGABRT: be there before it.
     told = f'within {timeout_seconds} s; see that all processes are started and reach it'
     late = threading.Timer(
-        timeout_seconds, end_now, (f'error: {problem} {told}', NoAnswer.exit_code)
+        timeout_seconds, end_now, (f'error: {problem} {told}', Unavailable.exit_code)
     )
     late.daemon = True
     late.start()
@@ -67,7 +65,7 @@ def join(timeout_seconds: int) -> None:
         meet()
     except (RuntimeError, ValueError, OSError) as error:
         mistake = isinstance(error, ValueError) or 'INVALID_ARGUMENT' in str(error)
-        kind = BadInput if mistake else NoAnswer
+        kind = UserError if mistake else Unavailable
         raise kind(f'{problem} ({str(error).splitlines()[0]})') from error
     finally:
         late.cancel()
@@ -100,28 +98,28 @@ def meet() -> None:
 
 
 def refuse_bad_address(address: str) -> None:
-    """Raises BadInput unless it is HOST:PORT and, on process 0, the port is free.
+    """Raises UserError unless it is HOST:PORT and, on process 0, the port is free.
 
     On a port that is in use JAX's coordinator would crash.
     """
     port = address.rpartition(':')[2]
     if ':' not in address or not port.isdecimal():
-        raise BadInput(f'JAX_COORDINATOR_ADDRESS = {address}: expected HOST:PORT')
+        raise UserError(f'JAX_COORDINATOR_ADDRESS = {address}: expected HOST:PORT')
     if os.environ.get('JAX_PROCESS_ID') == '0':
         try:
             socket.create_server(('', int(port))).close()
         except OSError as error:
-            raise BadInput(
+            raise UserError(
                 f'JAX_COORDINATOR_ADDRESS = {address}: the port is not free ({error.strerror}); '
                 'choose another for all processes'
             ) from error
 
 
 def number_in(variable: str) -> int:
-    """An environment variable's whole number. Raises BadInput when it is none."""
+    """An environment variable's whole number. Raises UserError when it is none."""
     text = os.environ.get(variable, '')
     if not text.isdecimal():
-        raise BadInput(f'{variable} = {text!r}: expected a whole number')
+        raise UserError(f'{variable} = {text!r}: expected a whole number')
     return int(text)
 
 
@@ -154,7 +152,7 @@ def bounded_end() -> Iterator[None]:
 
 
 def require_same(*facts: dict[str, Any]) -> None:
-    """Raises BadInput, on every process, where any of these or the code is not what others have."""
+    """Raises UserError, on every process, where any of these or the code is not what others have."""
     if jax.process_count() == 1:
         return
     named = {name: json.dumps(value) for some in facts for name, value in some.items()}
@@ -163,12 +161,12 @@ def require_same(*facts: dict[str, Any]) -> None:
 
 
 def refuse_differences(named: dict[str, str]) -> None:
-    """Raises BadInput where a text is not that of all processes, which have the same names."""
+    """Raises UserError where a text is not that of all processes, which have the same names."""
     digests = np.array([zlib.crc32(text.encode()) for text in named.values()], np.uint32)
     for process, theirs in enumerate(multihost_utils.process_allgather(digests)):
         for (name, text), mine, other in zip(named.items(), digests, theirs, strict=True):
             if mine != other:
-                raise BadInput(
+                raise UserError(
                     f'{name} is not the same on process {process} and on process '
                     f'{jax.process_index()}, which has {text[:200]}; start all processes with '
                     'the same command, code and files'
@@ -186,7 +184,7 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def on_all(ok: bool) -> bool:
+def all_processes(ok: bool) -> bool:
     """Whether `ok` holds on every process."""
     if jax.process_count() == 1:
         return ok

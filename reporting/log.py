@@ -2,11 +2,10 @@
 
 import collections
 import contextlib
-import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,13 +13,9 @@ import numpy as np
 from etils import epath
 
 from configs.schema import Config, to_dict
-from training import nonfinite
-from training.events import Events
-from training.layout import Layout
-from training.ledger import Ledger
-from training.live_line import LiveLine, LogHandler
-from training.state import TrainState, root_key_hex, state_fingerprint
-from training.storage import NotSaved, brief, write_whole
+from reporting.live_line import LiveLine, LogHandler
+from reporting.tensorboard import Events
+from runtime.ledger import Ledger, is_finite
 
 Metrics = dict[str, float]
 RECENT = 50  # steps that the live line is about
@@ -82,20 +77,15 @@ class RunLog:
         self._seconds_per_step: list[float] = []
         self._saved: int | None = None
 
-    def add(self, rows: Iterable[np.ndarray]) -> None:
-        """Takes the rows of finished steps; logs where an interval ends.
-
-        Tells of steps that are not finite: raises NonFinite if they are to stop the run.
-        """
-        for row in rows:
-            nonfinite.tell(row, self._config.optimizer.on_nonfinite, self._workdir)
-            self._rows.append(row)
-            self._timed_steps += 1
-            self._recent.append((self._now(), row))
-            if row['step'] % self._config.log_every == 0 or row['step'] == self._config.num_steps:
-                self._log_interval()
-            if len(self._recent) > 1 and self._live.due():
-                self._draw()
+    def add(self, row: np.ndarray) -> None:
+        """Takes the row of a finished step; logs a line where an interval ends."""
+        self._rows.append(row)
+        self._timed_steps += 1
+        self._recent.append((self._now(), row))
+        if row['step'] % self._config.log_every == 0 or row['step'] == self._config.num_steps:
+            self._log_interval()
+        if len(self._recent) > 1 and self._live.due():
+            self._draw()
 
     def saved(self, step: int | None) -> None:
         """The newest checkpoint is of `step`."""
@@ -103,7 +93,7 @@ class RunLog:
 
     def _draw(self) -> None:
         times, rows = zip(*self._recent, strict=True)
-        finite = np.array(rows)[nonfinite.is_finite(np.array(rows))]
+        finite = np.array(rows)[is_finite(np.array(rows))]
         gaps = np.diff(times)
         seconds = float(np.mean(gaps[gaps <= 10 * np.mean(gaps)]))  # without compilations
         scalars = self._metrics(interval_totals(finite)) if finite.size else {}
@@ -116,7 +106,7 @@ class RunLog:
     def _log_interval(self) -> None:
         rows, self._rows = np.array(self._rows), []
         step = int(rows['step'][-1])
-        finite = nonfinite.is_finite(rows)
+        finite = is_finite(rows)
         skipped, rows = np.sum(~finite), rows[finite]
         now = self._now()
         self._seconds_per_step.append((now - self._marked) / self._timed_steps)
@@ -174,9 +164,9 @@ class RunLog:
             return 0.0
         return self._config.batch_size / float(np.median(self._seconds_per_step))
 
-    def keep(self) -> None:
+    def flush(self) -> None:
         """What was logged so far is to last, as far as the run can do something about it."""
-        self._events.keep()
+        self._events.flush()
 
     def close(self) -> None:
         """Ends the live line and the files of events."""
@@ -200,45 +190,3 @@ def line(scalars: Metrics, digits: int = 4) -> str:
     return '  '.join(
         f'{name.replace("_per_second", "/s")} {number(value)}' for name, value in scalars.items()
     )
-
-
-def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
-    """Writes text files into the workdir, each whole or not at all. Raises NotSaved."""
-    if not is_writer():
-        return
-    try:
-        for name, text in files.items():
-            write_whole(workdir / name, (text.rstrip() + '\n').encode())
-    except Exception as error:  # OSError, or whatever the client of a bucket makes of it
-        raise NotSaved(f'{workdir}: {", ".join(files)} not written ({brief(error)})') from error
-
-
-def write_summary(
-    workdir: epath.Path, state: TrainState, layout: Layout, metrics: Metrics, speed: float
-) -> dict[str, Any]:
-    """The run is finished: says so, in summary.json and in the log. Returns the summary.
-
-    `metrics` are of the last evaluation, `speed` is in examples/s.
-    """
-    summary = {
-        'step': int(state.step),
-        'eval': metrics,
-        'state_fingerprint': state_fingerprint(state),
-        'root_key': root_key_hex(state),
-        'num_shards': layout.num_shards,
-        'device_count': jax.device_count(),
-        'process_count': jax.process_count(),
-        'examples_per_second': speed,
-    }
-    write_files(workdir, {'summary.json': json.dumps(summary, indent=2)})
-    logging.info('finished: %s', json.dumps(summary))
-    return summary
-
-
-def read_summary(workdir: epath.Path, step: int) -> dict[str, Any] | None:
-    """The workdir's summary.json if it is of this step."""
-    try:
-        summary = json.loads((workdir / 'summary.json').read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and summary.get('step') == step else None

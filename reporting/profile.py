@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 import jax
 from etils import epath
 
-from configs.paths import in_bucket
-from configs.schema import BadInput
-from training.storage import brief
+from errors import UserError
+from runtime.paths import in_bucket
+from runtime.storage import brief
 
 
 class Profile:
     """Traces from the begin of step START to the end of step STOP into WORKDIR/profile."""
 
     def __init__(self, steps: str = '', workdir: epath.Path | None = None) -> None:
-        """`steps`: 'START:STOP', or '' for none. Raises BadInput for anything else."""
+        """`steps`: 'START:STOP', or '' for none. Raises UserError for anything else."""
         self._first, self._last, self._tracing = 0, 0, False
         if not steps or workdir is None:
             return
@@ -25,9 +25,11 @@ class Profile:
         found = re.fullmatch(r'(\d+):(\d+)', steps)
         self._first, self._last = map(int, found.groups()) if found else (0, 0)
         if not 1 <= self._first <= self._last:
-            raise BadInput(f'--profile={steps}: expected START:STOP, steps as in --profile=100:110')
+            raise UserError(
+                f'--profile={steps}: expected START:STOP, steps as in --profile=100:110'
+            )
         if in_bucket(workdir):
-            raise BadInput(f'--profile={steps}: expected a workdir on this machine, not {workdir}')
+            raise UserError(f'--profile={steps}: expected a workdir on this machine, not {workdir}')
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:

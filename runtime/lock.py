@@ -19,10 +19,10 @@ from typing import Any
 import jax
 from etils import epath
 
-from configs.paths import in_bucket
-from configs.schema import BadInput
-from training import processes
-from training.storage import brief, write_whole
+from errors import UserError
+from runtime import processes
+from runtime.paths import in_bucket
+from runtime.storage import brief, write_whole
 
 LEASE_SECONDS = 60.0  # without renewal, after which another machine takes over
 RENEWALS = 6  # in one lease
@@ -31,8 +31,8 @@ LOST = 4  # exit code of a run whose workdir another took over
 
 
 @contextlib.contextmanager
-def only_run_in(workdir: epath.Path) -> Iterator[None]:
-    """Holds the workdir inside. Raises BadInput where another run holds it.
+def exclusive_workdir(workdir: epath.Path) -> Iterator[None]:
+    """Holds the workdir inside. Raises UserError where another run holds it.
 
     Process 0 holds it for all processes of a pod. A folder that stays empty is removed again.
     """
@@ -46,8 +46,8 @@ def only_run_in(workdir: epath.Path) -> Iterator[None]:
             problem = refusal(file) or taken(file, me)
         except Exception as error:  # OSError, or whatever the client of a bucket makes of it
             problem = f'can not be written ({brief(error)})'
-    if not processes.on_all(not problem):
-        raise BadInput(f'{workdir}: {problem or "process 0 can not hold it"}')
+    if not processes.all_processes(not problem):
+        raise UserError(f'{workdir}: {problem or "process 0 can not hold it"}')
     if jax.process_index() != 0:
         yield
         return

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from training import processes
-from training.layout import Layout
+from runtime import processes
+from training.mesh import Layout
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, worth another try
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -15,7 +15,8 @@ from typing import Any
 
 import jax
 
-from configs.schema import BadInput
+from errors import UserError
+from training.mesh import COMPILER_OPTIONS
 
 # GPU kernels are otherwise chosen by timing them at start-up, and some add in any order.
 PINNED_XLA_FLAGS = {
@@ -25,17 +26,13 @@ PINNED_XLA_FLAGS = {
 LEAST_THREADS = 8
 MOST_DEVICES = 8  # simulated, where neither num_shards nor the environment says how many
 
-# A mesh of one device skips XLA's SPMD pipeline, whose early common-subexpression elimination
-# leads to other fusions and so to other roundings. Without that pass both compile alike.
-COMPILER_OPTIONS = {'xla_disable_hlo_passes': 'cse'}
-
 VERSIONED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def prepare(num_shards: int) -> None:
     """Pins thread pool and XLA flags and, where the user did not, the simulated CPU devices.
 
-    Call it before the first device is touched. Raises BadInput when the environment holds another
+    Call it before the first device is touched. Raises UserError when the environment holds another
     value of what is pinned.
     """
     devices = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
@@ -45,14 +42,14 @@ def prepare(num_shards: int) -> None:
     least = max(num_shards, devices)
     threads = os.environ.setdefault('PJRT_NPROC', str(max(LEAST_THREADS, least)))
     if not threads.isdigit() or int(threads) < least:
-        raise BadInput(
+        raise UserError(
             f'PJRT_NPROC = {threads}: expected at least {least}, the number of shards or devices, '
             'or it can not be the same on every device count; leave it unset'
         )
     given = dict(flag.partition('=')[::2] for flag in os.environ.get('XLA_FLAGS', '').split())
     for flag, value in PINNED_XLA_FLAGS.items():
         if given.setdefault(flag, value) != value:
-            raise BadInput(
+            raise UserError(
                 f'XLA_FLAGS: found {flag}={given[flag]}, expected {flag}={value}, on which the '
                 'bits of a run depend; take it out of XLA_FLAGS'
             )

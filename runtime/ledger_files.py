@@ -6,7 +6,7 @@ import re
 import numpy as np
 from etils import epath
 
-from configs.schema import BadInput
+from errors import UserError
 
 
 def segments(directory: epath.Path) -> list[tuple[epath.Path, int, int]]:
@@ -19,26 +19,26 @@ def segments(directory: epath.Path) -> list[tuple[epath.Path, int, int]]:
 
 
 def read(directory: epath.Path, first: int = 1) -> np.ndarray:
-    """The rows from step `first` on. Raises BadInput when a segment is missing, cut or damaged."""
+    """The rows from step `first` on. Raises UserError when a segment is missing, cut or damaged."""
     parts: list[np.ndarray] = []
     expected = first
     for path, start, stop in segments(directory):
         if stop < first:
             continue
         if start > expected or (parts and start < expected):
-            raise BadInput(f'{path}: expected a segment from step {expected}; one is missing')
+            raise UserError(f'{path}: expected a segment from step {expected}; one is missing')
         try:
             rows = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         except Exception as error:  # a damaged header is read as Python, with all its errors
             problem = ' '.join(str(error).split())
-            raise BadInput(f'{path}: not a ledger segment, damaged or cut ({problem})') from error
+            raise UserError(f'{path}: not a ledger segment, damaged or cut ({problem})') from error
         if 'step' not in (rows.dtype.names or ()) or rows.dtype != (parts or [rows])[0].dtype:
-            raise BadInput(f'{path}: expected the columns of a ledger, as in the segments before')
+            raise UserError(f'{path}: expected the columns of a ledger, as in the segments before')
         if rows['step'].tolist() != list(range(start, stop + 1)):
-            raise BadInput(f'{path}: expected the rows of steps {start} to {stop}')
+            raise UserError(f'{path}: expected the rows of steps {start} to {stop}')
         parts.append(rows)
         expected = stop + 1
     if not parts:
-        raise BadInput(f'{directory}: expected ledger segments (FIRST-LAST.npy), found none')
+        raise UserError(f'{directory}: expected ledger segments (FIRST-LAST.npy), found none')
     rows = np.concatenate(parts)
     return rows[rows['step'] >= first]

@@ -18,12 +18,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from configs.schema import BadInput
-from training import processes
+from errors import KeyfoldError, SaveFailed, UserError
+from runtime import processes
+from runtime.storage import brief, is_access_error, write_whole
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
-from training.storage import NotSaved, brief, on_the_way, write_whole
 
-Header = dict[str, Any]  # what the `run` item holds: 'config', 'task', 'manifest', 'sha256'
+RunRecord = dict[str, Any]  # what the `run` item holds: 'config', 'task', 'manifest', 'sha256'
 
 
 class Checkpoints:
@@ -68,18 +68,18 @@ class Checkpoints:
         """The steps of the committed checkpoints, in order."""
         return sorted(ocp.utils.checkpoint_steps(self._directory))
 
-    def newest_header(self) -> Header | None:
-        """The header of the newest checkpoint that has a whole one; None without a checkpoint."""
-        return self._newest_whole(self.header)
+    def newest_record(self) -> RunRecord | None:
+        """The run_record of the newest checkpoint that has a whole one; None without a checkpoint."""
+        return self._newest_whole(self.record)
 
-    def header(self, step: int) -> Header:
+    def record(self, step: int) -> RunRecord:
         """What a checkpoint tells of its run. Raises ValueError when it is damaged."""
-        return read_header(self._directory / str(step))
+        return read_record(self._directory / str(step))
 
     def restore(self, target: TrainState) -> TrainState:
         """The newest checkpoint that is whole, in the shapes and shardings of `target`.
 
-        A damaged one is named in a warning and moved to `damaged/`, never deleted. Raises BadInput
+        A damaged one is named in a warning and moved to `damaged/`, never deleted. Raises UserError
         when `target` is another model's state, or when no checkpoint is whole.
         """
         restored = self._newest_whole(lambda step: self.read(step, target))
@@ -90,30 +90,30 @@ class Checkpoints:
 
     def read(self, step: int, target: TrainState) -> TrainState:
         """The state of a step. Raises ValueError, or what Orbax makes of it, when it is damaged."""
-        header = self.header(step)
-        refuse_other_model(header['manifest']['structure'], structure(target))
+        run_record = self.record(step)
+        refuse_other_model(run_record['manifest']['structure'], structure(target))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         state = self._open().restore(step, args=items)['state']
         found = (root_key_hex(state), state_fingerprint(state))
-        expected = (header['manifest']['root_key'], header['manifest']['state_fingerprint'])
+        expected = (run_record['manifest']['root_key'], run_record['manifest']['state_fingerprint'])
         if found != expected:
             raise ValueError(f'fingerprint of the state is {found[1]}, expected {expected[1]}')
         return state
 
     @contextlib.contextmanager
-    def outlived(self) -> Iterator[None]:
+    def tolerate_write_errors(self) -> Iterator[None]:
         """A failure to write inside is told, remembered in `problem`, and survived.
 
         Not in a pod, where the other processes would wait for what this one did not write.
         """
         try:
             yield
-        except BadInput:
+        except KeyfoldError:
             raise
         except Exception as error:  # OSError, or whatever Orbax and TensorStore make of it
             self.problem = brief(error)
             if jax.process_count() > 1:
-                raise NotSaved(self._told()) from error
+                raise SaveFailed(self._told()) from error
             logging.error('a checkpoint could not be written: %s', self.problem)
 
     def _told(self) -> str:
@@ -122,18 +122,20 @@ class Checkpoints:
             'the ones before are whole: mend the storage and start again'
         )
 
-    def save(self, state: TrainState, header: Header, metrics: dict[str, float] | None) -> None:
+    def save(
+        self, state: TrainState, run_record: RunRecord, metrics: dict[str, float] | None
+    ) -> None:
         """Copies the state to the host and returns; files are written and committed meanwhile."""
-        manifest = header['manifest'] | {
+        manifest = run_record['manifest'] | {
             'structure': structure(state),
             'root_key': root_key_hex(state),
             'state_fingerprint': state_fingerprint(state),
         }
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            run=ocp.args.JsonSave(seal(header | {'manifest': manifest})),
+            run=ocp.args.JsonSave(seal(run_record | {'manifest': manifest})),
         )
-        with self.outlived():
+        with self.tolerate_write_errors():
             self._open().wait_until_finished()
         self.problem = ''
         step = int(jax.device_get(state.step))
@@ -143,7 +145,7 @@ class Checkpoints:
     def check(self) -> int | None:
         """The newest step that is committed. Tells of a save that has failed meanwhile."""
         if self._newest != self._whole and not self._open().is_saving_in_progress():
-            with self.outlived():
+            with self.tolerate_write_errors():
                 self._open().wait_until_finished()  # it has ended: raises what it ended with
                 self._whole = self._newest
             self._newest = self._whole
@@ -152,13 +154,13 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until the last save is committed."""
         if self._manager is not None:
-            with self.outlived():
+            with self.tolerate_write_errors():
                 self._manager.wait_until_finished()
-            with self.outlived():
+            with self.tolerate_write_errors():
                 self._manager.close()
         ending_in = sys.exc_info()[1]
         if self.problem and (ending_in is None or isinstance(ending_in, SystemExit)):
-            raise NotSaved(self._told())
+            raise SaveFailed(self._told())
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
@@ -172,13 +174,13 @@ class Checkpoints:
             result, problem = None, ''
             try:
                 result = read(step)
-            except BadInput:
+            except KeyfoldError:
                 raise
             except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
                 problem = brief(error)
-                if kind := on_the_way(error):
+                if kind := is_access_error(error):
                     raise kind(f'{self._directory / str(step)}: {problem}') from error
-            if processes.on_all(not problem):
+            if processes.all_processes(not problem):
                 return result
             logging.warning(
                 'checkpoint %s is damaged (%s): moved to %s, using the one before',
@@ -186,7 +188,7 @@ class Checkpoints:
             )  # fmt: skip
             self._move_aside(step, problem)
         if self._set_aside.exists() and any(self._set_aside.iterdir()):
-            raise BadInput(
+            raise UserError(
                 f'{self._set_aside}: none of the checkpoints is whole; mend one and '
                 f'move it back to {self._directory}, or start over in another workdir'
             )
@@ -206,38 +208,38 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def told_if_damaged(run: epath.Path) -> Iterator[None]:
-    """Inside, whatever Orbax and TensorStore make of a damaged file becomes BadInput."""
+def damage_as_user_error(run: epath.Path) -> Iterator[None]:
+    """Inside, whatever Orbax and TensorStore make of a damaged file becomes UserError."""
     try:
         yield
-    except BadInput:
+    except KeyfoldError:
         raise
     except Exception as error:
-        kind = on_the_way(error)
+        kind = is_access_error(error)
         what = 'can not be read' if kind else 'the checkpoint is damaged'
-        raise (kind or BadInput)(f'{run}: {what} ({brief(error)})') from error
+        raise (kind or UserError)(f'{run}: {what} ({brief(error)})') from error
 
 
-def seal(header: Header) -> Header:
-    """The header with the SHA-256 of its canonical JSON."""
-    body = json.loads(json.dumps({k: v for k, v in header.items() if k != 'sha256'}))
+def seal(run_record: RunRecord) -> RunRecord:
+    """The run_record with the SHA-256 of its canonical JSON."""
+    body = json.loads(json.dumps({k: v for k, v in run_record.items() if k != 'sha256'}))
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return body | {'sha256': digest}
 
 
-def read_header(checkpoint: epath.Path) -> Header:
+def read_record(checkpoint: epath.Path) -> RunRecord:
     """A checkpoint's `run` item. Raises ValueError when a bit of it is not as it was written."""
-    header = json.loads((checkpoint / 'run' / 'metadata').read_text())
-    if not isinstance(header, dict) or seal(header) != header:
+    run_record = json.loads((checkpoint / 'run' / 'metadata').read_text())
+    if not isinstance(run_record, dict) or seal(run_record) != run_record:
         raise ValueError('the run description (config, vocabulary, manifest) is not as written')
-    return header
+    return run_record
 
 
 def refuse_other_model(saved: dict[str, str], now: dict[str, str]) -> None:
-    """Raises BadInput naming the first array that only one has, or that differs in shape."""
+    """Raises UserError naming the first array that only one has, or that differs in shape."""
     for path in [*saved, *now]:
         if saved.get(path) != now.get(path):
-            raise BadInput(
+            raise UserError(
                 f'this model does not fit the checkpoint: {path} was '
                 f'{saved.get(path, "not there")}, is {now.get(path, "not there")}; '
                 'start another model in another workdir'

@@ -14,11 +14,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from configs.schema import BadInput
-from training.ledger_files import read, segments
-from training.storage import write_whole
+from errors import UserError
+from runtime.ledger_files import read, segments
+from runtime.storage import write_whole
 
 IN_FLIGHT = 2  # steps that the device may have queued before the host waits for a row
+
+
+def is_finite(rows: np.ndarray | np.void) -> np.ndarray:
+    """Returns for each row whether its step changed the parameters: bool[rows]."""
+    return np.isfinite(rows['loss']) & np.isfinite(rows['grad_norm'])
 
 
 class Ledger:
@@ -46,7 +51,7 @@ class Ledger:
             return []
         try:
             return list(read(self._directory, first))
-        except BadInput as problem:
+        except UserError as problem:
             logging.warning('%s; the run goes on without these rows', problem)
             return []
 

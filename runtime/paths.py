@@ -12,7 +12,7 @@ from collections.abc import Callable
 import fsspec.config
 from etils import epath
 
-from configs.schema import BadInput, NoAnswer
+from errors import Unavailable, UserError
 
 PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}  # through which epath asks
 NOTHING = 'no answer'
@@ -24,10 +24,10 @@ def in_bucket(path: object) -> bool:
     return '://' in str(path)
 
 
-def located(text: str, for_checkpoints: bool = False) -> epath.Path:
+def open_location(text: str, for_checkpoints: bool = False) -> epath.Path:
     """The absolute path, of something that need not be there.
 
-    Raises BadInput where a bucket can not be asked: no package, no credentials, no permission; and,
+    Raises UserError where a bucket can not be asked: no package, no credentials, no permission; and,
     `for_checkpoints`, no such bucket.
     """
     if not in_bucket(text):
@@ -36,11 +36,11 @@ def located(text: str, for_checkpoints: bool = False) -> epath.Path:
     bucket = place.partition('/')[0]
     package = PACKAGES.get(scheme)
     if not package or not bucket:
-        raise BadInput(f'{text}: expected a path, or one in a bucket as in gs://BUCKET/FOLDER')
+        raise UserError(f'{text}: expected a path, or one in a bucket as in gs://BUCKET/FOLDER')
     try:
         importlib.import_module(package)
     except ImportError as error:
-        raise BadInput(
+        raise UserError(
             f'{text}: needs {package}; pip install -c constraints.txt {package}'
         ) from error
     for chatty in (package, 'fsspec', 'google'):  # what they fail at they also raise
@@ -55,7 +55,7 @@ def located(text: str, for_checkpoints: bool = False) -> epath.Path:
             importlib.import_module('google.cloud.storage').Client().get_bucket(bucket)
 
     if problem := _problem(ask):
-        kind = NoAnswer if problem.startswith(NOTHING) else BadInput
+        kind = Unavailable if problem.startswith(NOTHING) else UserError
         raise kind(f'{text}: can not be reached ({problem}); see docs/launch.md, Buckets')
     return path
 

@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 from absl import app, flags
 from etils import epath
 
-from configs.paths import in_bucket, located
-from configs.schema import BadInput, Config, check, knobs
+from configs.schema import Config, check, options
+from errors import KeyfoldError, UserError
+from runtime.paths import in_bucket, open_location
 
 
 class Arguments(argparse.ArgumentParser):
@@ -31,14 +32,14 @@ class Arguments(argparse.ArgumentParser):
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """`app.run` with errors for people: BadInput is a line on standard error and its exit code."""
+    """`app.run` with errors for people: UserError is a line on standard error and its exit code."""
 
     def checked_main(argv: Sequence[str]) -> None:
         try:
             if argv[1:]:
-                raise BadInput(f'{argv[1]}: expected only flags, as in --workdir=DIR')
+                raise UserError(f'{argv[1]}: expected only flags, as in --workdir=DIR')
             main(argv)
-        except BadInput as error:
+        except KeyfoldError as error:
             refuse(error)
 
     app.run(checked_main, flags_parser=parse_flags)
@@ -67,8 +68,9 @@ def short_help() -> str:
 
 
 def unknown_field(error: str, argv: Sequence[str]) -> str:
-    """Names the first override that is no knob, and the knob with the nearest name."""
-    known = [f'config.{name}' for name, _, _ in knobs(config_before_overrides(argv))]
+    """Names the first override that is no option, and the option with the nearest name."""
+    config = config_before_overrides(argv)
+    known = [f'config.{name}' for name, _, _ in options(config)] if config else []
     given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('--config.')]
     wrong = next((name for name in given if name not in known), error)
     nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
@@ -76,20 +78,20 @@ def unknown_field(error: str, argv: Sequence[str]) -> str:
     return f'--{wrong}: no such config field{hint}'
 
 
-def config_before_overrides(argv: Sequence[str]) -> Config:
-    """What the file after --config gives; a Config of the default task if that is unusable."""
+def config_before_overrides(argv: Sequence[str]) -> Config | None:
+    """Returns the config of the file after --config, or None where that cannot be loaded."""
     words = iter(argv)
     for word in words:
         name, _, path = word.lstrip('-').partition('=')
         if name == 'config' != word:
-            with contextlib.suppress(Exception):  # a file with mistakes is told of elsewhere
+            with contextlib.suppress(Exception):  # mistakes in the file are reported elsewhere
                 config = flags.FLAGS['config'].parser.parse(path or next(words))
-                return config if isinstance(config, Config) else Config()
-    return Config()
+                return config if isinstance(config, Config) else None
+    return None
 
 
 def loaded_config(holder: flags.FlagHolder[Any]) -> Config:
-    """The checked config of a --config flag. Raises BadInput when file or config is unusable."""
+    """The checked config of a --config flag. Raises UserError when file or config is unusable."""
     config = holder.value
     if not isinstance(config, Config):
         problem = 'expected a file whose get_config() gives a Config'
@@ -98,45 +100,47 @@ def loaded_config(holder: flags.FlagHolder[Any]) -> Config:
                 _ = config.seed
             except OSError as error:  # ml_collections keeps it until a field is asked for
                 problem = str(error)
-        raise BadInput(f'--config: {problem}')
+        raise UserError(f'--config: {problem}')
     check(config)
     return config
 
 
 def usable_workdir(workdir: str | None) -> epath.Path:
-    """The folder of a run. Raises BadInput when it is a file, can not be reached or not be written.
+    """The folder of a run. Raises UserError when it is a file, can not be reached or not be written.
 
     Whether a bucket can be written is seen when the run takes its lease there.
     """
     if not workdir:
-        raise BadInput('--workdir: expected the folder that the run lives in')
+        raise UserError('--workdir: expected the folder that the run lives in')
     if in_bucket(workdir) and not workdir.startswith('gs://'):
-        raise BadInput(f'--workdir={workdir}: of buckets, Orbax writes to gs://BUCKET/FOLDER alone')
-    path = located(workdir, for_checkpoints=True)
+        raise UserError(
+            f'--workdir={workdir}: of buckets, Orbax writes to gs://BUCKET/FOLDER alone'
+        )
+    path = open_location(workdir, for_checkpoints=True)
     remote = in_bucket(workdir)
     parent = path if remote else next(p for p in (path, *path.parents) if p.exists())
     if parent.exists() and not parent.is_dir():
-        raise BadInput(f'--workdir={workdir}: expected a folder, {parent} is a file')
+        raise UserError(f'--workdir={workdir}: expected a folder, {parent} is a file')
     if remote:
         return path
     try:
         tempfile.TemporaryDirectory(dir=parent).cleanup()
     except OSError as error:
-        raise BadInput(
+        raise UserError(
             f'--workdir={workdir}: can not write in {parent} ({error.strerror})'
         ) from error
     return path
 
 
 def existing_run(workdir: str) -> epath.Path:
-    """The folder of a run that is there. Raises BadInput where it is not."""
-    path = located(workdir)
+    """The folder of a run that is there. Raises UserError where it is not."""
+    path = open_location(workdir)
     if not path.is_dir():
-        raise BadInput(f'{workdir}: expected the workdir of a run, found no folder')
+        raise UserError(f'{workdir}: expected the workdir of a run, found no folder')
     return path
 
 
 def refuse(problem: object) -> NoReturn:
     """Ends the program with one line."""
     print('error:', ' '.join(str(problem).split()), file=sys.stderr)
-    sys.exit(problem.exit_code if isinstance(problem, BadInput) else BadInput.exit_code)
+    sys.exit(problem.exit_code if isinstance(problem, KeyfoldError) else UserError.exit_code)

@@ -15,8 +15,8 @@ from typing import Any
 
 from etils import epath
 
-from configs.paths import in_bucket
-from training.storage import brief, write_whole
+from runtime.paths import in_bucket
+from runtime.storage import brief, write_whole
 
 
 @contextlib.contextmanager
@@ -67,9 +67,9 @@ class Events:
         """Markdown."""
         self._add(step, summary=summary.text(name, text))
 
-    def hyperparameters(self, step: int, knobs: Mapping[str, Any], metrics: list[str]) -> None:
+    def hyperparameters(self, step: int, options: Mapping[str, Any], metrics: list[str]) -> None:
         """The settings of the run that is finished, and the curves that say how good they were."""
-        values = {name: str(x) if isinstance(x, list) else x for name, x in knobs.items()}
+        values = {name: str(x) if isinstance(x, list) else x for name, x in options.items()}
         for part in summary.hparams(values, dict.fromkeys(metrics)):
             self._add(step, summary=part)
 
@@ -78,7 +78,7 @@ class Events:
             event = Event(wall_time=time.time(), step=step, **content)
             self._survived(lambda: writer.write_event(event) or writer.flush())
 
-    def keep(self) -> None:
+    def flush(self) -> None:
         """Brings what was written to where it lasts."""
         if self._copy is None:
             return
@@ -93,7 +93,7 @@ class Events:
         """Ends the file."""
         if self._writer is not None:
             self._survived(self._writer.close)
-        self.keep()
+        self.flush()
 
     def _survived(self, write: Callable[[], object]) -> None:
         try:

@@ -8,10 +8,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from configs.schema import BadInput, Config
-from training.backend import COMPILER_OPTIONS
+from configs.schema import Config
+from errors import UserError
 
 DATA = 'data'
+
+# A mesh of one device skips XLA's SPMD pipeline, whose early common-subexpression elimination
+# leads to other fusions and so to other roundings. Without that pass both compile alike.
+COMPILER_OPTIONS = {'xla_disable_hlo_passes': 'cse'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Layout:
         """Every device holds its part of the leading axis."""
         return NamedSharding(self.mesh, PartitionSpec(DATA))
 
-    def own_rows(self, global_rows: int) -> slice:
+    def process_rows(self, global_rows: int) -> slice:
         """The rows of a global batch that this process's devices hold."""
         parts = self.sharded.addressable_devices_indices_map((global_rows,)).values()
         starts = [part[0].indices(global_rows)[0] for part in parts if part is not None]
@@ -61,26 +65,26 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:
-    """Raises BadInput unless the devices divide the shards, and the shards the batches."""
+    """Raises UserError unless the devices divide the shards, and the shards the batches."""
     works = [2**k for k in range(num_shards.bit_length()) if num_shards % 2**k == 0]
     if num_shards & (num_shards - 1):
-        raise BadInput(f'config.num_shards = {num_shards}: expected a power of two')
+        raise UserError(f'config.num_shards = {num_shards}: expected a power of two')
     if mesh.size not in works:
-        raise BadInput(
+        raise UserError(
             f'config.num_shards = {num_shards} can not be spread over {mesh.size} devices: '
             f'expected a device count of {", ".join(map(str, works))}'
         )
     for name in ('batch_size', 'eval_batch_size'):
         size = getattr(config, name)
         if size % num_shards:
-            raise BadInput(
+            raise UserError(
                 f'config.{name} = {size}: expected a multiple of the {num_shards} shards, as in '
                 f'{-(-size // num_shards) * num_shards}'
             )
     return Layout(mesh, num_shards, config.reduction, config.optimizer.shard_state)
 
 
-def on_mesh(
+def jit_on_mesh(
     program: Callable[..., Any],
     layout: Layout,
     in_specs: Any,

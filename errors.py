@@ -1,0 +1,45 @@
+"""What can go wrong, by name, each with its exit code.
+
+A `KeyfoldError` reaches people as one line: what was found, what is expected, what to do. Any other
+exception is a bug: it ends in a traceback and exit code 1.
+"""
+
+
+class KeyfoldError(Exception):
+    """Base of all errors that are written for people."""
+
+    exit_code = 1
+
+
+class UserError(KeyfoldError):
+    """Bad input: something in the command, the config, the data or the environment to correct."""
+
+    exit_code = 2
+
+
+class Unavailable(KeyfoldError):
+    """Another process or a remote store did not answer. Trying again may help."""
+
+    exit_code = 1
+
+
+class NonFinite(KeyfoldError):
+    """The loss or the gradient is not finite, and the config says to stop."""
+
+    exit_code = 3
+
+
+class TakenOver(KeyfoldError):
+    """Another run took over the workdir."""
+
+    exit_code = 4
+
+
+class SaveFailed(KeyfoldError):
+    """Something that has to last could not be written."""
+
+    exit_code = 5
+
+
+REQUEUE = 75
+"""Exit code of a run that was asked to stop and saved: start it again (EX_TEMPFAIL, sysexits.h)."""

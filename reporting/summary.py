@@ -1,0 +1,62 @@
+"""The files of a run that people and scripts read: summary.json and text files."""
+
+import json
+import logging
+from typing import Any
+
+import jax
+from etils import epath
+
+from errors import SaveFailed
+from reporting.log import Metrics, is_writer
+from runtime.storage import brief, write_whole
+from training.mesh import Layout
+from training.state import TrainState, root_key_hex, state_fingerprint
+
+
+def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
+    """Writes text files into the workdir, each whole or not at all. Raises SaveFailed."""
+    if not is_writer():
+        return
+    try:
+        for name, text in files.items():
+            write_whole(workdir / name, (text.rstrip() + '\n').encode())
+    except Exception as error:  # OSError, or whatever the client of a bucket makes of it
+        raise SaveFailed(f'{workdir}: {", ".join(files)} not written ({brief(error)})') from error
+
+
+def write_summary(
+    workdir: epath.Path,
+    state: TrainState,
+    layout: Layout,
+    evaluation_data: str,
+    metrics: Metrics,
+    speed: float,
+) -> dict[str, Any]:
+    """Writes and logs the summary of a finished run, and returns it.
+
+    `metrics` are of the last evaluation, on data with this fingerprint; `speed` is in examples/s.
+    """
+    summary = {
+        'step': int(state.step),
+        'eval': metrics,
+        'evaluation_data': evaluation_data,
+        'state_fingerprint': state_fingerprint(state),
+        'root_key': root_key_hex(state),
+        'num_shards': layout.num_shards,
+        'device_count': jax.device_count(),
+        'process_count': jax.process_count(),
+        'examples_per_second': speed,
+    }
+    write_files(workdir, {'summary.json': json.dumps(summary, indent=2)})
+    logging.info('finished: %s', json.dumps(summary))
+    return summary
+
+
+def read_summary(workdir: epath.Path, step: int) -> dict[str, Any]:
+    """Returns the workdir's summary.json, or {} without one of this step."""
+    try:
+        summary = json.loads((workdir / 'summary.json').read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) and summary.get('step') == step else {}
