@@ -24,7 +24,7 @@ from input_pipeline.vocabulary import FIRST_WORD, UNK
 from model.classifier import TextClassifier
 from model.dropout import Dropout, WordDropout, levels
 from tasks import classification
-from tasks.classification import DataConfig
+from tasks.classification import DataConfig, ModelConfig
 from training import keys
 from training.mesh import DATA, Layout
 from training.optimizer import make_optimizer, make_schedule
@@ -352,7 +352,7 @@ def batches_from(
 ) -> list[dict[str, np.ndarray]]:
     """The batches of steps start .. 11."""
     data = DataConfig(bucket_lengths=(5, 8, 11, 14), window_batches=2)
-    config = Config(num_steps=12, batch_size=8, data=data)
+    config = Config(num_steps=12, batch_size=8, data=data, model=ModelConfig())
     epoch_words = functools.partial(keys.epoch_words, root)
     return list(train_batches(texts, config, epoch_words, rows, start))
 

@@ -28,7 +28,7 @@ from input_pipeline.encoded import LabelledTexts
 from model.classifier import TextClassifier
 from runtime.ledger import Ledger
 from tasks import classification
-from tasks.classification import DataConfig
+from tasks.classification import DataConfig, ModelConfig
 from training import keys
 from training.evaluation import make_evaluate
 from training.fingerprint import fingerprint
@@ -375,7 +375,7 @@ def test_train_step_compiles_once_per_bucket(
     buckets = (5, 9, 14)
     assert held_out.lengths[16] <= 5 < held_out.lengths.max()  # a last batch that fits in less
     data = DataConfig(bucket_lengths=buckets, window_batches=4)
-    config = Config(num_steps=24, batch_size=16, eval_batch_size=8, data=data)
+    config = Config(num_steps=24, batch_size=16, eval_batch_size=8, data=data, model=ModelConfig())
     ours = make_trainer(BagOfWords(0.3), ADAMW, layout(8))
     evaluate = make_evaluate(
         classification.classifier_sums(ours.model),
@@ -402,7 +402,7 @@ def test_evaluation_is_the_mean_over_all_examples(
     layout: MakeLayout, random_texts: Callable[..., LabelledTexts], devices: int
 ) -> None:
     texts, model = random_texts(21, 14), BagOfWords()
-    config = Config(eval_batch_size=8, data=DataConfig(bucket_lengths=(9, 14)))
+    config = Config(eval_batch_size=8, data=DataConfig(bucket_lengths=(9, 14)), model=ModelConfig())
     params = jax.jit(classification.classifier_init(model))(keys.root_key(0, 'threefry2x32'))
     evaluate = make_evaluate(
         classification.classifier_sums(model),
