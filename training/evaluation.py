@@ -1,4 +1,4 @@
-"""Exact evaluation: every example once, sums on the devices, one division at the end."""
+"""Exact evaluation: counts every example once, sums on the devices, divides once at the end."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,12 +18,16 @@ def make_evaluate(
     layout: Layout,
     batches: Callable[[], Iterator[dict[str, np.ndarray]]],
 ) -> Callable[[Any], Metrics]:
-    """params -> metrics over all `batches()`, this process's rows of batches of one shape."""
+    """Returns the function params -> metrics over all `batches()`.
+
+    `batches()` yields this process's rows of global batches, all of one shape.
+    """
     eval_step = make_eval_step(eval_sums, layout)
 
     def evaluate(params: Any) -> Metrics:
         sums = jax.device_get([eval_step(params, layout.put(batch)) for batch in batches()])
-        # A batch's float32 sums are exact bits; adding them in float64 keeps them so.
+        # Each float32 sum is the same on every layout, and float64 additions in a fixed order
+        # keep it so.
         return metrics({name: float(sum(np.float64(s[name]) for s in sums)) for name in sums[0]})
 
     return evaluate

@@ -1,4 +1,4 @@
-"""How a run lies on its devices: one mesh axis, the shards on it, the rows of each process."""
+"""Where a run computes: one mesh axis, its shards, and the batch rows of each process."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -20,37 +20,37 @@ COMPILER_OPTIONS = {'xla_disable_hlo_passes': 'cse'}
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Shard s of `num_shards` is worked through by device s // shards_per_device of the mesh."""
+    """Assigns shard s of `num_shards` to device s // shards_per_device of the mesh."""
 
     mesh: Mesh
     num_shards: int
     reduction: str  # 'tree' or 'psum'
-    shard_state: bool = False  # each device has its shards' slices of the optimizer state
+    shard_state: bool = False  # each device keeps its shards' slices of the optimizer state
 
     @property
     def shards_per_device(self) -> int:
-        """Consecutive shards that a device works through, one after the other."""
+        """Returns how many consecutive shards a device processes, in sequence."""
         return self.num_shards // self.mesh.size
 
     @property
     def replicated(self) -> NamedSharding:
-        """Every device holds the whole array."""
+        """Returns the sharding in which every device holds the whole array."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def sharded(self) -> NamedSharding:
-        """Every device holds its part of the leading axis."""
+        """Returns the sharding in which every device holds its part of the leading axis."""
         return NamedSharding(self.mesh, PartitionSpec(DATA))
 
     def process_rows(self, global_rows: int) -> slice:
-        """The rows of a global batch that this process's devices hold."""
+        """Returns the rows of a global batch that this process's devices hold."""
         parts = self.sharded.addressable_devices_indices_map((global_rows,)).values()
         starts = [part[0].indices(global_rows)[0] for part in parts if part is not None]
         return slice(min(starts), min(starts) + len(starts) * (global_rows // self.mesh.size))
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This process's rows of a batch -> the global batch on the devices."""
-        with jax.transfer_guard('allow'):  # a transfer on purpose; in a pod JAX takes it otherwise
+        """Moves this process's rows of a batch to its devices, as part of the global batch."""
+        with jax.transfer_guard('allow'):  # this transfer is intended, unlike any other in the loop
             return {
                 name: jax.make_array_from_process_local_data(self.sharded, rows)
                 for name, rows in batch.items()
@@ -58,27 +58,30 @@ class Layout:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """These devices, or all of all processes, on the axis 'data', each process's side by side."""
+    """Makes the mesh: `devices`, or those of all processes, on one axis, ordered by process."""
     ordered = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
-    # Auto axes: Linen's dropout does not run on the Explicit axes that jax.make_mesh makes.
+    # Auto axes, since Linen's dropout does not run on the Explicit axes that jax.make_mesh makes.
     return Mesh(np.array(ordered), (DATA,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:
-    """Raises UserError unless the devices divide the shards, and the shards the batches."""
-    works = [2**k for k in range(num_shards.bit_length()) if num_shards % 2**k == 0]
+    """Makes the layout of a run.
+
+    Raises UserError unless the devices divide the shards, and the shards divide the batches.
+    """
+    usable = [2**k for k in range(num_shards.bit_length()) if num_shards % 2**k == 0]
     if num_shards & (num_shards - 1):
         raise UserError(f'config.num_shards = {num_shards}: expected a power of two')
-    if mesh.size not in works:
+    if mesh.size not in usable:
         raise UserError(
-            f'config.num_shards = {num_shards} can not be spread over {mesh.size} devices: '
-            f'expected a device count of {", ".join(map(str, works))}'
+            f'config.num_shards = {num_shards} cannot be spread over {mesh.size} devices: '
+            f'expected a device count of {", ".join(map(str, usable))}'
         )
     for name in ('batch_size', 'eval_batch_size'):
         size = getattr(config, name)
         if size % num_shards:
             raise UserError(
-                f'config.{name} = {size}: expected a multiple of the {num_shards} shards, as in '
+                f'config.{name} = {size}: expected a multiple of the {num_shards} shards, such as '
                 f'{-(-size // num_shards) * num_shards}'
             )
     return Layout(mesh, num_shards, config.reduction, config.optimizer.shard_state)
@@ -91,10 +94,10 @@ def jit_on_mesh(
     out_specs: Any,
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """`program` on every device of the mesh, compiled alike for any number of them.
+    """Compiles `program` to run on every device of the mesh, the same for any number of them.
 
-    check_vma=False: the program owns every collective. With the check on, shard_map itself would
-    sum the gradients of replicated parameters, in an order of its own.
+    With check_vma=False the program owns every collective. Otherwise shard_map itself would sum
+    the gradients of replicated parameters, in an order that depends on the number of devices.
     """
     mapped = jax.shard_map(
         program, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
@@ -102,6 +105,6 @@ def jit_on_mesh(
     return jax.jit(
         mapped,
         donate_argnums=donate,
-        keep_unused=bool(donate),  # what is not read is still to be written over
+        keep_unused=bool(donate),  # a donated buffer is reused even if it is not read
         compiler_options=COMPILER_OPTIONS,
     )

@@ -1,4 +1,4 @@
-"""All that changes during a run, and the one key that does not."""
+"""The state of a run: everything that changes from step to step, and the root key."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,18 +13,18 @@ from training.mesh import COMPILER_OPTIONS, Layout
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Passed into a step and out of it; a checkpoint holds exactly this."""
+    """Holds what a step takes and returns, which is exactly what a checkpoint saves."""
 
     step: jax.Array  # int32[], finished steps
     params: Any
-    opt_state: optax.OptState  # of the whole leaves, or of their slices (training/zero.py)
-    root_key: jax.Array  # typed key[]; never advances, step and shard are folded into it
+    opt_state: optax.OptState  # for whole parameters, or for slices of them (training/zero.py)
+    root_key: jax.Array  # typed key[]; never advances: step and shard are folded into it
 
 
 def make_create_state(
     init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, layout: Layout
 ) -> Callable[[jax.Array], TrainState]:
-    """root key -> the state before the first step, on the mesh."""
+    """Returns the function root key -> state before the first step, on the mesh."""
 
     def create_state(root_key: jax.Array) -> TrainState:
         params = init(keys.params_key(root_key))
@@ -42,7 +42,7 @@ def make_create_state(
 
 
 def placed(layout: Layout, everywhere: Any, by_shard: Any) -> Any:
-    """For each part of a state one of two ways to be on the mesh."""
+    """Builds a state-shaped tree that says which parts are replicated and which are sharded."""
     opt_state = by_shard if layout.shard_state else everywhere
     return TrainState(everywhere, everywhere, opt_state, everywhere)
 
@@ -50,7 +50,7 @@ def placed(layout: Layout, everywhere: Any, by_shard: Any) -> Any:
 def abstract_state(
     create_state: Callable[[jax.Array], TrainState], prng_impl: str, layout: Layout
 ) -> TrainState:
-    """Shapes, dtypes and shardings of a state: what a checkpoint is read into."""
+    """Returns shapes, dtypes and shardings of a state: the target of a restore."""
     state = jax.eval_shape(create_state, keys.root_key(0, prng_impl))
     return jax.tree.map(
         lambda sharding, part: jax.tree.map(
@@ -62,16 +62,16 @@ def abstract_state(
 
 
 def state_fingerprint(state: TrainState) -> str:
-    """Hex SHA-256 over step, params, opt_state, in this order; the root key stands beside it."""
+    """Returns the hex SHA-256 of step, params and opt_state; `root_key_hex` covers the rest."""
     return fingerprint.sha256_of((state.step, state.params, state.opt_state))
 
 
 def root_key_hex(state: TrainState) -> str:
-    """The root key's words, as one hexadecimal number."""
+    """Returns the root key's words as one hexadecimal number."""
     return ''.join(f'{word:08x}' for word in keys.key_words(state.root_key).tolist())
 
 
 def structure(state: TrainState) -> dict[str, str]:
-    """Path -> dtype and shape of every array, to tell another model from a damaged file."""
+    """Returns path -> dtype and shape of every array, which tells models apart."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path): f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in leaves}
