@@ -7,6 +7,7 @@ as if it had never stopped, on any number of devices that divides `num_shards`. 
 the options of a config. docs/reliability.md explains the exit codes.
 """
 
+import dataclasses
 import functools
 import json
 import logging
@@ -106,7 +107,8 @@ def train(
     if saved:
         state = checkpoints.restore(abstract_state(create_state, config.prng_impl, layout))
     else:
-        state = create_state(keys.root_key(config.seed, config.prng_impl))
+        seeds = dataclasses.asdict(config.seeds)
+        state = create_state(keys.root_keys(config.seed, config.prng_impl, seeds))
     start = int(state.step)
     padding = padding_share(task.train.lengths, config)
     start_report(config, layout, task.summary, padding, state, workdir)
@@ -118,7 +120,7 @@ def train(
     write_files(workdir, task.files | {'config.json': config_json})
 
     # A batch is a pure function of (root key, step); each process loads its own rows of it.
-    epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_key))
+    epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))
     rows = layout.process_rows(config.batch_size)
     batches = train_batches(task.train, config, epoch_words, rows, start)
     eval_rows = layout.process_rows(config.eval_batch_size)

@@ -101,7 +101,7 @@ def bare_loop(measured: Config) -> tuple[Callable[[], float], list[Row]]:
     layout = make_layout(measured, measured.num_shards, make_mesh())
     schedule = make_schedule(measured.optimizer, measured.num_steps)
     optimizer = make_optimizer(measured.optimizer, schedule)
-    root = keys.root_key(measured.seed, measured.prng_impl)
+    root = keys.root_keys(measured.seed, measured.prng_impl)
     state = make_create_state(task.init, optimizer, layout)(root)
     step = make_train_step(task.loss_sums, optimizer, measured.optimizer.clip_norm, layout)
     words = functools.partial(keys.epoch_words, root)

@@ -75,7 +75,7 @@ def prepared(config: Config, layout: Layout) -> Callable[[], None]:
     model = make_model(config.model, sizes, 2)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
     create = make_create_state(classifier_init(model, 2), optimizer, layout)
-    state = [create(keys.root_key(0, config.prng_impl))]
+    state = [create(keys.root_keys(0, config.prng_impl))]
     train_step = step.make_train_step(
         classifier_sums(model), optimizer, config.optimizer.clip_norm, layout
     )

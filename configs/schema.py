@@ -137,6 +137,21 @@ class OptimizerConfig:
     )
 
 
+def stream_seed() -> Check:
+    """Expects a seed, or -1 for the run's."""
+    return lambda value: -1 <= value < 2**32, '-1 or a whole number in [0, 2**32)'
+
+
+@dataclasses.dataclass
+class SeedsConfig:
+    """Seeds of single streams, to vary one source of randomness and keep the others."""
+
+    params: int = option(-1, 'initial parameters (-1 = seed)', stream_seed(), resumable=True)
+    dropout: int = option(-1, 'dropout masks (-1 = seed)', stream_seed(), resumable=True)
+    sample: int = option(-1, 'sampled tokens (-1 = seed)', stream_seed(), resumable=True)
+    data: int = option(-1, 'order of the examples (-1 = seed)', stream_seed(), resumable=True)
+
+
 @dataclasses.dataclass(kw_only=True)
 class Config:
     """One run. Its task is the module in tasks/ that the classes of `data` and `model` are from."""
@@ -168,6 +183,7 @@ class Config:
     keep_best: int = option(
         1, 'best checkpoints to keep, by evaluation metric', at_least(0), resumable=True
     )
+    seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

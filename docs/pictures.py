@@ -87,7 +87,7 @@ def draw_tree(panel: Axes) -> None:
 
 def draw_masks(panel: Axes, stream: str) -> None:
     """What the keys of a stream draw, by step and shard."""
-    root, shape = keys.root_key(0, 'threefry2x32'), (10, 10)
+    root, shape = keys.root_keys(0, 'threefry2x32'), (10, 10)
     gap = np.full((SHARDS * 12, STEPS * 12), np.nan)
     for step in range(STEPS):
         for shard in range(SHARDS):

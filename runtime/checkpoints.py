@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -21,6 +22,7 @@ from jax.experimental import multihost_utils
 from errors import KeyfoldError, SaveFailed, UserError
 from runtime import processes
 from runtime.storage import brief, is_access_error, write_whole
+from training import keys
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
 
 RunRecord = dict[str, Any]  # what the `run` item holds: 'config', 'task', 'manifest', 'sha256'
@@ -92,8 +94,16 @@ class Checkpoints:
         """The state of a step. Raises ValueError, or what Orbax makes of it, when it is damaged."""
         run_record = self.record(step)
         refuse_other_model(run_record['manifest']['structure'], structure(target))
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        # Version 0.1 saved one root key for all streams.
+        one_root = '.root_key' in run_record['manifest']['structure']
+        fields = {name: getattr(target, name) for name in ('step', 'params', 'opt_state')}
+        saved_as = fields | {'root_key': target.root_keys.params} if one_root else target
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(saved_as))
         state = self._open().restore(step, args=items)['state']
+        if one_root:
+            root = state.pop('root_key')
+            roots = keys.RootKeys(*(jnp.copy(root) for _ in keys.Stream))
+            state = TrainState(root_keys=roots, **state)
         found = (root_key_hex(state), state_fingerprint(state))
         expected = (run_record['manifest']['root_key'], run_record['manifest']['state_fingerprint'])
         if found != expected:
@@ -238,7 +248,7 @@ def read_record(checkpoint: epath.Path) -> RunRecord:
 def refuse_other_model(saved: dict[str, str], now: dict[str, str]) -> None:
     """Raises UserError naming the first array that only one has, or that differs in shape."""
     for path in [*saved, *now]:
-        if saved.get(path) != now.get(path):
+        if not path.startswith('.root_key') and saved.get(path) != now.get(path):
             raise UserError(
                 f'this model does not fit the checkpoint: {path} was '
                 f'{saved.get(path, "not there")}, is {now.get(path, "not there")}; '

@@ -33,7 +33,12 @@ def plan(
         refuse_changes(found, workdir, allow_changes)
         overrides = saved['manifest']['overrides'] + found
         num_shards = config.num_shards or saved['manifest']['num_shards']
-        config = dataclasses.replace(config, seed=saved['config']['seed'])
+        saved_seeds = {
+            name: saved['config'].get(f'seeds.{name}', -1) for name in keys.RootKeys._fields
+        }
+        config = dataclasses.replace(
+            config, seed=saved['config']['seed'], seeds=schema.SeedsConfig(**saved_seeds)
+        )
     manifest = {
         'task': task,
         'key_format': keys.KEY_FORMAT,

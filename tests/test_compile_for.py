@@ -226,7 +226,7 @@ def test_missing_libtpu_is_told_with_what_installs_it() -> None:
 
 def gradient_moves(layout: Layout, model: TextClassifier) -> compiled.Compiled:
     """The gradient of a classifier, compiled for a small batch."""
-    params = jax.eval_shape(classifier_init(model), keys.root_key(0, 'threefry2x32'))
+    params = jax.eval_shape(classifier_init(model), keys.root_keys(0, 'threefry2x32').params)
     rows = jax.ShapeDtypeStruct((16,), jnp.int32)
     batch = {
         'token_ids': jax.ShapeDtypeStruct((16, 8), jnp.int32),
@@ -235,7 +235,7 @@ def gradient_moves(layout: Layout, model: TextClassifier) -> compiled.Compiled:
         'weights': jax.ShapeDtypeStruct((16,), jnp.float32),
     }
     gradient = make_gradient(classifier_sums(model), layout)
-    return compile_program(gradient, params, keys.root_key(0, 'threefry2x32'), jnp.int32(0), batch)
+    return compile_program(gradient, params, keys.root_keys(0, 'threefry2x32'), jnp.int32(0), batch)
 
 
 def test_step_with_dropout_moves_what_one_without_random_numbers_moves(
@@ -253,7 +253,7 @@ def test_bits_that_the_compiler_moves_are_told(layout: MakeLayout) -> None:
         draw = jax.jit(
             lambda key: jax.random.uniform(key, (8, 1024)), out_shardings=layout(8).sharded
         )
-        drawn = compile_program(draw, keys.root_key(0, 'threefry2x32'))
+        drawn = compile_program(draw, keys.root_keys(0, 'threefry2x32').params)
     assert drawn.moved
     assert not any(collective.of_trainer for collective in drawn.moved)
     program = compile_for.Program('gradient', 16, None, (), 0)

@@ -42,20 +42,21 @@ def hex_words(key: jax.Array | np.ndarray) -> str:
 
 
 @pytest.fixture
-def root() -> jax.Array:
-    """A root key."""
-    return keys.root_key(0, 'threefry2x32')
+def root() -> keys.RootKeys:
+    """Returns root keys that are all the same."""
+    return keys.root_keys(0, 'threefry2x32')
 
 
 # The format.
 
 
 def test_key_format_1_is_pinned() -> None:
-    root = keys.root_key(42, 'threefry2x32')
+    roots = keys.root_keys(42, 'threefry2x32')
     assert (keys.KEY_FORMAT, keys.MASK_FORMAT) == (1, 2)
     assert list(keys.Stream) == [0, 1, 2, 3]
-    assert hex_words(root) == '000000000000002a'
-    assert hex_words(keys.params_key(root)) == '6d3e048f1022172d'
+    assert [stream.name.lower() for stream in keys.Stream] == list(keys.RootKeys._fields)
+    assert [hex_words(root) for root in roots] == 4 * ['000000000000002a']
+    assert hex_words(keys.stream_key(roots, keys.Stream.PARAMS)) == '6d3e048f1022172d'
     shards = {
         (0, 0): {'dropout': 'aba4c4b591dc4e05', 'sample': 'ac8088fcfc3696b6'},
         (0, 1): {'dropout': '05e5423aea7e4640', 'sample': '0e3e75eae88aec75'},
@@ -64,21 +65,33 @@ def test_key_format_1_is_pinned() -> None:
         (10_000, 63): {'dropout': '8a7da70881bc0983', 'sample': '9f310e8c61c4728a'},
     }
     for (step, shard), expected in shards.items():
-        rngs = keys.shard_rngs(root, step, shard)
+        rngs = keys.shard_rngs(roots, step, shard)
         assert {name: hex_words(key) for name, key in rngs.items()} == expected
     epochs = {0: '92d0d25df1469f5a', 1: '7221891667d344be', 1000: 'bbb3be68504a73e8'}
-    assert {epoch: hex_words(keys.epoch_words(root, epoch)) for epoch in epochs} == epochs
+    assert {epoch: hex_words(keys.epoch_words(roots, epoch)) for epoch in epochs} == epochs
 
 
-def test_streams_come_before_steps_and_steps_before_shards(root: jax.Array) -> None:
+def test_streams_come_before_steps_and_steps_before_shards(root: keys.RootKeys) -> None:
     """Counts fold one after the other: none is added to another, and none comes first by value."""
     fold_in = jax.random.fold_in
     for name, stream in (('dropout', keys.Stream.DROPOUT), ('sample', keys.Stream.SAMPLE)):
         for step, shard in ((0, 0), (2, 3), (3, 2)):
-            expected = hex_words(fold_in(fold_in(fold_in(root, stream), step), shard))
+            expected = hex_words(fold_in(fold_in(fold_in(root[0], stream), step), shard))
             assert hex_words(keys.shard_rngs(root, step, shard)[name]) == expected
             traced = jax.jit(keys.shard_rngs)(root, step, shard)
             assert hex_words(traced[name]) == expected
+
+
+def test_a_stream_with_a_seed_of_its_own_leaves_the_others_alone() -> None:
+    alike = keys.root_keys(5, 'threefry2x32')
+    for stream in keys.Stream:
+        roots = keys.root_keys(5, 'threefry2x32', {stream.name.lower(): 9})
+        same = [hex_words(one) == hex_words(other) for one, other in zip(roots, alike, strict=True)]
+        assert same == [other != stream for other in keys.Stream]
+        assert hex_words(roots[stream]) == hex_words(keys.root_keys(9, 'threefry2x32')[stream])
+    # The run's own seed, given by name, changes nothing.
+    again = keys.root_keys(5, 'threefry2x32', {'dropout': 5, 'data': -1})
+    assert list(map(hex_words, again)) == list(map(hex_words, alike))
 
 
 def test_the_root_key_of_every_implementation_is_pinned() -> None:
@@ -88,22 +101,23 @@ def test_the_root_key_of_every_implementation_is_pinned() -> None:
         ('rbg', 42): '000000000000002a000000000000002a',
         ('rbg', 2**32 - 1): '00000000ffffffff00000000ffffffff',
     }
-    assert {(impl, seed): hex_words(keys.root_key(seed, impl)) for impl, seed in roots} == roots
-    words = keys.epoch_words(keys.root_key(42, 'rbg'), 1)
+    made = {(impl, seed): hex_words(keys.root_keys(seed, impl)[0]) for impl, seed in roots}
+    assert made == roots
+    words = keys.epoch_words(keys.root_keys(42, 'rbg'), 1)
     assert hex_words(words) == '7221891667d344be7221891667d344be'
 
 
-def test_the_masks_of_a_key_are_pinned(root: jax.Array) -> None:
+def test_the_masks_of_a_key_are_pinned(root: keys.RootKeys) -> None:
     """Linen's part of the format: module path and call counter, folded into the shard's key."""
     bits = np.asarray(mask(keys.shard_rngs(root, 3, 2)), bool)
     assert np.packbits(bits).tobytes().hex() == '35875167e182c0ec'
 
 
-def test_local_copy_is_the_same_key(root: jax.Array) -> None:
-    for key in (root, keys.root_key(5, 'rbg')):
-        copy = keys.local_copy(key)
-        assert hex_words(copy) == hex_words(key)
-        assert copy.dtype == key.dtype
+def test_local_copy_is_the_same_key(root: keys.RootKeys) -> None:
+    for roots in (root, keys.root_keys(5, 'rbg')):
+        for copy, key in zip(keys.local_copy(roots), roots, strict=True):
+            assert hex_words(copy) == hex_words(key)
+            assert copy.dtype == key.dtype
 
 
 def test_all_keys_of_a_small_run_are_distinct(
@@ -135,15 +149,15 @@ def test_all_keys_of_a_small_run_are_distinct(
     monkeypatch.setattr(flax.core.Scope, 'make_rng', recorded_make_rng)
     model = classifier(word_dropout=0.2, embedding_dropout=0.2, dropout=0.2)
     optimizer = make_optimizer(OptimizerConfig(), make_schedule(OptimizerConfig(), 3))
-    seed_key = keys.root_key(0, 'threefry2x32')
-    root = hex_words(seed_key)
+    seed_key = keys.root_keys(0, 'threefry2x32')
+    root = hex_words(seed_key[0])
     state = make_create_state(classification.classifier_init(model), optimizer, layout(8))(seed_key)
     step = make_train_step(classification.classifier_sums(model), optimizer, 1.0, layout(8))
     parameters = len(jax.tree.leaves(state.params))
     for _ in range(3):
         state, _ = step(state, layout(8).put(token_batch(8, 6)))
     for epoch in range(4):
-        drawn.append(hex_words(keys.epoch_words(state.root_key, epoch)))
+        drawn.append(hex_words(keys.epoch_words(state.root_keys, epoch)))
     jax.effects_barrier()
 
     derived = [key for results in folds.values() for key in results]
@@ -156,12 +170,12 @@ def test_all_keys_of_a_small_run_are_distinct(
 
 
 def test_missing_dropout_stream_is_an_error_not_a_fallback(
-    root: jax.Array,
+    root: keys.RootKeys,
     classifier: Callable[..., TextClassifier],
     token_batch: Callable[..., dict[str, np.ndarray]],
 ) -> None:
     model = classifier(dropout=0.5)
-    params = jax.eval_shape(classification.classifier_init(model), root)
+    params = jax.eval_shape(classification.classifier_init(model), root.params)
     rngs = keys.shard_rngs(root, 0, 0)
     assert 'params' not in rngs  # which is what Linen falls back to
     del rngs['dropout']
@@ -215,7 +229,7 @@ def mask(rngs: dict[str, jax.Array]) -> jax.Array:
     return jnp.asarray(Masks().apply({}, rngs=rngs))
 
 
-def trainer_masks(layout: Layout, root: jax.Array, step: int) -> np.ndarray:
+def trainer_masks(layout: Layout, root: keys.RootKeys, step: int) -> np.ndarray:
     """float32[shards, 64]: the masks of the trainer's own step, as the gradient of what it sums.
 
     A row of the batch holds its shard's index; its loss is that shard's parameters times its mask.
@@ -235,19 +249,19 @@ def trainer_masks(layout: Layout, root: jax.Array, step: int) -> np.ndarray:
 
 @pytest.mark.parametrize('devices', [1, 2, 4, 8])
 def test_masks_of_the_trainers_step_do_not_depend_on_the_devices(
-    layout: MakeLayout, root: jax.Array, devices: int
+    layout: MakeLayout, root: keys.RootKeys, devices: int
 ) -> None:
     expected = [mask(keys.shard_rngs(root, 5, shard)) for shard in range(SHARDS)]
     np.testing.assert_array_equal(trainer_masks(layout(devices), root, 5), expected)
 
 
-def shard_keys(root: jax.Array, step: int) -> dict[str, jax.Array]:
+def shard_keys(root: keys.RootKeys, step: int) -> dict[str, jax.Array]:
     """The keys of all shards of a step, stacked."""
     return jax.vmap(lambda shard: keys.shard_rngs(root, step, shard))(jnp.arange(SHARDS))
 
 
 def test_jit_with_sharded_keys_draws_the_trainers_masks(
-    layout: MakeLayout, root: jax.Array
+    layout: MakeLayout, root: keys.RootKeys
 ) -> None:
     sharding = NamedSharding(layout(8).mesh, P(DATA))
     rngs = jax.device_put(shard_keys(root, 5), sharding)
@@ -256,12 +270,12 @@ def test_jit_with_sharded_keys_draws_the_trainers_masks(
     np.testing.assert_array_equal(masks, trainer_masks(layout(8), root, 5))
 
 
-def test_pmap_draws_the_trainers_masks(layout: MakeLayout, root: jax.Array) -> None:
+def test_pmap_draws_the_trainers_masks(layout: MakeLayout, root: keys.RootKeys) -> None:
     masks = jax.pmap(mask)(shard_keys(root, 5))
     np.testing.assert_array_equal(masks, trainer_masks(layout(8), root, 5))
 
 
-def test_masks_differ_between_shards_steps_and_streams(root: jax.Array) -> None:
+def test_masks_differ_between_shards_steps_and_streams(root: keys.RootKeys) -> None:
     def stream_masks(step: jax.Array, shard: jax.Array) -> jax.Array:
         rngs = keys.shard_rngs(root, step, shard)
         return jnp.stack([mask({'dropout': key}) for key in rngs.values()])
@@ -279,7 +293,7 @@ RATE, DRAWS = 0.1, 20_000
 def dropped() -> np.ndarray:
     """bool[shards, draws]: the words that word dropout replaces on every shard of a step."""
     layer, words = WordDropout(RATE, UNK, FIRST_WORD), jnp.full((DRAWS // 20, 20), FIRST_WORD)
-    root = keys.root_key(0, 'threefry2x32')
+    root = keys.root_keys(0, 'threefry2x32')
 
     def shard_words(shard: jax.Array) -> jax.Array:
         rngs = keys.shard_rngs(root, 0, shard)
@@ -305,7 +319,7 @@ def test_masks_of_different_shards_are_uncorrelated(dropped: np.ndarray) -> None
 
 
 def order_of(
-    root: jax.Array, examples: int = 40, batch_size: int = 1, window_batches: int = 1
+    root: keys.RootKeys, examples: int = 40, batch_size: int = 1, window_batches: int = 1
 ) -> Callable[[int], np.ndarray]:
     """step -> rows, for examples of arbitrary lengths."""
     lengths = np.random.default_rng(0).integers(2, 15, examples)
@@ -313,7 +327,7 @@ def order_of(
     return batch_order(lengths, batch_size, window_batches, words)
 
 
-def test_the_order_of_examples_is_pinned(root: jax.Array) -> None:
+def test_the_order_of_examples_is_pinned(root: keys.RootKeys) -> None:
     stream = order_of(root, 10)
     assert [int(stream(step)[0]) for step in range(10)] == [6, 8, 3, 9, 5, 7, 4, 0, 2, 1]
     assert [int(stream(step)[0]) for step in range(10, 20)] == [0, 9, 5, 3, 2, 7, 1, 6, 8, 4]
@@ -322,7 +336,7 @@ def test_the_order_of_examples_is_pinned(root: jax.Array) -> None:
     assert [windows(step).tolist() for step in range(3)] == expected
 
 
-def test_every_epoch_has_every_example_once_in_an_order_of_its_own(root: jax.Array) -> None:
+def test_every_epoch_has_every_example_once_in_an_order_of_its_own(root: keys.RootKeys) -> None:
     stream = order_of(root)
     epochs = [[int(stream(40 * epoch + i)[0]) for i in range(40)] for epoch in range(4)]
     assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
@@ -334,12 +348,12 @@ def test_epochs_of_different_seeds_do_not_coincide() -> None:
     """As they do where the order of an epoch comes from seed + epoch."""
     orders = set()
     for seed in range(4):
-        stream = order_of(keys.root_key(seed, 'threefry2x32'))
+        stream = order_of(keys.root_keys(seed, 'threefry2x32'))
         orders |= {tuple(int(stream(40 * e + i)[0]) for i in range(40)) for e in range(4)}
     assert len(orders) == 16
 
 
-def test_a_batch_far_on_is_the_one_reached_from_the_start(root: jax.Array) -> None:
+def test_a_batch_far_on_is_the_one_reached_from_the_start(root: keys.RootKeys) -> None:
     walked, jumped = (order_of(root, 1500, batch_size=8, window_batches=16) for _ in range(2))
     for step in range(10_001):
         reached = walked(step)
@@ -348,7 +362,7 @@ def test_a_batch_far_on_is_the_one_reached_from_the_start(root: jax.Array) -> No
 
 
 def batches_from(
-    texts: LabelledTexts, root: jax.Array, start: int, rows: slice
+    texts: LabelledTexts, root: keys.RootKeys, start: int, rows: slice
 ) -> list[dict[str, np.ndarray]]:
     """The batches of steps start .. 11."""
     data = DataConfig(bucket_lengths=(5, 8, 11, 14), window_batches=2)
@@ -358,7 +372,7 @@ def batches_from(
 
 
 def test_batches_do_not_depend_on_where_a_run_was_resumed(
-    root: jax.Array, random_texts: Callable[..., LabelledTexts]
+    root: keys.RootKeys, random_texts: Callable[..., LabelledTexts]
 ) -> None:
     texts = random_texts(30, 14)
     whole = batches_from(texts, root, 0, slice(0, 8))
@@ -369,7 +383,7 @@ def test_batches_do_not_depend_on_where_a_run_was_resumed(
 
 @pytest.mark.parametrize('processes', [2, 4])
 def test_processes_together_read_the_same_batch(
-    root: jax.Array, random_texts: Callable[..., LabelledTexts], processes: int
+    root: keys.RootKeys, random_texts: Callable[..., LabelledTexts], processes: int
 ) -> None:
     texts, size = random_texts(30, 14), 8 // processes
     parts = [

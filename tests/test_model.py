@@ -79,7 +79,7 @@ def test_what_stands_in_padding_does_not_change_a_bit_of_training(
     classifier: Classifier, params: Any, token_batch: TokenBatch
 ) -> None:
     model = classifier(word_dropout=0.3, embedding_dropout=0.3, dropout=0.3)
-    rngs = keys.shard_rngs(keys.root_key(0, 'threefry2x32'), 0, 0)
+    rngs = keys.shard_rngs(keys.root_keys(0, 'threefry2x32'), 0, 0)
     sums = classification.classifier_sums(model)
     gradient = jax.jit(jax.grad(lambda params, batch: sums(params, batch, rngs)['loss']))
     batch = token_batch(ROWS, WIDTH)

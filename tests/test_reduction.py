@@ -122,14 +122,14 @@ def test_step_moves_the_bytes_of_a_ring_in_two_collectives_and_two_small_ones(
     )  # fmt: skip
     optimizer = optax.adamw(1e-3)
     create = make_create_state(classification.classifier_init(model), optimizer, layout(8))
-    state = jax.eval_shape(create, keys.root_key(0, 'threefry2x32'))
+    state = jax.eval_shape(create, keys.root_keys(0, 'threefry2x32'))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert size > 900_000
     ids, row = jax.ShapeDtypeStruct((16, 8), jnp.int32), jax.ShapeDtypeStruct((16,), jnp.int32)
     weights = jax.ShapeDtypeStruct((16,), jnp.float32)
     batch = {'token_ids': ids, 'lengths': row, 'labels': row, 'weights': weights}
     gradient = make_gradient(classification.classifier_sums(model), layout(8))
-    gradient_args = (state.params, state.root_key, state.step, batch)
+    gradient_args = (state.params, state.root_keys, state.step, batch)
     results = jax.eval_shape(gradient, *gradient_args)
     found = moved(gradient.lower(*gradient_args).compile().as_text())
     update = make_update(optimizer, 1.0, layout(8))

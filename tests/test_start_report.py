@@ -19,7 +19,7 @@ def test_start_report_tells_devices_parameters_padding_and_where_the_run_goes_on
 ) -> None:
     cell = {'kernel': jnp.ones((40, 30)), 'bias': jnp.ones(30)}
     params = {'cell': cell, 'embedding': jnp.ones((7, 2))}
-    state = TrainState(jnp.int32(0), params, (), keys.root_key(3, 'threefry2x32'))
+    state = TrainState(jnp.int32(0), params, (), keys.root_keys(3, 'threefry2x32'))
     caplog.set_level(logging.INFO)
     for made in (state, dataclasses.replace(state, step=jnp.int32(312))):
         start_report(reviews.get_config(), layout(2), 'texts', 0.217, made, epath.Path('runs/x'))

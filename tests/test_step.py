@@ -74,7 +74,7 @@ class Trainer:
 
     def start(self) -> TrainState:
         """The state before the first step."""
-        return self.create_state(keys.root_key(0, 'threefry2x32'))
+        return self.create_state(keys.root_keys(0, 'threefry2x32'))
 
 
 def make_trainer(model: Any, config: OptimizerConfig, layout: Layout) -> Trainer:
@@ -211,7 +211,7 @@ def reference(
         params, unravel = ravel_pytree(start)
         matrix, _ = ravel_pytree(jax.tree.map(lambda p: np.full(p.shape, p.ndim > 1), start))
         params, optimizer, facts = np.float64(params), ReferenceOptimizer(ours.config), []
-        root = keys.root_key(0, 'threefry2x32')
+        root = keys.root_keys(0, 'threefry2x32')
         for step, batch in enumerate(batches):
             drawing = variant in DRAWING
             rngs = [keys.shard_rngs(root, step, s) for s in range(SHARDS)] if drawing else [None]
@@ -346,7 +346,7 @@ def test_zero_gradient_step_shrinks_weights_and_leaves_biases(
         return {'loss': zero, 'weight': batch['weights'].sum()}
 
     create = make_create_state(lambda _: jax.tree.map(jnp.float32, start), optimizer, layout(8))
-    state = create(keys.root_key(0, 'threefry2x32'))
+    state = create(keys.root_keys(0, 'threefry2x32'))
     step = make_train_step(loss_sums, optimizer, config.clip_norm, layout(8))
     state, _ = step(state, layout(8).put({'weights': np.ones(8, np.float32)}))
     expected = start | {'kernel': start['kernel'] * (1 - 0.5 * 0.25)}
@@ -384,7 +384,7 @@ def test_train_step_compiles_once_per_bucket(
         lambda: eval_batches(held_out, config, slice(0, 8)),
     )
     state, widths = ours.start(), set()
-    epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_key))
+    epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))
     epoch_words(0)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for step, batch in enumerate(train_batches(texts, config, epoch_words, slice(0, 16), 0)):
@@ -403,7 +403,7 @@ def test_evaluation_is_the_mean_over_all_examples(
 ) -> None:
     texts, model = random_texts(21, 14), BagOfWords()
     config = Config(eval_batch_size=8, data=DataConfig(bucket_lengths=(9, 14)), model=ModelConfig())
-    params = jax.jit(classification.classifier_init(model))(keys.root_key(0, 'threefry2x32'))
+    params = jax.jit(classification.classifier_init(model))(jax.random.key(0))
     evaluate = make_evaluate(
         classification.classifier_sums(model),
         classification.classifier_metrics,

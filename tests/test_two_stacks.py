@@ -24,15 +24,15 @@ pytestmark = [
     pytest.mark.skipif(not OTHER, reason='KEYFOLD_OTHER_PYTHON names no second environment'),
 ]
 
-# Losses of 24 steps differ by float32 rounding that training amplifies; measured: below 1e-5.
-LOSS_TOLERANCE = 1e-4
+# Float32 rounding differs and training amplifies it; 1.2e-7 was measured after these 24 steps.
+LOSS_TOLERANCE = 1e-5
 
 MASKS = """
 import jax, numpy as np
 from model.dropout import drop_mask
 from training import keys
 for impl in ('threefry2x32', 'rbg'):
-    root = keys.root_key(7, impl)
+    root = keys.root_keys(7, impl)
     for step, shard in ((0, 0), (3, 5), (1000, 63)):
         for name, key in keys.shard_rngs(root, step, shard).items():
             for rate in (0.1, 0.25, 0.5):

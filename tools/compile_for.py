@@ -140,7 +140,7 @@ def step_programs(config: Config, task: Task, layout: Layout) -> Iterator[Progra
     gradient = make_gradient(task.loss_sums, layout)
     for width in config.data.bucket_lengths:
         rows = batch(task.train, config.batch_size, width)
-        args = (state.params, state.root_key, state.step, rows)
+        args = (state.params, state.root_keys, state.step, rows)
         yield Program('gradient', width, gradient, args, beside)
     summed = jax.eval_shape(gradient, *args)
     update = make_update(optimizer, config.optimizer.clip_norm, layout)

@@ -75,13 +75,13 @@ def replay(run: epath.Path, step: int) -> bool:
         state = checkpoints.read(before, abstract_state(create_state, config.prng_impl, layout))
 
     # A copy: the loader's threads use it while the state's buffers are donated.
-    epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_key))
+    epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))
     gradient = make_gradient(task.loss_sums, layout)
     update = make_update(optimizer, config.optimizer.clip_norm, layout)
     rows = layout.process_rows(config.batch_size)
     for batch in train_batches(task.train, config, epoch_words, rows, before):
         on_devices = layout.put(batch)
-        grads, sums, prints = gradient(state.params, state.root_key, state.step, on_devices)
+        grads, sums, prints = gradient(state.params, state.root_keys, state.step, on_devices)
         if int(state.step) == step - 1:
             break
         state, _ = update(state, grads, sums, prints)
@@ -120,7 +120,7 @@ def example_losses(
 
     @jax.jit
     def select_shard(state: TrainState, rows: dict[str, jax.Array], shard: jax.Array) -> jax.Array:
-        rngs = keys.shard_rngs(state.root_key, state.step, shard)
+        rngs = keys.shard_rngs(state.root_keys, state.step, shard)
 
         def loss(weights: jax.Array) -> jax.Array:
             return task.loss_sums(state.params, rows | {'weights': weights}, rngs, state.step)[

@@ -1,6 +1,7 @@
 """Every random number of a run, from one root key (key format v1).
 
     root   = jax.random.key(seed, impl=...)   created once; a resume reads it from the checkpoint
+                                              (one per stream; all the same unless `seeds` differ)
     stream = fold_in(root, STREAM)            PARAMS, DROPOUT, SAMPLE, DATA
     step   = fold_in(stream, step)
     shard  = fold_in(step, shard)             shard = device index on the data axis
@@ -8,11 +9,13 @@
 
 Initialisation uses the PARAMS stream itself, and the DATA stream folds in the epoch instead of step
 and shard. The format is part of every checkpoint: streams are append-only, and a golden test pins
-the bits. The root key never advances, so all randomness follows from (root key, step). This is the
+the bits. The root keys never advance, so all randomness follows from (root keys, step). This is the
 only module that derives keys; docs/keys.md explains the order of the folds.
 """
 
 import enum
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import flax
 import jax
@@ -36,34 +39,46 @@ class Stream(enum.IntEnum):
     DATA = 3
 
 
-def root_key(seed: int, impl: str) -> jax.Array:
-    """Makes the root key of a new run; 0 <= seed < 2**32, beyond which seeds share keys."""
-    return jax.random.key(seed, impl=impl)
+class RootKeys(NamedTuple):
+    """Holds the root key of every stream, typed key[] each, in the order of `Stream`."""
+
+    params: jax.Array
+    dropout: jax.Array
+    sample: jax.Array
+    data: jax.Array
 
 
-def params_key(root: jax.Array) -> jax.Array:
-    """Derives the key that parameters are initialised from."""
-    return jax.random.fold_in(root, Stream.PARAMS)
+def root_keys(seed: int, impl: str, seeds: Mapping[str, int] | None = None) -> RootKeys:
+    """Makes the root keys of a new run from 0 <= seed < 2**32.
+
+    `seeds` gives single streams a seed of their own, by name; -1 stands for `seed`.
+    """
+    own = [(seeds or {}).get(stream, -1) for stream in RootKeys._fields]
+    return RootKeys(*(jax.random.key(seed if n == -1 else n, impl=impl) for n in own))
+
+
+def stream_key(roots: RootKeys, stream: Stream) -> jax.Array:
+    """Derives the key of a stream; that of PARAMS initialises the parameters."""
+    return jax.random.fold_in(roots[stream], stream)
 
 
 def shard_rngs(
-    root: jax.Array, step: jax.Array | int, shard: jax.Array | int
+    roots: RootKeys, step: jax.Array | int, shard: jax.Array | int
 ) -> dict[str, jax.Array]:
     """Derives Linen's `rngs` for one shard of one step: the streams 'dropout' and 'sample'."""
 
     def fold(stream: Stream) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(root, stream), step), shard)
+        return jax.random.fold_in(jax.random.fold_in(stream_key(roots, stream), step), shard)
 
     return {'dropout': fold(Stream.DROPOUT), 'sample': fold(Stream.SAMPLE)}
 
 
-def epoch_words(root: jax.Array, epoch: int) -> np.ndarray:
+def epoch_words(roots: RootKeys, epoch: int) -> np.ndarray:
     """Derives the key of an epoch's order, as words: uint32[2] (threefry) or uint32[4] (rbg).
 
     They seed a NumPy bit generator, so the order depends on no device and no JAX version.
     """
-    data = jax.random.fold_in(root, Stream.DATA)
-    return key_words(jax.random.fold_in(data, epoch))
+    return key_words(jax.random.fold_in(stream_key(roots, Stream.DATA), epoch))
 
 
 def key_words(key: jax.Array) -> np.ndarray:
@@ -71,6 +86,10 @@ def key_words(key: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(key))
 
 
-def local_copy(key: jax.Array) -> jax.Array:
-    """Copies a key to this process alone, so that loader threads can use it by themselves."""
-    return jax.random.wrap_key_data(jnp.asarray(key_words(key)), impl=jax.random.key_impl(key))
+def local_copy(roots: RootKeys) -> RootKeys:
+    """Copies root keys to this process alone, so that loader threads can use them by themselves."""
+
+    def copy(key: jax.Array) -> jax.Array:
+        return jax.random.wrap_key_data(jnp.asarray(key_words(key)), impl=jax.random.key_impl(key))
+
+    return RootKeys(*map(copy, roots))

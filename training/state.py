@@ -1,4 +1,4 @@
-"""The state of a run: everything that changes from step to step, and the root key."""
+"""The state of a run: everything that changes from step to step, and the root keys."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,21 +18,21 @@ class TrainState(flax.struct.PyTreeNode):
     step: jax.Array  # int32[], finished steps
     params: Any
     opt_state: optax.OptState  # for whole parameters, or for slices of them (training/zero.py)
-    root_key: jax.Array  # typed key[]; never advances: step and shard are folded into it
+    root_keys: keys.RootKeys  # never advance: step and shard are folded into them
 
 
 def make_create_state(
     init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, layout: Layout
-) -> Callable[[jax.Array], TrainState]:
-    """Returns the function root key -> state before the first step, on the mesh."""
+) -> Callable[[keys.RootKeys], TrainState]:
+    """Returns the function root keys -> state before the first step, on the mesh."""
 
-    def create_state(root_key: jax.Array) -> TrainState:
-        params = init(keys.params_key(root_key))
+    def create_state(root_keys: keys.RootKeys) -> TrainState:
+        params = init(keys.stream_key(root_keys, keys.Stream.PARAMS))
         if layout.shard_state:
             opt_state = jax.vmap(optimizer.init)(zero.to_slices(params, layout.num_shards))
         else:
             opt_state = optimizer.init(params)
-        return TrainState(jnp.int32(0), params, opt_state, root_key)
+        return TrainState(jnp.int32(0), params, opt_state, root_keys)
 
     return jax.jit(
         create_state,
@@ -48,10 +48,10 @@ def placed(layout: Layout, everywhere: Any, by_shard: Any) -> Any:
 
 
 def abstract_state(
-    create_state: Callable[[jax.Array], TrainState], prng_impl: str, layout: Layout
+    create_state: Callable[[keys.RootKeys], TrainState], prng_impl: str, layout: Layout
 ) -> TrainState:
     """Returns shapes, dtypes and shardings of a state: the target of a restore."""
-    state = jax.eval_shape(create_state, keys.root_key(0, prng_impl))
+    state = jax.eval_shape(create_state, keys.root_keys(0, prng_impl))
     return jax.tree.map(
         lambda sharding, part: jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
@@ -67,8 +67,10 @@ def state_fingerprint(state: TrainState) -> str:
 
 
 def root_key_hex(state: TrainState) -> str:
-    """Returns the root key's words as one hexadecimal number."""
-    return ''.join(f'{word:08x}' for word in keys.key_words(state.root_key).tolist())
+    """Returns the root key in hexadecimal; where streams differ, those of all, joined by '-'."""
+    words = map(keys.key_words, state.root_keys)
+    roots = [''.join(f'{word:08x}' for word in key) for key in words]
+    return '-'.join(roots if len(set(roots)) > 1 else roots[:1])
 
 
 def structure(state: TrainState) -> dict[str, str]:

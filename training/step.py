@@ -53,7 +53,7 @@ def make_train_step(
     update = make_update(optimizer, clip_norm, layout)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
-        return update(state, *gradient(state.params, state.root_key, state.step, batch))
+        return update(state, *gradient(state.params, state.root_keys, state.step, batch))
 
     return train_step
 
@@ -61,7 +61,7 @@ def make_train_step(
 def make_gradient(
     loss_sums: LossSums, layout: Layout
 ) -> Callable[..., tuple[Any, Sums, jax.Array]]:
-    """(params, root key, step, global batch) -> (summed gradient, sums, uint32[2] fingerprints).
+    """(params, root keys, step, global batch) -> (summed gradient, sums, uint32[2] fingerprints).
 
     With a sharded optimizer state the gradient is in slices, each on the device of its shard.
     """
@@ -71,13 +71,13 @@ def make_gradient(
         return sums['loss'], sums
 
     def device_gradient(
-        params: Any, root: jax.Array, step: jax.Array, batch: Batch
+        params: Any, roots: keys.RootKeys, step: jax.Array, batch: Batch
     ) -> tuple[Any, Sums, jax.Array]:
         shards, first = own_shards(batch, layout.shards_per_device)
 
         def partial(shard: jax.Array) -> tuple[Any, Sums, jax.Array]:
             rows = reduction.select_shard(shards, shard - first)
-            rngs = keys.shard_rngs(root, step, shard)
+            rngs = keys.shard_rngs(roots, step, shard)
             (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, rows, rngs, step)
             words = jax.random.key_data(rngs['dropout'])
             prints = [
@@ -150,7 +150,7 @@ class UpdateOfSlices:
         slices, opt_state = self.apply(slices, state.opt_state, grads, facts)
         rest = (slices, state.step, facts.norm, sums, prints)
         params, step, row = self.finish(state.params, *rest)
-        return TrainState(step, params, opt_state, state.root_key), row
+        return TrainState(step, params, opt_state, state.root_keys), row
 
 
 def make_update_of_slices(
