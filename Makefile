@@ -29,7 +29,7 @@ PIP_INSTALL := PIP_REQUIRE_VIRTUALENV=1 \
 READY := $(VENV)/ready-$(ACCELERATOR)$(if $(EXTRAS),-$(EXTRAS))
 
 .PHONY: help setup train test test-all test-fast lint lock docs exactness gpu-check faults \
-    compile-check bench clean other-python
+    compile-check bench clean
 
 help:  ## list the targets
 	@echo 'make TARGET [CONFIG=configs/reviews.py] [WORKDIR=runs/reviews] [ARGS="--config.seed=1"]'
@@ -113,24 +113,27 @@ os.execvp(sys.argv[2], sys.argv[2:])
 endef
 export WITH_LOCK
 
-LOCKED_FILES := pyproject.toml requirements.txt requirements-extras.txt
-
 # Fails on a Python that will not do; prints the one that a virtual environment is made with.
 SUPPORTED := import ensurepip, sys, venv; assert (3, 11) <= sys.version_info < (3, 15)
 CHOOSE := $(SUPPORTED); print(sys._base_executable)
 CHECK_VENV := $(SUPPORTED); assert sys.prefix != sys.base_prefix
 
-# If PYTHON names another version than .venv has, start afresh.
+# If PYTHON names another version than the one in .venv, start afresh.
 ifneq ($(PYTHON),)
   ifneq ($(shell '$(PYTHON)' -V 2>/dev/null),$(shell $(VENV)/bin/python -V 2>/dev/null))
-    OTHER_PYTHON := other-python
+    OTHER_PYTHON := yes
+    .PHONY: $(READY)
   endif
 endif
 
+# First finds a Python, and with it takes the lock: two set-ups at once would remove each other's .venv. The
+# second one waits, and then finds everything done. Under the lock, make runs this rule again.
+#
+# A set-up for another accelerator, for other extras or another Python, or one that was interrupted, starts
+# afresh; changed requirements are installed over the old ones. A .venv made by hand is installed into.
+# Of the pretrained weights only the files are used: --no-deps leaves out PyTorch.
+$(READY): requirements.txt requirements-extras.txt
 ifndef FOUND_PYTHON
-# Finds a Python, and with it takes the lock. Two set-ups at once would remove each other's .venv: the
-# second one waits here, and then finds everything done.
-$(READY): $(LOCKED_FILES) $(OTHER_PYTHON)
 	@for candidate in $(PYTHONS); do \
 	  python=$$("$$candidate" -c '$(CHOOSE)' </dev/null 2>/dev/null) && break; \
 	done || { \
@@ -141,10 +144,6 @@ $(READY): $(LOCKED_FILES) $(OTHER_PYTHON)
 	exec "$$python" -c "$$WITH_LOCK" $(VENV).lock \
 	  $(MAKE) --no-print-directory FOUND_PYTHON="$$python" $@
 else
-# A set-up for another accelerator, for other extras or another Python, or one that was interrupted, starts
-# afresh; changed requirements are installed over the old ones. A .venv made by hand is installed into.
-# Of the pretrained weights only the files are used: --no-deps leaves out PyTorch.
-$(READY): $(LOCKED_FILES) $(OTHER_PYTHON)
 	@if [ -n '$(OTHER_PYTHON)' ] || { [ -f $(VENV)/accelerator ] && [ ! -f $@ ]; } || \
 	    ! $(VENV)/bin/python -c '$(CHECK_VENV)' 2>/dev/null; then \
 	  rm -f $(VENV)/ready-* $(VENV)/pyvenv.cfg && rm -rf $(VENV) && mkdir $(VENV) && \
