@@ -4,10 +4,12 @@ CONFIG := configs/reviews.py
 WORKDIR = runs/$(basename $(notdir $(CONFIG)))
 ARGS :=
 
-# Without PYTHON, the newest of these that runs: a version manager's stub may only print an error.
+# Without PYTHON, the one that .venv has, or else the newest of these that runs (a version manager's stub
+# may only print an error).
 PYTHON :=
-PYTHONS := $(if $(PYTHON),'$(PYTHON)',python3.14 python3.13 python3.12 python3.11 python3 python)
 VENV := .venv
+PYTHONS := $(if $(PYTHON),'$(PYTHON)',$(wildcard $(VENV)/bin/python) \
+    python3.14 python3.13 python3.12 python3.11 python3 python)
 
 # A set-up stays what it was made for until another one is asked for.
 ACCELERATOR ?= $(or $(shell cat $(VENV)/accelerator 2>/dev/null),cpu)
