@@ -8,8 +8,11 @@ ARGS :=
 # may only print an error).
 PYTHON :=
 VENV := .venv
-PYTHONS := $(if $(PYTHON),'$(PYTHON)',$(wildcard $(VENV)/bin/python) \
-    python3.14 python3.13 python3.12 python3.11 python3 python)
+PYTHONS := python3.14 python3.13 python3.12 python3.11 python3 python
+PYTHONS := $(if $(wildcard $(VENV)/pyvenv.cfg),$(VENV)/bin/python) $(PYTHONS)
+ifneq ($(PYTHON),)
+  PYTHONS := '$(PYTHON)'
+endif
 
 # A set-up stays what it was made for until another one is asked for.
 ACCELERATOR ?= $(or $(shell cat $(VENV)/accelerator 2>/dev/null),cpu)
@@ -139,7 +142,7 @@ ifndef FOUND_PYTHON
 	@for candidate in $(PYTHONS); do \
 	  python=$$("$$candidate" -c '$(CHOOSE)' </dev/null 2>/dev/null) && break; \
 	done || { \
-	  echo "error: no Python 3.11 to 3.14 with venv among $(PYTHONS): install one" \
+	  echo "error: no Python 3.11 to 3.14 with venv among: $(PYTHONS); install one" \
 	    "(Debian, Ubuntu: apt install python3-venv), or name it: make PYTHON=/path/to/python" >&2; \
 	  exit 1; \
 	}; \
