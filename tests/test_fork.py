@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ SHORT |= {'num_steps': 6}
 
 def flags(options: dict[str, object]) -> str:
     """Returns overrides as a command line."""
-    return ' '.join(f'--config.{name}={value}' for name, value in options.items())
+    return ' '.join(shlex.quote(f'--config.{name}={value}') for name, value in options.items())
 
 
 def listings(page: str) -> dict[str, str]:
@@ -130,7 +131,7 @@ def test_a_third_task_needs_new_files_only_and_keeps_every_promise(project: Path
 
     command = f'train.py --config=configs/bytes.py --workdir=runs/killed {flags(short)}'
     python = str(project / '.venv' / 'bin' / 'python')
-    killed = subprocess.Popen([python, *command.split()], cwd=project, env=runs.environment(1))
+    killed = subprocess.Popen([python, *shlex.split(command)], cwd=project, env=runs.environment(1))
     limit = time.monotonic() + 300
     while not (project / 'runs' / 'killed' / 'checkpoints' / '4').exists():
         assert killed.poll() is None
