@@ -27,7 +27,7 @@ from configs import schema
 from configs.schema import Config
 from errors import REQUEUE, NonFinite
 from input_pipeline.batches import eval_batches, padding_share, train_batches
-from reporting.log import RunLog, start_logging
+from reporting.log import RunLog, default_loggers, start_logging
 from reporting.profile import Profile
 from reporting.start_report import start_report
 from reporting.summary import read_summary, write_files, write_summary
@@ -129,7 +129,7 @@ def train(
     train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
     ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start)
-    log = RunLog(workdir, task.metrics, schedule, config, ledger)
+    log = RunLog(default_loggers(workdir, start), task.metrics, schedule, config, ledger)
     metrics = None
     with closing(log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:

@@ -1,7 +1,4 @@
-"""The line at the foot of a terminal that a run is watched on; log lines go above it.
-
-It holds up nothing: a terminal that is stopped, slow or gone is passed over.
-"""
+"""A progress line at the foot of a terminal. Log lines go above it; it never delays a step."""
 
 import contextlib
 import logging
@@ -12,16 +9,16 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-SECONDS = 0.2  # between two drawings, at least
+SECONDS = 0.2  # least time between two drawings
 
-tqdm.set_lock(threading.RLock())  # its own is one between processes too, which none here needs
+tqdm.set_lock(threading.RLock())  # the default lock spans processes, which is not needed here
 
 
 class LiveLine:
-    """On a terminal a line that changes; anywhere else nothing."""
+    """Draws the line on a terminal, and nothing anywhere else."""
 
     def __init__(self, stream: TextIO, step: int, num_steps: int, shown: bool) -> None:
-        """Of a run that goes on after `step`. Not `shown`, it is nothing on a terminal either."""
+        """Starts after `step`. With `shown` False it stays invisible on a terminal too."""
         self._drawn, self._stream = 0.0, stream
         self._bar = tqdm(
             initial=step, total=num_steps, desc=f'step {step}/{num_steps} compiling', position=0,
@@ -30,28 +27,28 @@ class LiveLine:
         )  # fmt: skip
 
     def due(self) -> bool:
-        """Whether it is there, was not drawn just now, and the terminal would take it at once."""
+        """Returns whether it is time to draw and the terminal takes output without blocking."""
         if self._bar.disable or time.monotonic() - self._drawn < SECONDS:
             return False
         return bool(select.select([], [self._stream], [], 0)[1])
 
     def draw(self, step: int, text: str) -> None:
-        """`text`, and where there is room for it a bar that has come as far as `step`."""
+        """Draws `text` and, where there is room, a bar that has come as far as `step`."""
         self._drawn, self._bar.n = time.monotonic(), step
         self._bar.set_description_str(text, refresh=False)
         with contextlib.suppress(OSError), tqdm.get_lock():
             self._bar.refresh(nolock=True)
 
     def close(self) -> None:
-        """Wipes it off."""
+        """Removes the line."""
         with contextlib.suppress(OSError):
             self._bar.close()
 
 
 class LogHandler(logging.StreamHandler[TextIO]):
-    """Writes lines, above the live one where there is one."""
+    """Writes log lines, above the live line if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
+        """Writes one line."""
         with contextlib.suppress(OSError), tqdm.external_write_mode(self.stream):
             super().emit(record)

@@ -1,11 +1,11 @@
-"""What a person sees of a run: log lines, TensorBoard, summary.json. Process 0 alone writes."""
+"""What people see while a run trains: log lines, a live line, and scalars for the loggers."""
 
 import collections
 import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +14,16 @@ from etils import epath
 
 from configs.schema import Config, to_dict
 from reporting.live_line import LiveLine, LogHandler
-from reporting.tensorboard import Events
+from reporting.loggers import Logger, MetricsCsv
+from reporting.tensorboard import TensorBoard
 from runtime.ledger import Ledger, is_finite
 
 Metrics = dict[str, float]
-RECENT = 50  # steps that the live line is about
+RECENT = 50  # steps that the live line and the time left are computed from
 
 
 def start_logging() -> None:
-    """Plain lines with the time of day on standard output; from process 0, warnings from all."""
+    """Logs lines with the time of day to standard output; processes but the first log warnings."""
     quiet_libraries()
     logging.basicConfig(
         level=logging.INFO if is_writer() else logging.WARNING,
@@ -34,155 +35,156 @@ def start_logging() -> None:
 
 
 def quiet_libraries() -> None:
-    """What they fail at they also raise."""
+    """Silences libraries that log what they also raise."""
     logging.getLogger('jax').setLevel(logging.WARNING)
     for chatty in ('absl', 'asyncio', 'orbax', 'grain'):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
-    tell = sys.unraisablehook
-
-    def tell_others(unraisable: Any) -> None:
-        # Of a checkpoint that can not be read, for every array but the first.
-        if str(unraisable.exc_value) != 'Event loop is closed':
-            tell(unraisable)
-
-    sys.unraisablehook = tell_others
 
 
 def is_writer() -> bool:
-    """Whether this process writes what people read."""
+    """Returns whether this process writes what people read."""
     return jax.process_index() == 0
 
 
-class RunLog:
-    """A line and TensorBoard scalars every `log_every` steps, from the rows of the ledger.
+def default_loggers(workdir: epath.Path, start: int) -> list[Logger]:
+    """Returns the loggers of a run that resumes after step `start`; none on other processes."""
+    if not is_writer():
+        return []
+    return [
+        MetricsCsv(workdir / 'metrics.csv', start),
+        TensorBoard(workdir / 'tensorboard', start),
+    ]
 
-    On a terminal the live line as well, from the same rows: it waits for no step.
+
+class RunLog:
+    """Logs a line and scalars every `log_every` steps, from the rows of the ledger.
+
+    It works on finished steps and never waits for one.
     """
 
     def __init__(
         self,
-        workdir: epath.Path,
+        loggers: Sequence[Logger],
         metrics: Callable[[Metrics], Metrics],
         schedule: Callable[[int], Any],
         config: Config,
         ledger: Ledger,
     ) -> None:
-        """`ledger`: has the rows of the interval that a resumed run stands in, for a whole line."""
-        self._rows, self._workdir = ledger.tail(config.log_every), workdir
-        self._events = Events(workdir / 'tensorboard' if is_writer() else None, ledger.start)
-        self._metrics, self._schedule, self._config = metrics, schedule, config
+        """Takes from `ledger` the rows of an interval that began before a resume."""
+        self._loggers, self._metrics, self._schedule = loggers, metrics, schedule
+        self._config, self._rows = config, ledger.tail(config.log_every)
         self._live = LiveLine(sys.stdout, ledger.start, config.num_steps, is_writer())
         self._recent = collections.deque[tuple[float, np.ndarray]](maxlen=RECENT)
-        self._idle, self._marked, self._timed_steps = 0.0, time.perf_counter(), 0
-        self._seconds_per_step: list[float] = []
+        self._paused = 0.0  # seconds that are no training
+        self._interval = (self._now(), ledger.start)  # time and step at its start
+        self._speeds: list[float] = []  # steps/s of each interval
         self._saved: int | None = None
 
     def add(self, row: np.ndarray) -> None:
         """Takes the row of a finished step; logs a line where an interval ends."""
         self._rows.append(row)
-        self._timed_steps += 1
         self._recent.append((self._now(), row))
         if row['step'] % self._config.log_every == 0 or row['step'] == self._config.num_steps:
-            self._log_interval()
+            self._log_interval(int(row['step']))
         if len(self._recent) > 1 and self._live.due():
-            self._draw()
+            self._draw(int(row['step']))
 
     def saved(self, step: int | None) -> None:
-        """The newest checkpoint is of `step`."""
+        """Notes the step of the newest checkpoint, for the live line."""
         self._saved = step
 
-    def _draw(self) -> None:
-        times, rows = zip(*self._recent, strict=True)
-        finite = np.array(rows)[is_finite(np.array(rows))]
-        gaps = np.diff(times)
-        seconds = float(np.mean(gaps[gaps <= 10 * np.mean(gaps)]))  # without compilations
-        scalars = self._metrics(interval_totals(finite)) if finite.size else {}
-        scalars['examples_per_second'] = self._config.batch_size / seconds
-        step = int(rows[-1]['step'])
-        saved = '' if self._saved is None else f'saved {self._saved}'
-        told = [self._place(step), line(scalars, 3), self._left(step, seconds), saved]
-        self._live.draw(step, ' '.join(told).replace('  ', ' '))
-
-    def _log_interval(self) -> None:
-        rows, self._rows = np.array(self._rows), []
-        step = int(rows['step'][-1])
-        finite = is_finite(rows)
-        skipped, rows = np.sum(~finite), rows[finite]
-        now = self._now()
-        self._seconds_per_step.append((now - self._marked) / self._timed_steps)
-        self._marked, self._timed_steps = now, 0
-        if not rows.size:
-            return
-        totals = interval_totals(rows)
-        scalars = self._metrics(totals)
-        scalars['learning_rate'] = float(self._schedule(step - 1))
-        scalars['gradient_norm'] = float(np.mean(rows['grad_norm'], dtype=np.float64))
-        if skipped:
-            scalars['skipped_steps'] = float(skipped)
-        speed = 1 / self._seconds_per_step[-1]
-        scalars['examples_per_second'] = speed * self._config.batch_size
-        scalars['tokens_per_second'] = speed * totals['tokens'] / len(rows)
-        shown = {name: value for name, value in scalars.items() if name != 'gradient_norm'}
-        logging.info('%s  %s  %s', self._place(step), line(shown), self._left(step, 1 / speed))
-        self._events.scalars('train', step, scalars)
-
     def evaluation(self, step: int, metrics: Metrics, samples: list[str]) -> None:
-        """A line and scalars for one evaluation; a line for each sample, and their text."""
-        logging.info('%s  evaluation  %s', self._place(step), line(metrics))
-        if step == self._config.num_steps:
-            names = [f'evaluation/{name}' for name in metrics]
-            self._events.hyperparameters(step, to_dict(self._config), names)
-        self._events.scalars('evaluation', step, metrics)
+        """Logs an evaluation: one line for the metrics and one per sample."""
+        logging.info('%s  evaluation  %s', self._place(step), scalars_text(metrics))
+        for logger in self._loggers:
+            if step == self._config.num_steps:
+                names = [f'evaluation/{name}' for name in metrics]
+                logger.hyperparameters(step, to_dict(self._config), names)
+            logger.scalars('evaluation', step, metrics)
+            if samples:
+                logger.text('evaluation/samples', step, '    ' + '\n    '.join(samples))
         for sample in samples:
             logging.info('%s  sample  %s', self._place(step), sample)
-        if samples:
-            self._events.text('evaluation/samples', step, '    ' + '\n    '.join(samples))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Excludes the time inside (an evaluation) from the training rates."""
+        before = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - before
+
+    @property
+    def examples_per_second(self) -> float:
+        """The median over log intervals; 0 if none was finished."""
+        return self._config.batch_size * float(np.median(self._speeds)) if self._speeds else 0.0
+
+    def flush(self) -> None:
+        """Brings what was logged so far to where it lasts."""
+        for logger in self._loggers:
+            logger.flush()
+
+    def close(self) -> None:
+        """Removes the live line and ends the loggers."""
+        self._live.close()
+        for logger in self._loggers:
+            logger.close()
+
+    def _log_interval(self, step: int) -> None:
+        (began, first), self._interval = self._interval, (self._now(), step)
+        self._speeds.append((step - first) / (self._interval[0] - began))
+        rows, self._rows = np.array(self._rows), []
+        finite = rows[is_finite(rows)]
+        if not finite.size:
+            return
+        totals = sums(finite)
+        scalars = self._metrics(totals)
+        scalars['learning_rate'] = float(self._schedule(step - 1))
+        scalars['gradient_norm'] = float(np.mean(finite['grad_norm'], dtype=np.float64))
+        if finite.size < rows.size:
+            scalars['skipped_steps'] = float(rows.size - finite.size)
+        scalars['examples_per_second'] = self._speeds[-1] * self._config.batch_size
+        scalars['tokens_per_second'] = self._speeds[-1] * totals['tokens'] / finite.size
+        shown = {name: value for name, value in scalars.items() if name != 'gradient_norm'}
+        logging.info('%s  %s%s', self._place(step), scalars_text(shown), self._left(step))
+        for logger in self._loggers:
+            logger.scalars('train', step, scalars)
+
+    def _draw(self, step: int) -> None:
+        rows = np.array([row for _, row in self._recent])
+        finite = rows[is_finite(rows)]
+        scalars = self._metrics(sums(finite)) if finite.size else {}
+        scalars['examples_per_second'] = self._config.batch_size / self._seconds_per_step()
+        saved = '' if self._saved is None else f'  saved {self._saved}'
+        text = f'{self._place(step)}  {scalars_text(scalars, 3)}{self._left(step)}{saved}'
+        self._live.draw(step, text.replace('  ', ' '))
 
     def _place(self, step: int) -> str:
         total = self._config.num_steps
         return f'step {step:{len(str(total))}}/{total}'
 
-    def _left(self, step: int, seconds_per_step: float) -> str:
-        seconds = round((self._config.num_steps - step) * seconds_per_step)
-        return f'left {seconds // 60}:{seconds % 60:02d}'
+    def _left(self, step: int) -> str:
+        if len(self._recent) < min(RECENT, 10):
+            return ''
+        seconds = round((self._config.num_steps - step) * self._seconds_per_step())
+        return f'  left {seconds // 60}:{seconds % 60:02d}'
+
+    def _seconds_per_step(self) -> float:
+        gaps = np.diff([seconds for seconds, _ in self._recent])
+        return float(np.mean(gaps[gaps <= 10 * np.median(gaps)]))  # without compilations
 
     def _now(self) -> float:
-        """Seconds of training."""
-        return time.perf_counter() - self._idle
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time inside (an evaluation, say) does not count towards the training rates."""
-        before = time.perf_counter()
-        yield
-        self._idle += time.perf_counter() - before
-
-    @property
-    def examples_per_second(self) -> float:
-        """In training, the median over log intervals; 0 where no interval was finished."""
-        if not self._seconds_per_step:
-            return 0.0
-        return self._config.batch_size / float(np.median(self._seconds_per_step))
-
-    def flush(self) -> None:
-        """What was logged so far is to last, as far as the run can do something about it."""
-        self._events.flush()
-
-    def close(self) -> None:
-        """Ends the live line and the files of events."""
-        self._live.close()
-        self._events.close()
+        """Returns seconds of training."""
+        return time.perf_counter() - self._paused
 
 
-def interval_totals(rows: np.ndarray) -> Metrics:
-    """The sums of a step's ledger row, added over rows in float64."""
-    assert rows.dtype.names is not None
-    sums = [name for name in rows.dtype.names if rows.dtype[name] == np.float32]
-    return {name: float(np.sum(rows[name], dtype=np.float64)) for name in sums}
+def sums(rows: np.ndarray) -> Metrics:
+    """Adds the float32 columns of ledger rows over the rows, in float64."""
+    names = [name for name in rows.dtype.names or () if rows.dtype[name] == np.float32]
+    return {name: float(np.sum(rows[name], dtype=np.float64)) for name in names}
 
 
-def line(scalars: Metrics, digits: int = 4) -> str:
-    """'loss 0.3012  accuracy 0.8751 ...'"""
+def scalars_text(scalars: Metrics, digits: int = 4) -> str:
+    """Formats scalars as 'loss 0.3012  accuracy 0.8751 ...'."""
 
     def number(value: float) -> str:
         return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.{digits}g}'

@@ -1,4 +1,4 @@
-"""The files of a run that people and scripts read: summary.json and text files."""
+"""The files of a run that people and scripts read: summary.json and texts."""
 
 import json
 import logging
@@ -8,20 +8,20 @@ import jax
 from etils import epath
 
 from errors import SaveFailed
-from reporting.log import Metrics, is_writer
+from reporting.log import Metrics, is_writer, scalars_text
 from runtime.storage import brief, write_whole
 from training.mesh import Layout
 from training.state import TrainState, root_key_hex, state_fingerprint
 
 
 def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
-    """Writes text files into the workdir, each whole or not at all. Raises SaveFailed."""
+    """Writes text files into the workdir, each completely or not at all. Raises SaveFailed."""
     if not is_writer():
         return
     try:
         for name, text in files.items():
             write_whole(workdir / name, (text.rstrip() + '\n').encode())
-    except Exception as error:  # OSError, or whatever the client of a bucket makes of it
+    except Exception as error:  # OSError, or whatever the client of a bucket raises
         raise SaveFailed(f'{workdir}: {", ".join(files)} not written ({brief(error)})') from error
 
 
@@ -33,7 +33,7 @@ def write_summary(
     metrics: Metrics,
     speed: float,
 ) -> dict[str, Any]:
-    """Writes and logs the summary of a finished run, and returns it.
+    """Writes the summary of a finished run to summary.json, logs it, and returns it.
 
     `metrics` are of the last evaluation, on data with this fingerprint; `speed` is in examples/s.
     """
@@ -49,7 +49,11 @@ def write_summary(
         'examples_per_second': speed,
     }
     write_files(workdir, {'summary.json': json.dumps(summary, indent=2)})
-    logging.info('finished: %s', json.dumps(summary))
+    logging.info(
+        'finished at step %d: %s  state_fingerprint %.16s (%s)',
+        summary['step'], scalars_text(metrics), summary['state_fingerprint'],
+        workdir / 'summary.json',
+    )  # fmt: skip
     return summary
 
 

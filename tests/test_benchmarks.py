@@ -16,7 +16,7 @@ from tasks.classification import ModelConfig
 from tests import runs
 from tests.test_resume import small_config
 
-pytestmark = pytest.mark.launch
+pytestmark = pytest.mark.long
 
 
 def small(**top: int) -> Config:

@@ -107,14 +107,14 @@ def check_report(report: str, devices: int) -> None:
     assert 'random numbers: nothing moves for them' in report
 
 
-@pytest.mark.launch
+@pytest.mark.long
 def test_report_for_simulated_devices_has_memory_and_the_bytes_of_a_ring() -> None:
     report = run('cpu:8').stdout
     check_report(report, 8)
     assert re.search(r'^memory: .* of the machine$', report, re.M)
 
 
-@pytest.mark.launch
+@pytest.mark.long
 def test_sharded_optimizer_state_moves_the_same_bytes_and_lies_in_slices() -> None:
     """Its leaves are of the small model, which fill a slice of 1024 numbers only in part."""
     report = run('cpu:8', optimizer__shard_state=True, model__hidden_size=128).stdout
@@ -131,7 +131,7 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-@pytest.mark.launch
+@pytest.mark.long
 @needs_libtpu
 def test_step_compiles_for_a_tpu_slice_into_a_true_all_gather() -> None:
     report = run('v5e:2x2').stdout
@@ -151,7 +151,7 @@ def tpu_layout() -> Iterator[MakeLayout]:
         yield make
 
 
-@pytest.mark.launch
+@pytest.mark.long
 @needs_libtpu
 def test_program_that_a_chip_has_no_memory_for_is_told_with_its_size(
     tpu_layout: MakeLayout,
@@ -168,7 +168,7 @@ def test_program_that_a_chip_has_no_memory_for_is_told_with_its_size(
     assert '24.25 more than the 15.75' in told
 
 
-@pytest.mark.launch
+@pytest.mark.long
 @needs_libtpu
 @pytest.mark.parametrize('topology', ['v5e:8x8', 'v4:2x2x2', 'v5e:1x1'])
 def test_bits_of_the_sum_are_gathered_as_whole_numbers(
@@ -191,7 +191,7 @@ def test_bits_of_the_sum_are_gathered_as_whole_numbers(
     }[topology]
 
 
-@pytest.mark.launch
+@pytest.mark.long
 @needs_libtpu
 def test_sum_takes_little_more_memory_than_its_vector(tpu_layout: MakeLayout) -> None:
     """With the vector shaped before it is cut, as [P/2, 2], it took 64 times as much."""

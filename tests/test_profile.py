@@ -26,7 +26,7 @@ def test_a_profile_in_a_bucket_is_refused() -> None:
         Profile('1:2', epath.Path('gs://bucket/run'))
 
 
-def test_a_profile_of_steps_that_never_come_is_told(
+def test_a_profile_of_steps_that_never_come_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     profile = Profile('7:9', epath.Path(tmp_path))
@@ -37,7 +37,7 @@ def test_a_profile_of_steps_that_never_come_is_told(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_profile_that_can_not_be_written_is_told_and_survived(
+def test_a_profile_that_cannot_be_written_is_logged_and_training_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:

@@ -100,7 +100,7 @@ def disturbed(store: Storage) -> epath.Path:
     return workdir
 
 
-@pytest.mark.launch
+@pytest.mark.long
 def test_run_in_a_bucket_killed_in_a_save_and_finished_by_a_pod_is_the_run_of_a_local_disk(
     store: Storage, disturbed: epath.Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,7 +131,7 @@ def scalars(events: bytes) -> set[tuple[int, str]]:
     return found
 
 
-@pytest.mark.launch
+@pytest.mark.long
 def test_tools_read_a_run_in_a_bucket(
     disturbed: epath.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +147,7 @@ def test_tools_read_a_run_in_a_bucket(
     assert 'found no folder' in capsys.readouterr().err
 
 
-@pytest.mark.launch
+@pytest.mark.long
 def test_damaged_checkpoint_in_a_bucket_is_moved_aside_whole_and_a_barred_one_is_left_alone(
     store: Storage, disturbed: epath.Path, workdir: epath.Path
 ) -> None:
@@ -305,7 +305,7 @@ def test_only_a_folder_of_a_gs_bucket_can_be_a_workdir(store: Storage, workdir: 
     assert objects(store, workdir) == {'file': b'precious'}
 
 
-@pytest.mark.launch
+@pytest.mark.long
 def test_missing_bucket_is_one_line_and_exit_code_2_and_is_not_made(store: Storage) -> None:
     done = subprocess.run(
         runs.command(epath.Path('gs://none/run')),

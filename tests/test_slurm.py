@@ -19,7 +19,7 @@ from tests.slurm_cluster import ask
 from tests.test_processes import trainers, wait_for
 
 MISSING = slurm_cluster.missing()
-pytestmark = [pytest.mark.launch, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 LONGER = {
     'num_steps': 240,
     'log_every': 40,

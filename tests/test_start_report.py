@@ -1,4 +1,4 @@
-"""What the log tells before the first step."""
+"""What the log says before the first step."""
 
 import dataclasses
 import logging
@@ -14,7 +14,7 @@ from training import keys
 from training.state import TrainState
 
 
-def test_start_report_tells_devices_parameters_padding_and_where_the_run_goes_on(
+def test_start_report_shows_devices_shards_parameters_padding_and_where_training_starts(
     layout: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     cell = {'kernel': jnp.ones((40, 30)), 'bias': jnp.ones(30)}
@@ -23,18 +23,30 @@ def test_start_report_tells_devices_parameters_padding_and_where_the_run_goes_on
     caplog.set_level(logging.INFO)
     for made in (state, dataclasses.replace(state, step=jnp.int32(312))):
         start_report(reviews.get_config(), layout(2), 'texts', 0.217, made, epath.Path('runs/x'))
-    told = [' '.join(line.split()) for line in caplog.messages]
-    new, resumed = told[: len(told) // 2], told[len(told) // 2 :]
-    assert new[:-1] == resumed[:-1]
+    lines = [' '.join(line.split()) for line in caplog.messages]
+    new, resumed = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+    assert [*new[:7], *new[8:]] == [*resumed[:7], *resumed[8:]]
     assert new == [
-        'data: texts',
-        'batches: 64 examples, padded to 12, 20, 28, 42 ids (about 22% is padding); '
-        'in evaluation 256, to 42',
-        '2 cpu devices in 1 process(es), mesh data=2, 4 of 8 shards on each; a resume gives the '
-        'same bits on a device count of 1, 2, 4, 8',
-        'parameters 3 arrays 1,244',
-        'cell 2 arrays 1,230',
-        'embedding 1 arrays 14',
-        'new run, root key 0000000000000003',
+        'data texts',
+        'batches 64 examples, padded to 12, 20, 28, 42 ids (about 22% padding); '
+        'evaluation: 256, to 42',
+        'devices 2 x cpu in 1 process(es), mesh data=2',
+        'shards 8, 4 per device; resumes with the same bits on 1, 2, 4, 8 device(s)',
+        'parameters 1,244 in 3 arrays',
+        'cell 1,230 in 2 arrays',
+        'embedding 14 in 1 arrays',
+        'start new run',
+        'root key 0000000000000003',
+        'compiling the first step of each padded length takes seconds',
     ]
-    assert resumed[-1] == 'resumed after step 312 from runs/x/checkpoints/312, ' + new[-1][9:]
+    assert resumed[7] == 'start resumed after step 312 from runs/x/checkpoints/312'
+
+
+def test_start_report_says_how_to_allow_more_devices_where_shards_were_not_chosen(
+    layout: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = TrainState(jnp.int32(0), {}, (), keys.root_keys(3, 'threefry2x32'))
+    caplog.set_level(logging.INFO)
+    config = dataclasses.replace(reviews.get_config(), num_shards=0)
+    start_report(config, layout(2, 2), 'texts', 0.2, state, epath.Path('runs/x'))
+    assert 'on 1, 2 device(s); config.num_shards = N of a new run allows up to N' in caplog.text

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: each point once, and its settings beside how good it became."""
+"""TensorBoard shows each point of a run once, with its options; metrics.csv has the same points."""
 
 import subprocess
 import sys
@@ -12,14 +12,15 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from configs.schema import to_dict
-from reporting.tensorboard import Events
+from reporting.loggers import MetricsCsv
+from reporting.tensorboard import TensorBoard
 from tests import runs
 from tests.test_resume import small_config
 from tools.curves import records
 
 
 def events(folder: Path) -> list[Event]:
-    """Of all files in a folder, in order."""
+    """Returns the events of all files in a folder, in order."""
     return [
         Event.FromString(record)
         for file in sorted(folder.iterdir())
@@ -28,35 +29,35 @@ def events(folder: Path) -> list[Event]:
 
 
 @pytest.mark.slow
-def test_finished_run_shows_every_knob_and_names_the_curves_with_its_final_metrics(
+def test_finished_run_shows_every_option_and_names_the_curves_with_its_final_metrics(
     classifier_run: tuple[Path, dict[str, Any]],
 ) -> None:
     workdir, summary = classifier_run
     written = events(workdir / 'tensorboard')
     values = [value for event in written for value in event.summary.value]
-    told = {
+    plugins = {
         value.tag: HParamsPluginData.FromString(value.metadata.plugin_data.content)
         for value in values
         if value.metadata.plugin_data.plugin_name == 'hparams'
     }
-    start = told['_hparams_/session_start_info'].session_start_info
+    start = plugins['_hparams_/session_start_info'].session_start_info
     shown = {
         name: getattr(value, str(value.WhichOneof('kind'))) for name, value in start.hparams.items()
     }
     options = to_dict(small_config())
     assert shown == {name: str(x) if isinstance(x, list) else x for name, x in options.items()}
-    experiment = told['_hparams_/experiment'].experiment
+    experiment = plugins['_hparams_/experiment'].experiment
     assert {info.name for info in experiment.hparam_infos} == options.keys()
     curves = {info.name.tag for info in experiment.metric_infos}
     assert curves == {f'evaluation/{name}' for name in summary['eval']}
     final = {value.tag: value.simple_value for value in values if value.tag in curves}
     assert final == {f'evaluation/{name}': np.float32(x) for name, x in summary['eval'].items()}
-    assert '_hparams_/session_end_info' in told
+    assert '_hparams_/session_end_info' in plugins
 
 
-def test_resumed_run_tells_tensorboard_to_forget_the_steps_it_does_again(tmp_path: Path) -> None:
+def test_resumed_run_makes_tensorboard_drop_the_steps_that_it_repeats(tmp_path: Path) -> None:
     for start in (0, 70):
-        log = Events(epath.Path(tmp_path / str(start)), start)
+        log = TensorBoard(epath.Path(tmp_path / str(start)), start)
         log.scalars('train', start + 10, {'loss': 0.5})
         log.close()
         version, restart, point = events(tmp_path / str(start))
@@ -64,6 +65,51 @@ def test_resumed_run_tells_tensorboard_to_forget_the_steps_it_does_again(tmp_pat
         assert restart.session_log.status == SessionLog.START
         assert restart.step == start + 1
         assert point.step == start + 10
+
+
+def test_metrics_csv_of_a_resumed_run_is_that_of_an_undisturbed_one(tmp_path: Path) -> None:
+    def train(name: str, start: int, stop: int, flushed: int) -> None:
+        log = MetricsCsv(epath.Path(tmp_path / name), start)
+        for step in range(start + 1, stop + 1):
+            log.scalars('train', step, {'loss': 1 / step, 'accuracy': step / 3})
+            if step == flushed:
+                log.flush()
+
+    train('whole', 0, 9, flushed=9)
+    train('killed', 0, 7, flushed=6)  # rows up to step 6 are in the file; the checkpoint has 4
+    train('killed', 4, 9, flushed=9)
+    rows = (tmp_path / 'whole').read_text().splitlines()
+    assert rows[:2] == ['step,name,value', '1,train/loss,1.0']
+    assert len(rows) == 1 + 2 * 9
+    assert (tmp_path / 'killed').read_text() == (tmp_path / 'whole').read_text()
+
+
+def test_metrics_csv_that_cannot_be_written_is_logged_and_training_continues(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / 'file').touch()
+    log = MetricsCsv(epath.Path(tmp_path / 'file' / 'metrics.csv'))
+    log.scalars('train', 1, {'loss': 0.5})
+    log.close()
+    assert 'metrics.csv: not written' in caplog.text
+
+
+@pytest.mark.slow
+def test_metrics_csv_has_the_points_of_tensorboard(
+    classifier_run: tuple[Path, dict[str, Any]],
+) -> None:
+    workdir, _ = classifier_run
+    points = {
+        (event.step, value.tag, value.simple_value)
+        for event in events(workdir / 'tensorboard')
+        for value in event.summary.value
+        if value.HasField('simple_value')
+    }
+    _, *rows = (workdir / 'metrics.csv').read_text().splitlines()
+    cells = [row.split(',') for row in rows]
+    found = {(int(step), name, float(np.float32(value))) for step, name, value in cells}
+    assert found == points
+    assert len(found) == len(rows)
 
 
 def test_no_client_of_buckets_is_loaded_for_a_run_on_this_machine() -> None:

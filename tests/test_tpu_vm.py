@@ -28,7 +28,7 @@ from runtime import processes
 from runtime.preemption import EXIT_CODE
 from tests import runs
 
-pytestmark = pytest.mark.launch
+pytestmark = pytest.mark.long
 
 SCRIPT = 'launch/tpu_vm.sh'
 SLICE = {
