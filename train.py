@@ -71,9 +71,9 @@ def main(_: Sequence[str]) -> None:
     )
     backend.enable_compilation_cache()
     processes.join(JOIN_TIMEOUT.value)
-    start_logging()
     with processes.bounded_end():
         backend.check()
+        start_logging()
         with exclusive_workdir(workdir):
             train(config, workdir, ALLOW_CHANGES.value, stop, profile)
 

@@ -7,7 +7,6 @@ options of its data and model in tasks/, as subclasses of `DataConfig` and `Mode
 
 import dataclasses
 import difflib
-import math
 import numbers
 import os
 import typing
@@ -33,8 +32,8 @@ def option(
 
 
 def at_least(low: float) -> Check:
-    """Expects a finite number that is not smaller."""
-    return lambda value: low <= value < math.inf, f'a number >= {low}'
+    """Expects a number that is not smaller; steps and sizes have to fit in an int32."""
+    return lambda value: low <= value < 2**31, f'a number in [{low}, 2**31)'
 
 
 def uint32() -> Check:
@@ -247,7 +246,7 @@ def check(config: Config) -> None:
             try:
                 value = converted(value, kind)
             except (TypeError, OverflowError):
-                expected = WORDS.get(kind) or (test[1] if test else f'a {kind}')
+                expected = WORDS.get(kind) or (test[1] if test else f'a {kind.__name__}')
             else:
                 setattr(section, field.name, value)
                 if test is None or test[0](value):

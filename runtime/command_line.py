@@ -77,7 +77,9 @@ def load_config(path: str) -> Config:
     """Runs a config file, without overrides. Raises UserError for any mistake in it."""
     file = Path(path.partition(':')[0])
     if not file.is_file():
-        configs = (f for f in sorted(Path('configs').glob('*.py')) if 'get_config' in f.read_text())
+        configs = (
+            f for f in sorted(Path('configs').glob('*.py')) if 'def get_config' in f.read_text()
+        )
         raise UserError(f'{file}: no such file; there are {", ".join(map(str, configs)) or "none"}')
     try:
         config = flags.FLAGS['config'].parser.parse(path)
@@ -92,9 +94,10 @@ def load_config(path: str) -> Config:
         if isinstance(cause, AttributeError | TypeError):
             quoted = str(cause).split("'")[-2:-1]  # the unknown attribute or keyword
             known = {name.rpartition('.')[2] for name in option_names()}
-            hint = next((did_you_mean(name, known) for name in quoted if name not in known), '')
+            hints = (did_you_mean(name, known) for name in quoted if name not in known)
+            hint = next(hints, '').replace('config.', '')
         raise UserError(
-            f'{file}, line {lines[-1]}: {type(cause).__name__}: {cause}{hint.replace("config.", "")}'
+            f'{file}, line {lines[-1]}: {type(cause).__name__}: {cause}{hint}'
         ) from error
     if not isinstance(config, Config):
         raise UserError(f'{file}: expected get_config() to return a Config')
@@ -119,7 +122,7 @@ def short_help(config: Config | None = None) -> str:
     for name, value, field in options(config) if config else ():
         check, resumable = field.metadata['check'], field.metadata['resumable']
         notes = [f'expected: {check[1]}'] if check else []
-        notes += ['may change on a resume'] if resumable else []
+        notes += ['may differ on a resume'] if resumable else []
         lines += [f'  --config.{name}={value!r}', f'      {field.metadata["meaning"]}']
         lines[-1] += f' ({"; ".join(notes)})' if notes else ''
     return '\n'.join(lines)
