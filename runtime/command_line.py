@@ -4,7 +4,7 @@ import argparse
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -51,8 +51,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses absl's flags. Ends the program after --help, or with one line for a mistake."""
     try:
-        path = config_path(argv)
-        config = load_config(path) if path else None
+        config: Config | None = None
+        for path in config_paths(argv):
+            config = load_config(path)
         if {'--help', '-h'} & set(argv):
             print(short_help(config))
             sys.exit()
@@ -63,14 +64,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         refuse(error)
 
 
-def config_path(argv: Sequence[str]) -> str:
-    """Returns the path after --config, or '' if the command line or the program has none."""
+def config_paths(argv: Sequence[str]) -> Iterator[str]:
+    """Yields the path after each --config. absl uses the last, but loads all."""
     words = iter(argv[1:] if 'config' in flags.FLAGS else ())
     for word in words:
         name, _, path = word.lstrip('-').partition('=')
-        if name == 'config' != word:
-            return path or next(words, '')
-    return ''
+        if name == 'config' != word and (path := path or next(words, '')):
+            yield path
 
 
 def load_config(path: str) -> Config:

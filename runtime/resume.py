@@ -50,8 +50,8 @@ def plan(
     """Returns the config to train with, and the run record for this launch's checkpoints.
 
     A new run takes `num_shards` from the config or, by default, from the number of devices. A
-    saved run keeps its shards and its seed. Raises UserError, with a diff, if anything that decides
-    the bits has changed, unless `allow_changes`; then the manifest records the changes.
+    saved run keeps its shards and its seeds. Raises UserError, with a diff, if anything that
+    decides the bits has changed, unless `allow_changes`; then the manifest records the changes.
     """
     num_shards, overrides = config.num_shards or devices, []
     now = backend.environment() | {'code': backend.code()}
@@ -90,11 +90,13 @@ def changes(config: Config, run_record: RunRecord, now: dict[str, Any]) -> list[
             raise UserError(
                 f'the checkpoint has {name} {then}, this code {now_is}; use the code that wrote it'
             )
-    if saved['seed'] != config.seed:
-        logging.warning(
-            'config.seed = %d has no effect: the root key of the checkpoint, made from seed %d, '
-            'decides this run', config.seed, saved['seed'],
-        )  # fmt: skip
+    for name, value, _ in schema.options(config):
+        decided = name == 'seed' or name.startswith('seeds.')
+        if decided and (made_from := saved.get(name, -1)) != value:
+            logging.warning(
+                'config.%s = %d has no effect: the root keys of the checkpoint, made with %d, '
+                'decide this run', name, value, made_from,
+            )  # fmt: skip
     threads = recorded_cpu_threads(run_record)
     if config.cpu_threads not in (0, threads):
         logging.warning(
