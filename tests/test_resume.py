@@ -20,7 +20,7 @@ from configs import reviews
 from configs.schema import Config
 from errors import UserError
 from runtime import backend, resume
-from runtime.checkpoints import Checkpoints
+from runtime.checkpoints import read_record
 from tasks.classification import DataConfig, ModelConfig
 from tests import runs
 
@@ -218,9 +218,7 @@ def test_best_and_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def resumed(run: Path, **manifest: Any) -> list[str]:
     """Plans a resume of a finished run on other code or another machine, which trains nothing."""
-    checkpoints = Checkpoints(epath.Path(run), read_only=True)
-    saved = checkpoints.newest_record()
-    assert saved is not None
+    saved = read_record(epath.Path(run) / 'checkpoints' / '12')
     saved['manifest'] |= manifest
     config = small_config()
     planned, run_record = resume.plan(
@@ -238,7 +236,7 @@ def test_resume_under_other_code_warns_once_with_the_files_that_changed(
     run, _ = classifier_run
     files = resumed(run)
     assert not caplog.messages
-    edited = {path: '0' for path in files} | {'model/gone.py': '1'}
+    edited = dict.fromkeys(files, '0') | {'model/gone.py': '1'}
     resumed(run, code={'commit': 'a' * 40, 'dirty': False, 'files': edited})
     (warning,) = caplog.messages
     assert warning.startswith('code changed since the checkpoint: configs/schema.py, errors.py, ')
