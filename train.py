@@ -66,12 +66,16 @@ def main(_: Sequence[str]) -> None:
     stop = StopRequest()
     stop.listen(STOP_TIMEOUT.value)
     profile = Profile(PROFILE.value, workdir)
-    backend.prepare(config.num_shards)
+    backend.prepare(
+        resume.saved_cpu_threads(workdir) or config.cpu_threads, config.matmul_precision
+    )
     backend.enable_compilation_cache()
     processes.join(JOIN_TIMEOUT.value)
-    start_logging()
-    with processes.bounded_end(), exclusive_workdir(workdir):
-        train(config, workdir, ALLOW_CHANGES.value, stop, profile)
+    with processes.bounded_end():
+        backend.check()
+        start_logging()
+        with exclusive_workdir(workdir):
+            train(config, workdir, ALLOW_CHANGES.value, stop, profile)
 
 
 def train(
@@ -88,7 +92,11 @@ def train(
     stop, profile = stop or StopRequest(), profile or Profile()
     task = tasks.make_task(config)
     evaluation_data = task.resume_facts['evaluation_data']
-    launch = {'workdir': str(workdir), 'allow_changes': allow_changes}
+    launch = {
+        'workdir': str(workdir),
+        'allow_changes': allow_changes,
+        'cpu_threads': backend.cpu_threads(),  # the pool, where the config leaves it open
+    }
     processes.require_same(schema.to_dict(config), task.resume_facts, launch)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.

@@ -19,7 +19,7 @@ BATCHES, ROUNDS, LATE = 400, 5, 100_000
 def measure() -> list[Row]:
     """Of the config that is measured, and of other buckets."""
     measured = config()
-    backend.prepare(1)
+    backend.prepare()
     examples = tasks.make_task(measured).train
     words = functools.partial(keys.epoch_words, keys.root_keys(0, measured.prng_impl))
     longest, own = int(examples.lengths.max()), measured.data.bucket_lengths

@@ -36,7 +36,7 @@ def measure() -> list[Row]:
     """One run of the trainer and one of its step, in turn, over the same batches."""
     shards = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     measured = dataclasses.replace(config(), num_steps=LAST, num_shards=shards, eval_every=LAST)
-    backend.prepare(shards)
+    backend.prepare()
     default_interval = measured.checkpoint_every
     measured = dataclasses.replace(measured, checkpoint_every=(FIRST + LAST) // 2)
     bare, sizes = bare_loop(measured)

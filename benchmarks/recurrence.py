@@ -55,7 +55,7 @@ def measure() -> list[Row]:
     """Times over those of flax's, at each length."""
     options = config().model
     assert isinstance(options, ModelConfig)
-    backend.prepare(1)
+    backend.prepare()
     rows: list[Row] = []
     for length in LENGTHS:
         words = jax.random.normal(keys.root_keys(0, 'threefry2x32').params, (ROWS, length, options.embedding_size))

@@ -29,7 +29,7 @@ WIDTH, WORDS, ROUNDS = 16, 13_523, 21
 def measure() -> list[Row]:
     """The model of configs/sst2.py on random batches, 8 shards."""
     config = dataclasses.replace(sst2.get_config(), num_shards=8)
-    backend.prepare(config.num_shards)
+    backend.prepare(config.cpu_threads, config.matmul_precision)
     layout = make_layout(config, config.num_shards, make_mesh())
     psum = dataclasses.replace(layout, reduction='psum')
     undropped = copy.deepcopy(config)

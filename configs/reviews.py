@@ -12,6 +12,7 @@ def get_config() -> Config:
     return Config(
         num_steps=800,
         num_shards=8,
+        cpu_threads=8,
         data=DataConfig(source='reviews', bucket_lengths=(12, 20, 28, 42)),
         model=ModelConfig(embedding_size=64, hidden_size=64),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50),

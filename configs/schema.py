@@ -6,13 +6,18 @@ options of its data and model in tasks/, as subclasses of `DataConfig` and `Mode
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
+import difflib
+import numbers
+import os
+import typing
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from errors import UserError
 
 Check = tuple[Callable[[Any], bool], str]  # a test, and in words what it expects
+MOST_CPU_THREADS = 1024
+WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'text'}
 
 
 def option(
@@ -27,8 +32,8 @@ def option(
 
 
 def at_least(low: float) -> Check:
-    """Expects a finite number that is not smaller."""
-    return lambda value: math.isfinite(value) and value >= low, f'a number >= {low}'
+    """Expects a number that is not smaller; steps and sizes have to fit in an int32."""
+    return lambda value: low <= value < 2**31, f'a number in [{low}, 2**31)'
 
 
 def uint32() -> Check:
@@ -171,6 +176,19 @@ class Config:
     )
     batch_size: int = option(64, 'global batch, examples per step', at_least(1))
     eval_batch_size: int = option(256, 'global batch of evaluation', at_least(1))
+    cpu_threads: int = option(
+        0,
+        'size of the CPU thread pool, the most CPU devices this run can ever use; a resumed run '
+        'keeps its own (0 = the larger of the cores and the CPU devices of the first launch)',
+        (lambda value: 0 <= value <= MOST_CPU_THREADS, f'a number in [0, {MOST_CPU_THREADS}]'),
+        resumable=True,
+    )
+    matmul_precision: str = option(
+        'highest',
+        "float32 matrix products: 'highest' is float32; 'high' is TF32 on GPUs and three bfloat16 "
+        "passes on TPUs; 'default' is TF32 on GPUs and one bfloat16 pass on TPUs",
+        one_of('default', 'high', 'highest'),
+    )
     reduction: str = option(
         'tree',
         "how gradients are summed: 'tree' gives the same bits on every device count",
@@ -199,16 +217,76 @@ def options(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, dataclas
             yield prefix + field.name, value, field
 
 
+def sections(section: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Yields (prefix of its options' names, section) for a config and the sections in it."""
+    yield prefix, section
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from sections(value, f'{prefix}{field.name}.')
+
+
 def check(config: Config) -> None:
-    """Raises UserError for the first option whose value fails its check."""
-    for name, value, field in options(config):
-        test = field.metadata['check']
-        if test is not None and not test[0](value):
-            raise UserError(f'config.{name} = {value!r}: expected {test[1]}')
+    """Checks every option, and converts in place what loses nothing, such as 2e1 to 20.
+
+    Raises UserError for names that are no options, or for the first unusable value.
+    """
+    known = [name for name, _, _ in options(config)]
+    if unknown := [
+        f'config.{prefix}{name}: no such option{did_you_mean(prefix + name, known)}'
+        for prefix, section in sections(config)
+        for name in vars(section).keys() - {field.name for field in dataclasses.fields(section)}
+    ]:
+        raise UserError('; '.join(sorted(unknown)))
+    for prefix, section in list(sections(config)):
+        kinds = typing.get_type_hints(type(section))
+        for field in dataclasses.fields(section):
+            kind, value = kinds[field.name], getattr(section, field.name)
+            test = field.metadata.get('check')
+            try:
+                value = converted(value, kind)
+            except (TypeError, OverflowError):
+                expected = WORDS.get(kind) or (test[1] if test else f'a {kind.__name__}')
+            else:
+                setattr(section, field.name, value)
+                if test is None or test[0](value):
+                    continue
+                expected = test[1]
+            raise UserError(f'config.{prefix}{field.name} = {value!r}: expected {expected}')
     if config.optimizer.shard_state and config.reduction != 'tree':
         raise UserError("config.optimizer.shard_state = True: expected config.reduction = 'tree'")
     if config.data.source == 'tfds' and not config.data.name:
         raise UserError("config.data.name = '': expected a TFDS data set, such as glue/sst2")
+
+
+def converted(value: Any, kind: Any) -> Any:
+    """Returns `value` as type `kind`. Raises TypeError if that would change or guess anything."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(converted(item, typing.get_args(kind)[0]) for item in value)
+    if kind is int and number and (isinstance(value, numbers.Integral) or value == value // 1):
+        return int(value)
+    if kind is float and number:
+        return float(value)
+    if kind is str and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if kind in (int, float, str) or not isinstance(kind, type) or not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns '; did you mean config.NAME?' for the option that `name` abbreviates or misspells."""
+    options = list(known)
+    section, _, last = name.rpartition('.')
+    initials = [
+        option
+        for option in options
+        if option.rpartition('.')[0] == section
+        and ''.join(word[0] for word in option.rpartition('.')[2].split('_')) == last
+    ]
+    nearest = initials or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    return f'; did you mean config.{nearest[0]}?' if nearest else ''
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -1,69 +1,167 @@
-"""What must hold around the program for its bits to be decided: threads and flags.
+"""Everything outside the program that decides its bits: XLA flags, JAX settings, CPU threads, code.
 
-XLA's CPU backend blocks some matrix products by the size of its thread pool, which is the larger
-of the core count (or PJRT_NPROC) and the device count: pinned at no less than the shards, it is
-the same on every layout of a run. docs/reproducibility.md has what was measured.
+XLA's CPU backend splits some matrix products by the size of its thread pool, so the pool belongs to
+the run: its size is chosen at the first launch and read from the run record afterwards. No
+accelerator depends on it. docs/reproducibility.md has the measurements.
 """
 
+import functools
 import hashlib
 import os
 import platform
+import subprocess
 import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
 
 from errors import UserError
+from runtime.storage import brief
 from training.mesh import COMPILER_OPTIONS
 
-# GPU kernels are otherwise chosen by timing them at start-up, and some add in any order.
+PROJECT = Path(__file__).resolve().parent.parent
+CORE = ('model', 'input_pipeline', 'training', 'runtime', 'reporting', 'tasks')
+
 PINNED_XLA_FLAGS = {
+    # GPU kernels are otherwise chosen by timing them at startup, and some add in any order.
     '--xla_gpu_autotune_level': '0',
     '--xla_gpu_exclude_nondeterministic_ops': 'true',
+    # Otherwise XLA may keep bfloat16 intermediates in float32, depending on how it fuses.
+    '--xla_allow_excess_precision': 'false',
 }
-LEAST_THREADS = 8
-MOST_DEVICES = 8  # simulated, where neither num_shards nor the environment says how many
+if jaxlib.version.__version_info__ < (0, 12):
+    # YNNPACK's reductions are wrong there: some always, some in a race (jax#39103,
+    # tensorflow#126812). Newer versions need no flag, and one that drops it would abort on it.
+    PINNED_XLA_FLAGS['--xla_cpu_experimental_ynn_fusion_type'] = '-reduce'
+
+# Environment variables set these for other programs. None may change a run.
+PINNED_SETTINGS = {
+    'jax_enable_x64': False,
+    'jax_default_prng_impl': 'threefry2x32',
+    'jax_numpy_rank_promotion': 'allow',
+    'jax_numpy_dtype_promotion': 'standard',
+}
+# These are set on purpose, to look at a program, but they change how it is compiled.
+REFUSED_SETTINGS = ('jax_disable_jit', 'jax_debug_nans', 'jax_debug_infs')
 
 VERSIONED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-def prepare(num_shards: int) -> None:
-    """Pins thread pool and XLA flags and, where the user did not, the simulated CPU devices.
+def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
+    """Pins the CPU thread pool, XLA's flags and JAX's settings. Call it before using any device.
 
-    Call it before the first device is touched. Raises UserError when the environment holds another
-    value of what is pinned.
+    cpu_threads: the pool of the run; 0 chooses the larger of the cores and the CPU devices. A
+    PJRT_NPROC in the environment is overwritten, since XLA would take its pool from it.
+    Raises UserError if the environment sets something that a run cannot work with.
     """
-    devices = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
-    if devices < 1:
-        devices = devices_for(os.cpu_count() or 1, num_shards or MOST_DEVICES)
-        jax.config.update('jax_num_cpu_devices', devices)
-    least = max(num_shards, devices)
-    threads = os.environ.setdefault('PJRT_NPROC', str(max(LEAST_THREADS, least)))
-    if not threads.isdigit() or int(threads) < least:
-        raise UserError(
-            f'PJRT_NPROC = {threads}: expected at least {least}, the number of shards or devices, '
-            'or it can not be the same on every device count; leave it unset'
-        )
-    given = dict(flag.partition('=')[::2] for flag in os.environ.get('XLA_FLAGS', '').split())
-    for flag, value in PINNED_XLA_FLAGS.items():
-        if given.setdefault(flag, value) != value:
+    for name in REFUSED_SETTINGS:
+        if getattr(jax.config, name):
             raise UserError(
-                f'XLA_FLAGS: found {flag}={given[flag]}, expected {flag}={value}, on which the '
-                'bits of a run depend; take it out of XLA_FLAGS'
+                f'{name.upper()} is set: expected it unset, because a run computes in compiled '
+                'programs only; python -m tools.replay shows a step that is not finite'
+            )
+    for name, value in PINNED_SETTINGS.items():
+        jax.config.update(name, value)
+    jax.config.update('jax_default_matmul_precision', matmul_precision)
+
+    given = dict(flag.partition('=')[::2] for flag in os.environ.get('XLA_FLAGS', '').split())
+    for flag, pinned in PINNED_XLA_FLAGS.items():
+        if given.setdefault(flag, pinned) != pinned:
+            raise UserError(
+                f'XLA_FLAGS: found {flag}={given[flag]}, expected {flag}={pinned}, on which the '
+                'bits of a run depend; remove it from XLA_FLAGS'
             )
     os.environ['XLA_FLAGS'] = ' '.join(
         f'{flag}={value}' if value else flag for flag, value in given.items()
     )
+    devices = max(
+        jax.config.jax_num_cpu_devices,  # type: ignore[attr-defined]
+        int(given.get('--xla_force_host_platform_device_count', 1)),
+    )
+    os.environ['PJRT_NPROC'] = str(cpu_threads or max(usable_cores(), devices))
+
+
+def usable_cores() -> int:
+    """Returns the number of cores that this process may use, such as those of a Slurm task."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_threads() -> int:
+    """Returns the size of the thread pool that this launch computes with; 0 on an accelerator."""
+    return int(os.environ.get('PJRT_NPROC', 0)) if jax.default_backend() == 'cpu' else 0
+
+
+def check() -> None:
+    """Starts the backend and checks that this run can trust it.
+
+    Raises UserError if it does not start, computes wrongly, or has more CPU devices than threads.
+    """
+    try:
+        devices = jax.local_device_count()
+    except (
+        AssertionError,
+        RuntimeError,
+    ) as error:  # the former where only JAX_PLATFORMS is missing
+        raise UserError(
+            f'JAX_PLATFORMS = {jax.config.jax_platforms}: '  # type: ignore[attr-defined]
+            f'JAX cannot start it ({brief(error)}); install JAX for it, or unset JAX_PLATFORMS'
+        ) from error
+    if (pool := cpu_threads()) and devices > pool:
+        # XLA would enlarge its pool to the number of devices, and with it change the bits.
+        raise UserError(
+            f'{devices} CPU devices: expected at most {pool}, the CPU threads of this run; only a '
+            f'run that starts with --config.cpu_threads={devices} can use so many'
+        )
+    if wrong := wrong_results():
+        raise UserError(
+            f'{jax.default_backend()} backend of jaxlib {jaxlib.version.__version__}: {wrong} '
+            'computed wrongly; no result can be trusted, so use another version of jaxlib'
+        )
+
+
+def wrong_results(repeats: int = 5) -> str:
+    """Names the first computation that the backend gets wrong, or '' if it gets all right.
+
+    These have been wrong in released versions, with no error. All values are whole numbers that
+    stay exact in bfloat16 (operands up to 256) and float32, in whatever order they are added.
+    """
+    rows = np.zeros((32_769, 3), np.float32)
+    rows[:, 0] = np.arange(len(rows)) % 256
+    left, right = (np.arange(64 * 64).reshape(64, 64) % k == 0 for k in (3, 5))
+    expected = {
+        'a sum over a broadcast array (tensorflow#126812)': 2.0**21,
+        'matrix-vector products and their sums (jax#39103)': rows[:, 0] ** 2,
+        'a bfloat16 matrix product': left.astype(np.int32) @ right,
+    }
+
+    @jax.jit
+    def compute(ones: jax.Array, rows: jax.Array, left: jax.Array, right: jax.Array) -> Any:
+        total = jnp.sum(jnp.broadcast_to(ones, (2, 1024, 1024)))
+        squares = jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))(rows)
+        product = left.astype(jnp.bfloat16) @ right.astype(jnp.bfloat16)
+        return total, squares, product.astype(jnp.float32)
+
+    for _ in range(repeats):  # a race is not lost every time
+        found = jax.device_get(compute(np.ones((1024, 1), np.float32), rows, left, right))
+        for (name, right_value), value in zip(expected.items(), found, strict=True):
+            if not np.array_equal(value, right_value):
+                return name
+    return ''
 
 
 def enable_compilation_cache() -> None:
-    """Programs compiled here are found again by later launches, in a folder of this user.
+    """Keeps compiled programs for later launches, in a folder of this user.
 
-    JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false is none. Each
-    kind of processor and size of the thread pool has its own: a home can be shared by machines that
-    are not alike, and JAX does not ask for either. Call it after `prepare`.
+    JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false disables it.
+    Each kind of processor and each size of the thread pool has its own folder, because machines can
+    share a home and JAX's cache key contains neither. Call it after `prepare`.
     """
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
@@ -73,21 +171,13 @@ def enable_compilation_cache() -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except (OSError, RuntimeError):  # no home, or none that can be written: every launch compiles
+    except (OSError, RuntimeError):  # no home, or not writable: every launch compiles
         return
     jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
-def devices_for(cores: int, num_shards: int) -> int:
-    """The largest power of two that divides `num_shards` and is at most `cores`."""
-    count = 1
-    while num_shards % (2 * count) == 0 and 2 * count <= cores:
-        count *= 2
-    return count
-
-
 def environment() -> dict[str, Any]:
-    """The facts outside the program that its bits can depend on, for the manifest."""
+    """Returns what the bits of a run depend on outside its config, for the manifest."""
     return {
         'versions': {name: metadata.version(name) for name in VERSIONED},
         'python': platform.python_version(),
@@ -96,16 +186,50 @@ def environment() -> dict[str, Any]:
         'device_count': jax.device_count(),
         'process_count': jax.process_count(),
         'processor': processor(),
-        'threads': os.environ.get('PJRT_NPROC', ''),
+        'cpu_threads': int(os.environ.get('PJRT_NPROC', 0)),
+        'matmul_precision': jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         'xla_flags': os.environ.get('XLA_FLAGS', ''),
         'compiler_options': COMPILER_OPTIONS,
     }
 
 
 def processor(field: str = 'model name') -> str:
-    """The host CPU's model, whose vector width can change roundings; or another of its facts."""
+    """Returns a field of /proc/cpuinfo. The model's vector width can change roundings."""
     try:
         with open('/proc/cpuinfo') as lines:
             return next(x.split(':', 1)[1].strip() for x in lines if x.startswith(field))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def code() -> dict[str, Any]:
+    """Returns the git commit, whether the work tree differs from it, and `code_files()`.
+
+    The commit is '' where the project is not a git repository, or git is not installed.
+    """
+    command = ['git', '-C', str(PROJECT), 'describe', '--always', '--dirty', '--abbrev=40']
+    described = ''
+    if (PROJECT / '.git').exists():
+        try:
+            done = subprocess.run(
+                [*command, '--exclude=*'], capture_output=True, text=True, timeout=10
+            )
+            described = done.stdout.strip()
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+    commit, dirty, _ = described.partition('-dirty')
+    return {'commit': commit, 'dirty': bool(dirty), 'files': code_files()}
+
+
+@functools.cache
+def code_files() -> dict[str, str]:
+    """Returns path -> the first 16 hex digits of SHA-256 for the files that a run consists of.
+
+    A config of a run is not among them: its values are in the run record.
+    """
+    files = [PROJECT / name for name in ('train.py', 'errors.py', 'configs/schema.py')]
+    files += [file for folder in CORE for file in sorted((PROJECT / folder).rglob('*.py'))]
+    return {
+        str(file.relative_to(PROJECT)): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for file in files
+    }

@@ -1,38 +1,41 @@
-"""The command line: flags are read, and a mistake is told in one line, with exit code 2."""
+"""Parses the command line. A mistake in it ends the program with one line and exit code 2."""
 
 import argparse
-import contextlib
-import difflib
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
 
 from absl import app, flags
 from etils import epath
 
-from configs.schema import Config, check, options
+from configs.schema import Config, check, did_you_mean, options
 from errors import KeyfoldError, UserError
 from runtime.paths import in_bucket, open_location
 
+MOST_CHARACTERS = 400  # of an error
+
 
 class Arguments(argparse.ArgumentParser):
-    """What a tool takes. Its docstring is its help; a mistake is one line."""
+    """Parses the arguments of a tool, whose docstring is its help. A mistake is one line."""
 
     def __init__(self, doc: str | None) -> None:
-        """`doc`: the docstring of the tool, which shows how it is called."""
+        """Takes the docstring of the tool, which shows how to call it."""
         raw = argparse.RawDescriptionHelpFormatter
         super().__init__(
             usage=argparse.SUPPRESS, description=doc, formatter_class=raw, allow_abbrev=False
         )
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program."""
+        """Ends the program with one line."""
         refuse(message)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """`app.run` with errors for people: UserError is a line on standard error and its exit code."""
+    """Runs `main` by absl's `app.run`; a KeyfoldError becomes one line and its exit code."""
 
     def checked_main(argv: Sequence[str]) -> None:
         try:
@@ -46,76 +49,112 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Fills absl's flags; a mistake ends the program, and so does --help."""
-    if {'--help', '-h'} & set(argv):
-        print(short_help())
-        sys.exit()
+    """Parses absl's flags. Ends the program after --help, or with one line for a mistake."""
     try:
+        config: Config | None = None
+        for path in config_paths(argv):
+            config = load_config(path)
+        if {'--help', '-h'} & set(argv):
+            print(short_help(config))
+            sys.exit()
         return flags.FLAGS(argv)
-    except KeyError as error:  # what ml_collections raises for a field that a config has not
-        refuse(unknown_field(str(error), argv))
-    except (flags.Error, AttributeError, ValueError, TypeError) as error:
+    except KeyError as error:  # ml_collections raises it for a field that the config does not have
+        refuse(unknown_field(str(error), argv, config))
+    except (UserError, flags.Error, AttributeError, ValueError, TypeError) as error:
         refuse(error)
 
 
-def short_help() -> str:
-    """What the program says of itself, and its own flags."""
+def config_paths(argv: Sequence[str]) -> Iterator[str]:
+    """Yields the path after each --config. absl uses the last, but loads all."""
+    words = iter(argv[1:] if 'config' in flags.FLAGS else ())
+    for word in words:
+        name, _, path = word.lstrip('-').partition('=')
+        if name == 'config' != word and (path := path or next(words, '')):
+            yield path
+
+
+def load_config(path: str) -> Config:
+    """Runs a config file, without overrides. Raises UserError for any mistake in it."""
+    file = Path(path.partition(':')[0])
+    if not file.is_file():
+        configs = (
+            f for f in sorted(Path('configs').glob('*.py')) if 'def get_config' in f.read_text()
+        )
+        raise UserError(f'{file}: no such file; there are {", ".join(map(str, configs)) or "none"}')
+    try:
+        config = flags.FLAGS['config'].parser.parse(path)
+    except UserError:
+        raise
+    except Exception as error:  # the file is code, so anything can be raised
+        # ml_collections raises TypeError and ValueError again, with a traceback as their text.
+        cause = error.__context__ or error
+        lines = [getattr(cause, 'lineno', 0)]  # of a SyntaxError
+        lines += [f.lineno for f in traceback.extract_tb(cause.__traceback__) if f.filename == path]
+        hint = ''
+        if isinstance(cause, AttributeError | TypeError):
+            quoted = str(cause).split("'")[-2:-1]  # the unknown attribute or keyword
+            known = {name.rpartition('.')[2] for name in option_names()}
+            hints = (did_you_mean(name, known) for name in quoted if name not in known)
+            hint = next(hints, '').replace('config.', '')
+        raise UserError(
+            f'{file}, line {lines[-1]}: {type(cause).__name__}: {cause}{hint}'
+        ) from error
+    if not isinstance(config, Config):
+        raise UserError(f'{file}: expected get_config() to return a Config')
+    return config
+
+
+def option_names() -> set[str]:
+    """Returns the names of all options, in whatever section of whatever task that is imported."""
+    kinds: list[Any] = [kind for kind in get_type_hints(Config).values() if is_dataclass(kind)]
+    tasks = [kind for section in kinds for kind in section.__subclasses__()]
+    return {field.name for kind in (Config, *kinds, *tasks) for field in fields(kind)}
+
+
+def short_help(config: Config | None = None) -> str:
+    """Returns the program's docstring, its own flags, and the options of the config, if given."""
     lines = [(sys.modules['__main__'].__doc__ or '').rstrip(), '']
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         default = f' (default: {(flag.default_as_str or "")[1:-1]})' if flag.default else ''
         lines.append(f'  --{flag.name:14} {flag.help}{default}')
+    if 'config' in flags.FLAGS:
+        lines.append('  --config.FIELD=VALUE  Overrides an option; --config=FILE --help lists all.')
+    for name, value, field in options(config) if config else ():
+        check, resumable = field.metadata['check'], field.metadata['resumable']
+        notes = [f'expected: {check[1]}'] if check else []
+        notes += ['may differ on a resume'] if resumable else []
+        lines += [f'  --config.{name}={value!r}', f'      {field.metadata["meaning"]}']
+        lines[-1] += f' ({"; ".join(notes)})' if notes else ''
     return '\n'.join(lines)
 
 
-def unknown_field(error: str, argv: Sequence[str]) -> str:
+def unknown_field(error: str, argv: Sequence[str], config: Config | None) -> str:
     """Names the first override that is no option, and the option with the nearest name."""
-    config = config_before_overrides(argv)
-    known = [f'config.{name}' for name, _, _ in options(config)] if config else []
+    known = [name for name, _, _ in options(config)] if config else []
     given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('--config.')]
-    wrong = next((name for name in given if name not in known), error)
-    nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
-    hint = f'; did you mean --{nearest[0]}?' if nearest else '; docs/config.md lists all'
-    return f'--{wrong}: no such config field{hint}'
-
-
-def config_before_overrides(argv: Sequence[str]) -> Config | None:
-    """Returns the config of the file after --config, or None where that cannot be loaded."""
-    words = iter(argv)
-    for word in words:
-        name, _, path = word.lstrip('-').partition('=')
-        if name == 'config' != word:
-            with contextlib.suppress(Exception):  # mistakes in the file are reported elsewhere
-                config = flags.FLAGS['config'].parser.parse(path or next(words))
-                return config if isinstance(config, Config) else None
-    return None
+    names = [name.removeprefix('config.') for name in given]
+    wrong = next((name for name in names if name not in known), error)
+    return f'--config.{wrong}: no such option{did_you_mean(wrong, known)}'
 
 
 def loaded_config(holder: flags.FlagHolder[Any]) -> Config:
-    """The checked config of a --config flag. Raises UserError when file or config is unusable."""
+    """Returns the checked config of a --config flag. Raises UserError if it is unusable."""
     config = holder.value
     if not isinstance(config, Config):
-        problem = 'expected a file whose get_config() gives a Config'
-        with contextlib.suppress(AttributeError):
-            try:
-                _ = config.seed
-            except OSError as error:  # ml_collections keeps it until a field is asked for
-                problem = str(error)
-        raise UserError(f'--config: {problem}')
+        raise UserError('--config: expected a file such as configs/reviews.py')
     check(config)
     return config
 
 
 def usable_workdir(workdir: str | None) -> epath.Path:
-    """The folder of a run. Raises UserError when it is a file, can not be reached or not be written.
+    """Returns the folder of a run. Raises UserError if it is a file, unreachable or not writable.
 
-    Whether a bucket can be written is seen when the run takes its lease there.
+    A bucket that is not writable is found when the run takes its lease there.
     """
     if not workdir:
-        raise UserError('--workdir: expected the folder that the run lives in')
+        raise UserError('--workdir: expected the folder of the run, such as --workdir=runs/reviews')
     if in_bucket(workdir) and not workdir.startswith('gs://'):
-        raise UserError(
-            f'--workdir={workdir}: of buckets, Orbax writes to gs://BUCKET/FOLDER alone'
-        )
+        raise UserError(f'--workdir={workdir}: expected a local folder or gs://BUCKET/FOLDER')
     path = open_location(workdir, for_checkpoints=True)
     remote = in_bucket(workdir)
     parent = path if remote else next(p for p in (path, *path.parents) if p.exists())
@@ -127,20 +166,29 @@ def usable_workdir(workdir: str | None) -> epath.Path:
         tempfile.TemporaryDirectory(dir=parent).cleanup()
     except OSError as error:
         raise UserError(
-            f'--workdir={workdir}: can not write in {parent} ({error.strerror})'
+            f'--workdir={workdir}: cannot write in {parent} ({error.strerror})'
         ) from error
     return path
 
 
 def existing_run(workdir: str) -> epath.Path:
-    """The folder of a run that is there. Raises UserError where it is not."""
+    """Returns the folder of an existing run. Raises UserError if there is none."""
     path = open_location(workdir)
     if not path.is_dir():
         raise UserError(f'{workdir}: expected the workdir of a run, found no folder')
     return path
 
 
+def one_line(text: object, most: int = MOST_CHARACTERS) -> str:
+    """Returns the text on one line, without its middle if it has more than `most` characters."""
+    line = ' '.join(str(text).split())
+    if len(line) <= most:
+        return line
+    end = most // 3  # often says what to do
+    return f'{line[: most - end - 5]} ... {line[-end:]}'
+
+
 def refuse(problem: object) -> NoReturn:
-    """Ends the program with one line."""
-    print('error:', ' '.join(str(problem).split()), file=sys.stderr)
+    """Ends the program with one line, and the exit code of the problem, by default 2."""
+    print('error:', one_line(problem, MOST_CHARACTERS - len('error: ')), file=sys.stderr)
     sys.exit(problem.exit_code if isinstance(problem, KeyfoldError) else UserError.exit_code)

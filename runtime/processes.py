@@ -10,7 +10,6 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from errors import Unavailable, UserError
+from runtime.backend import code_files
 
 LEAVE_SECONDS = 10  # from the end of a run to the end of its process
 
@@ -156,7 +156,8 @@ def require_same(*facts: dict[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     named = {name: json.dumps(value) for some in facts for name, value in some.items()}
-    refuse_differences({'the code': code_digest(), 'the kind of task': ' '.join(named)})
+    code = hashlib.sha256(repr(code_files()).encode()).hexdigest()
+    refuse_differences({'the code': code, 'the kind of task': ' '.join(named)})
     refuse_differences(named)
 
 
@@ -171,17 +172,6 @@ def refuse_differences(named: dict[str, str]) -> None:
                     f'{jax.process_index()}, which has {text[:200]}; start all processes with '
                     'the same command, code and files'
                 )
-
-
-def code_digest() -> str:
-    """Hex SHA-256 over the files of the project that a run is made of."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256((root / 'train.py').read_bytes())
-    for folder in ('configs', 'input_pipeline', 'model', 'tasks', 'training'):
-        for file in sorted((root / folder).rglob('*.py')):
-            digest.update(f'{file.relative_to(root)} {file.stat().st_size}\n'.encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def all_processes(ok: bool) -> bool:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
@@ -24,9 +23,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'  # for the programs that tests start
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_debug_key_reuse', True)
-with mock.patch.dict(os.environ):  # the programs that tests start pin their own environment
-    backend.prepare(num_shards=8)
-    jax.devices()
+backend.prepare(cpu_threads=8)
+jax.devices()
 
 
 @pytest.fixture(scope='session')

@@ -19,6 +19,7 @@ COMPILED = tempfile.mkdtemp(prefix='keyfold-compiled-')  # shared by the process
 STEPS = {
     'num_steps': 24,
     'num_shards': 8,
+    'cpu_threads': 8,
     'batch_size': 16,
     'eval_batch_size': 64,
     'eval_every': 12,

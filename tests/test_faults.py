@@ -236,7 +236,7 @@ def test_step_that_is_not_finite_stops_the_run_and_is_replayed(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(replay.backend, 'prepare', lambda _: None)  # the devices are there
+    monkeypatch.setattr(replay.backend, 'prepare', lambda *_: None)  # the devices are there
     run = epath.Path(tmp_path)
     with pytest.raises(nonfinite.NonFinite, match=r'step \d+: loss nan, gradient norm') as stopped:
         train.train(small_config(), run)

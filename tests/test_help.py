@@ -1,4 +1,4 @@
-"""Every program says in short what it takes, and one page has every field of a config."""
+"""Every program explains briefly how to call it, and train.py lists every option of a config."""
 
 import importlib
 import subprocess
@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 
-from configs.schema import Config, options
+from configs.schema import options
 from runtime.command_line import Arguments
-from tasks.seq2seq import DataConfig as PairsConfig
-from tasks.seq2seq import ModelConfig as Seq2SeqConfig
 from tests import runs
-from tools import knob_table
 
 PROGRAMS = sorted(
     f'{file.parent.name}.{file.stem}'
@@ -56,18 +53,21 @@ def test_help_of_a_program_shows_its_own_flags_and_no_others(command: list[str])
     if command == ['train.py']:
         lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line[:4] == '  --']
         own = ['config', 'workdir', 'allow_changes', 'stop_timeout', 'profile', 'join_timeout']
-        assert [flag for flag, _ in lines] == [f'--{name}' for name in own]
-        assert 'docs/config.md' in done.stdout
+        assert [flag for flag, _ in lines] == [*(f'--{x}' for x in own), '--config.FIELD=VALUE']
 
 
-def test_page_of_config_fields_is_what_configs_declares() -> None:
-    page = (runs.ROOT / 'docs' / 'config.md').read_text()
-    assert page == '\n'.join(knob_table.page()) + '\n', 'out of date: make docs'
-    rows = [line.split(' | ') for line in page.splitlines() if line.startswith('| `')]
-    written = {(row[0], row[2], row[-1]) for row in rows}
-    configs = [Config()]
-    configs.append(Config(data=PairsConfig(), model=Seq2SeqConfig()))  # seq2seq
-    for config in configs:
-        for name, default, field in options(config):
-            free = 'free |' if field.metadata['free'] else ' |'
-            assert (f'| `{name}`', f'`{default!r}`', free) in written
+@pytest.mark.parametrize('file', ['reviews', 'sst2'])
+def test_help_with_a_config_lists_every_option_with_its_value_and_meaning(file: str) -> None:
+    command = [sys.executable, 'train.py', f'--config=configs/{file}.py', '--help']
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert not done.stderr
+    config = importlib.import_module(f'configs.{file}').get_config()
+    shown = done.stdout.split('  --config.FIELD=VALUE')[1].splitlines()[1:]
+    listed = list(options(config))
+    assert shown[::2] == [f'  --config.{name}={value!r}' for name, value, _ in listed]
+    for line, (_, _, field) in zip(shown[1::2], listed, strict=True):
+        assert line.startswith(f'      {field.metadata["meaning"]}')
+        assert ('may differ on a resume' in line) == field.metadata['resumable']
+        check = field.metadata['check']
+        assert check is None or f'expected: {check[1]}' in line

@@ -19,6 +19,8 @@ import train
 from configs import reviews
 from configs.schema import Config
 from errors import UserError
+from runtime import backend, resume
+from runtime.checkpoints import read_record
 from tasks.classification import DataConfig, ModelConfig
 from tests import runs
 
@@ -180,7 +182,7 @@ def test_change_of_trajectory_is_refused_with_a_diff_unless_allowed(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_free_knobs_and_seed_may_change_without_changing_a_bit(
+def test_resumable_options_and_seed_may_change_without_changing_a_bit(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     reference = train.train(small_config(), epath.Path(tmp_path / 'a'))
@@ -212,3 +214,52 @@ def test_best_and_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     kept = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()}
     assert 20 in kept
     assert len(kept) <= 2
+
+
+def resumed(run: Path, **manifest: Any) -> list[str]:
+    """Plans a resume of a finished run on other code or another machine, which trains nothing."""
+    saved = read_record(epath.Path(run) / 'checkpoints' / '12')
+    saved['manifest'] |= manifest
+    config = small_config()
+    planned, run_record = resume.plan(
+        config, 'classification', saved['task'], saved, jax.device_count(), run, False
+    )
+    assert planned == config
+    assert run_record['manifest']['overrides'] == []
+    return sorted(run_record['manifest']['code']['files'])
+
+
+@pytest.mark.slow
+def test_resume_under_other_code_warns_once_with_the_files_that_changed(
+    classifier_run: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    run, _ = classifier_run
+    files = resumed(run)
+    assert not caplog.messages
+    edited = dict.fromkeys(files, '0') | {'model/gone.py': '1'}
+    resumed(run, code={'commit': 'a' * 40, 'dirty': False, 'files': edited})
+    (warning,) = caplog.messages
+    assert warning.startswith('code changed since the checkpoint: configs/schema.py, errors.py, ')
+    assert len(warning) <= 400
+    caplog.clear()
+    same = backend.code_files() | {'model/gone.py': '1'}
+    resumed(run, code={'commit': '', 'dirty': True, 'files': same})
+    assert caplog.messages == ['code changed since the checkpoint: model/gone.py']
+
+
+@pytest.mark.slow
+def test_resume_with_other_xla_flags_warns_of_roundings(
+    classifier_run: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    resumed(classifier_run[0], xla_flags='--xla_old=1')
+    (warning,) = caplog.messages
+    assert warning.startswith('xla_flags: --xla_old=1 when the checkpoint was written, now --xla')
+    assert 'numbers agree to rounding' in warning
+
+
+def test_change_of_a_long_fact_is_told_in_brief() -> None:
+    words = [[f'w{n}' for n in range(10_000)]]
+    for then, now in ((words, []), ([], words), (words, words[:1] * 2), ('a' * 999, 'b' * 999)):
+        (change,) = resume.task_changes({'affixes': then}, {'affixes': now})
+        assert change.startswith('affixes: ')
+        assert len(change) <= 200

@@ -77,7 +77,7 @@ def main(config_flag: flags.FlagHolder[Any], topology: str) -> None:
     logs.quiet_libraries()
     # A program from the cache may say that it was written where another copy of the project lies.
     jax.config.update('jax_enable_compilation_cache', False)
-    devices = slices.devices(topology, config.num_shards)
+    devices = slices.devices(topology, config.matmul_precision)
     layout = make_layout(config, config.num_shards or len(devices), make_mesh(devices))
     chip = slices.CHIPS.get(topology.partition(':')[0])
     sys.exit(report(topology, config, layout, chip.hbm * GIB if chip else math.inf))

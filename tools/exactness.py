@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
     if len(usable) < 2:
         raise UserError(f'--layouts: expected at least two that divide {shards} shards')
     with tempfile.TemporaryDirectory(prefix='exactness-') as folder:
-        sys.exit(compare(Path(folder), usable, short_run(config, shards)))
+        threads = config.cpu_threads or max(devices[layout] for layout in usable)
+        sys.exit(compare(Path(folder), usable, short_run(config, shards, threads)))
 
 
 def device_count(layout: str) -> int:
@@ -57,11 +58,12 @@ def device_count(layout: str) -> int:
     return int(processes or 1) * int(devices)
 
 
-def short_run(config: Config, shards: int) -> list[str]:
+def short_run(config: Config, shards: int, threads: int) -> list[str]:
     """The flags of this command's config, cut to a few steps with an evaluation at the end."""
     every = ('num_steps', 'eval_every', 'checkpoint_every', 'log_every')
     options = dict.fromkeys(every, STEPS.value) | {
         'num_shards': shards,
+        'cpu_threads': threads,
         'optimizer.decay_steps': config.optimizer.decay_steps or config.num_steps,
     }
     given, args = [], iter(sys.argv[1:])

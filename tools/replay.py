@@ -63,7 +63,8 @@ def replay(run: epath.Path, step: int) -> bool:
     with damage_as_user_error(run):
         saved = checkpoints.record(before)
     config = tasks.config_from_record(saved)
-    backend.prepare(saved['manifest']['num_shards'])
+    backend.prepare(resume.recorded_cpu_threads(saved), config.matmul_precision)
+    backend.check()
     task, mesh = tasks.make_task(config), make_mesh()
     config, run_record = resume.plan(
         config, tasks.task_name(config), task.resume_facts, saved, mesh.size, run, False

@@ -67,7 +67,7 @@ def check(topology: str) -> None:
         )
 
 
-def devices(topology: str, num_shards: int) -> Sequence[jax.Device]:
+def devices(topology: str, matmul_precision: str) -> Sequence[jax.Device]:
     """The devices of a topology that `check` has passed, in the environment that a run makes.
 
     Call it before the first device is touched.
@@ -76,7 +76,7 @@ def devices(topology: str, num_shards: int) -> Sequence[jax.Device]:
     jax.config.update('jax_platforms', 'cpu')  # a TPU that is there may be in use
     if name == 'cpu':
         jax.config.update('jax_num_cpu_devices', int(shape))
-    backend.prepare(num_shards)
+    backend.prepare(matmul_precision=matmul_precision)
     if name == 'cpu':
         return jax.devices()
     for variable, value in LIBTPU.items():

@@ -1,6 +1,6 @@
 """Every random number of a run, from one root key (key format v1).
 
-    root   = jax.random.key(seed, impl=...)   created once; a resume reads it from the checkpoint
+    root   = jax.random.key(seed, dtype=impl) created once; a resume reads it from the checkpoint
                                               (one per stream; all the same unless `seeds` differ)
     stream = fold_in(root, STREAM)            PARAMS, DROPOUT, SAMPLE, DATA
     step   = fold_in(stream, step)
@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 # Both settings decide every mask, and environment variables could change them: fix them here.
-jax.config.update('jax_threefry_partitionable', True)
+if hasattr(jax.config, 'jax_threefry_partitionable'):  # a JAX without the option always does this
+    jax.config.update('jax_threefry_partitionable', True)
 flax.config.update('flax_fix_rng_separator', True)
 
 KEY_FORMAT = 1
@@ -54,7 +55,8 @@ def root_keys(seed: int, impl: str, seeds: Mapping[str, int] | None = None) -> R
     `seeds` gives single streams a seed of their own, by name; -1 stands for `seed`.
     """
     own = [(seeds or {}).get(stream, -1) for stream in RootKeys._fields]
-    return RootKeys(*(jax.random.key(seed if n == -1 else n, impl=impl) for n in own))
+    # `dtype`, since newer versions of JAX deprecate `impl`.
+    return RootKeys(*(jax.random.key(seed if n == -1 else n, dtype=impl) for n in own))
 
 
 def stream_key(roots: RootKeys, stream: Stream) -> jax.Array:
