@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from benchmarks.common import Row, config, in_turn, ratio
 from model import lstm
-from training import keys
 from runtime import backend
 from tasks.classification import ModelConfig
+from training import keys
 
 ROWS, ROUNDS = 64, 15
 LENGTHS = (8, 16, 32, 64)
@@ -58,7 +58,9 @@ def measure() -> list[Row]:
     backend.prepare()
     rows: list[Row] = []
     for length in LENGTHS:
-        words = jax.random.normal(keys.root_keys(0, 'threefry2x32').params, (ROWS, length, options.embedding_size))
+        words = jax.random.normal(
+            keys.root_keys(0, 'threefry2x32').params, (ROWS, length, options.embedding_size)
+        )
         lengths = jnp.arange(ROWS) % (length // 2) + length // 2 + 1
         plain = Plain(options.hidden_size)
         variables = plain.init(keys.root_keys(1, 'threefry2x32').params, words, lengths)
