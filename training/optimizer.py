@@ -46,11 +46,37 @@ def is_matrix(params: Any) -> Any:
     )
 
 
-def clipped(grads: Any, norm: jax.Array, most: float) -> Any:
-    """The gradient, of norm float32[], scaled to the norm `most` if it is longer; 0: no limit.
+def gradient_scale(weight: jax.Array, norm: jax.Array, clip_norm: float) -> jax.Array:
+    """Returns float32[]: the summed gradient times this is the mean gradient, clipped.
 
-    Pascanu et al., 2013 (https://arxiv.org/abs/1211.5063).
+    weight: float32[], of all examples; norm: float32[], of the mean gradient, which is scaled to
+    the norm `clip_norm` if it is longer; 0: no limit (Pascanu et al., 2013,
+    https://arxiv.org/abs/1211.5063). One number, because dividing by the weight and then clipping
+    would be two passes over the gradient.
     """
-    if not most:
-        return grads
-    return jax.tree.map(lambda g: jnp.where(norm < most, g, g / norm * most), grads)
+    scale = 1 / weight
+    return jnp.where(norm < clip_norm, scale, scale * (clip_norm / norm)) if clip_norm else scale
+
+
+def update_if(
+    finite: jax.Array,
+    optimizer: optax.GradientTransformation,
+    grads: Any,
+    scale: jax.Array,
+    opt_state: optax.OptState,
+    params: Any,
+) -> tuple[Any, optax.OptState]:
+    """Returns the next parameters and optimizer state if `finite`, otherwise the same ones.
+
+    A branch, not a `where` on every array: with `where` XLA computes the new moments twice, once
+    for the state and once for the parameters, from a copy of the old ones. A branch updates
+    donated arrays in place. It also keeps the update a computation of its own, which nothing
+    around it is fused into.
+    """
+
+    def update(params: Any, opt_state: optax.OptState) -> tuple[Any, optax.OptState]:
+        mean = jax.tree.map(lambda g: g * scale, grads)
+        updates, new_state = optimizer.update(mean, opt_state, params)
+        return optax.apply_updates(params, updates), new_state
+
+    return jax.lax.cond(finite, update, lambda *same: same, params, opt_state)

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from training import keys, reduction, zero
 from training.fingerprint import fingerprint, fingerprint_of_slices, shared_fingerprint
 from training.mesh import DATA, Layout, jit_on_mesh
-from training.optimizer import clipped
+from training.optimizer import gradient_scale, update_if
 from training.state import TrainState
 
 Batch = dict[str, jax.Array]  # every array [B, ...]
@@ -109,17 +109,11 @@ def make_update(
     def update(
         state: TrainState, grads: Any, sums: Sums, prints: jax.Array
     ) -> tuple[TrainState, jax.Array]:
-        grads = jax.tree.map(lambda g: g / sums['weight'], grads)
-        norm = optax.tree.norm(grads)
+        norm = optax.tree.norm(grads) / sums['weight']
         finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
-        updates, opt_state = optimizer.update(
-            clipped(grads, norm, clip_norm), state.opt_state, state.params
-        )
-        params = optax.apply_updates(state.params, updates)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
+        scale = gradient_scale(sums['weight'], norm, clip_norm)
+        params, opt_state = update_if(
+            finite, optimizer, grads, scale, state.opt_state, state.params
         )
         step = state.step + 1
         print_of_params = shared_fingerprint(params, DATA, layout.mesh.size)
@@ -208,6 +202,8 @@ def own_shards(batch: Batch, count: int) -> tuple[Batch, jax.Array]:
 
 def reduce_over_devices(tree: Any, layout: Layout) -> Any:
     """The sum over devices of a tree of float32 arrays, in one message per device and direction."""
+    if layout.mesh.size == 1:
+        return tree  # the flat vector would cost two copies
     leaves, structure = jax.tree.flatten(tree)
     ends = list(itertools.accumulate(leaf.size for leaf in leaves))
     padding = jnp.zeros(reduction.padding(ends[-1], layout.mesh.size))

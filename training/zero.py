@@ -22,7 +22,7 @@ from jax import lax
 
 from training import reduction
 from training.mesh import DATA, Layout
-from training.optimizer import clipped
+from training.optimizer import gradient_scale, update_if
 
 
 class Facts(NamedTuple):
@@ -42,15 +42,12 @@ def make_apply(
     """
 
     def apply(slices: Any, opt_state: Any, grads: Any, facts: Facts) -> tuple[Any, Any]:
-        grads = clipped(jax.tree.map(lambda g: g / facts.weight, grads), facts.norm, clip_norm)
+        scale = gradient_scale(facts.weight, facts.norm, clip_norm)
         # Every slice counts its steps, and all alike: one count will do.
         one = jax.tree.map(lambda leaf: leaf[0] if leaf.ndim == 1 else leaf, opt_state)
-        updates, new = optimizer.update(grads, one, slices)
-        return jax.tree.map(
-            lambda new, old: jnp.where(facts.finite, new, old),
-            (optax.apply_updates(slices, updates), new),
-            (slices, opt_state),
-        )
+        slices, new = update_if(facts.finite, optimizer, grads, scale, one, slices)
+        counted = jax.tree.map(lambda leaf, old: jnp.broadcast_to(leaf, old.shape), new, opt_state)
+        return slices, counted
 
     on_device = jax.jit(apply, donate_argnums=(0, 1))
 
@@ -95,6 +92,8 @@ def own_slices(tree: Any, layout: Layout) -> Any:
 def scattered_sum(tree: Any, layout: Layout) -> Any:
     """The tree sum over devices of a tree, of which each gets its own slices [S/n, k]."""
     slices = to_slices(tree, layout.num_shards)
+    if layout.mesh.size == 1:
+        return slices  # packing would cost two copies
     own = reduction.sum_scattered(packed(slices).reshape(-1), DATA, layout.mesh.size)
     return unpacked(own.reshape(layout.shards_per_device, -1), slices)
 
