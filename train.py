@@ -40,8 +40,9 @@ from training import keys
 from training.evaluation import make_evaluate
 from training.mesh import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
+from training.row import row_columns
 from training.state import TrainState, abstract_state, make_create_state
-from training.step import make_train_step, row_columns
+from training.step import make_train_step
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file like those in configs/.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; a run in it is resumed.')

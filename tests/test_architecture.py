@@ -99,20 +99,22 @@ def task_modules() -> list[str]:
 
 @pytest.mark.parametrize('task', task_modules())
 def test_every_option_is_read(task: str) -> None:
-    """An option is read as an attribute of its section, or of something called config."""
+    """An option is read as an attribute of its section or of a config, or with its whole section."""
     read = set()
     for file in files(*CORE):
         for node in ast.walk(parsed(file)) if file != 'configs/schema.py' else ():
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 holder = ast.unparse(node.value).split('.')[-1].lstrip('_')
                 read.add((holder, node.attr))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == 'dataclasses.asdict':
+                read.add((ast.unparse(node.args[0]).split('.')[-1], '*'))
     module = tasks.load(task)
     config = Config(data=module.DataConfig(), model=module.ModelConfig())
     names = [name.rpartition('.')[::2] for name, _, _ in options(config)]
     unread = [
         f'{section}.{name}'
         for section, name in names
-        if not {('config', name), ('options', name), (section, name)} & read
+        if not {('config', name), ('options', name), (section, name), (section, '*')} & read
     ]
     assert len(names) > 30
     assert not unread

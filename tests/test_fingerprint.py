@@ -10,8 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from training.fingerprint import fingerprint, sha256_of, shared_fingerprint
-from training.mesh import DATA, Layout
-from training.step import jit_on_mesh
+from training.mesh import DATA, Layout, jit_on_mesh
 
 SIZE = 64
 

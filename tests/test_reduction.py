@@ -18,9 +18,9 @@ from training.mesh import DATA, Layout
 from training.state import make_create_state
 from training.step import (
     jit_on_mesh,
+    local_shards,
     make_gradient,
     make_update,
-    own_shards,
     reduce_over_devices,
 )
 
@@ -41,7 +41,7 @@ def trainers_sum(parts: dict[str, np.ndarray], layout: Layout) -> dict[str, np.n
     """The sum over the leading axis, the shards, as the trainer's step takes it."""
 
     def device_sum(rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        shards, first = own_shards(rows, layout.shards_per_device)
+        shards, first = local_shards(rows, layout.shards_per_device)
 
         def partial(shard: jax.Array) -> dict[str, jax.Array]:
             return jax.tree.map(lambda x: x[0], reduction.select_shard(shards, shard - first))

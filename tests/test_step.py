@@ -34,8 +34,9 @@ from training.evaluation import make_evaluate
 from training.fingerprint import fingerprint
 from training.mesh import Layout
 from training.optimizer import make_optimizer, make_schedule
+from training.row import row_columns
 from training.state import TrainState, make_create_state, state_fingerprint
-from training.step import make_train_step, row_columns
+from training.step import make_train_step
 
 SHARDS, STEPS, ROWS, WIDTH = 8, 5, 32, 10
 DRAWING = ('dropout', 'classifier', 'zero')  # variants that draw masks

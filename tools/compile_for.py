@@ -35,7 +35,8 @@ from tools.compiled import Compiled, compile_program
 from training.mesh import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.state import abstract_state, make_create_state
-from training.step import UpdateOfSlices, make_eval_step, make_gradient, make_update
+from training.step import make_eval_step, make_gradient, make_update
+from training.zero import SlicedUpdate
 
 MIB, GIB = 2**20, 2**30
 WHAT_HELPS = {
@@ -144,7 +145,7 @@ def step_programs(config: Config, task: Task, layout: Layout) -> Iterator[Progra
         yield Program('gradient', width, gradient, args, beside)
     summed = jax.eval_shape(gradient, *args)
     update = make_update(optimizer, config.optimizer.clip_norm, layout)
-    if isinstance(update, UpdateOfSlices):  # its part between these two is of one device
+    if isinstance(update, SlicedUpdate):  # its part between these two is of one device
         grads, sums, prints = summed
         yield Program('update, before', 0, update.measure, (state.params, grads, sums), beside)
         slices, facts = jax.eval_shape(update.measure, state.params, grads, sums)

@@ -30,8 +30,9 @@ from tasks.task import Task
 from training import keys
 from training.mesh import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
+from training.row import row_columns
 from training.state import TrainState, abstract_state, make_create_state
-from training.step import make_gradient, make_update, row_columns
+from training.step import make_gradient, make_update
 
 SHOWN = 5  # examples
 

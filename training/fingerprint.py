@@ -1,4 +1,4 @@
-"""Short names for large values: on the device inside a step, on the host for files."""
+"""Fingerprints of large values: on the device inside a step, on the host for files."""
 
 import hashlib
 from typing import Any
@@ -10,11 +10,11 @@ from jax.experimental import multihost_utils
 
 
 def fingerprint(tree: Any, start: jax.Array | int = 0) -> jax.Array:
-    """uint32 over all bits of a tree of 32-bit or 16-bit arrays, cheap enough for every step.
+    """Returns uint32 over all bits of a tree of 32-bit or 16-bit arrays, cheap enough per step.
 
-    The sum over elements of a mixed element times an odd weight that follows its position
-    (`start` + index): integer sums have no rounding, so the order of adding is free, any single
-    changed element changes the sum, and two exchanged ones do too.
+    It adds each element, mixed, times an odd weight that depends on its position (`start` + index).
+    Integer sums do not round, so any order of adding gives the same result. A single changed
+    element changes the sum, and so do two exchanged ones.
     """
     total = jnp.uint32(0)
     for leaf in jax.tree.leaves(tree):
@@ -23,7 +23,7 @@ def fingerprint(tree: Any, start: jax.Array | int = 0) -> jax.Array:
 
 
 def shared_fingerprint(tree: Any, axis: str, devices: int) -> jax.Array:
-    """`fingerprint` of a tree that every device of a mesh axis has, of which each reads a part.
+    """Returns the `fingerprint` of a replicated tree; each device of a mesh axis reads a part.
 
     Call it inside shard_map.
     """
@@ -34,9 +34,9 @@ def shared_fingerprint(tree: Any, axis: str, devices: int) -> jax.Array:
 
 
 def fingerprint_of_slices(slices: Any, axis: str) -> jax.Array:
-    """`fingerprint` of a tree of which every device of a mesh axis has its slices [S/n, k].
+    """Returns the `fingerprint` of a tree that is spread in slices [S/n, k] over a mesh axis.
 
-    Zeros that fill the last slices do not count. Call it inside shard_map.
+    Zeros that pad the last slices do not count. Call it inside shard_map.
     """
     total = jnp.uint32(0)
     for leaf in jax.tree.leaves(slices):
@@ -66,29 +66,30 @@ def sum_of_terms(
 
 
 def weighted(bits: jax.Array, position: jax.Array) -> jax.Array:
-    """The term uint32[N] of each element, which its position decides too."""
+    """Returns the term uint32[N] of each element, which also depends on its position."""
     mixed = (bits ^ (bits >> 16)) * jnp.uint32(0x9E3779B1)
     mixed = mixed ^ (mixed >> 15)
     return mixed * (2 * position.astype(jnp.uint32) + 1)
 
 
 def lax_bits(leaf: jax.Array) -> jax.Array:
-    """The bits of an array as uint32[N]."""
+    """Returns the bits of an array as uint32[N]."""
     if leaf.dtype.itemsize == 4:
         return jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
     return jax.lax.bitcast_convert_type(leaf, jnp.uint16).reshape(-1).astype(jnp.uint32)
 
 
 def on_host(leaf: jax.Array | np.ndarray) -> np.ndarray:
-    """The whole array, wherever its parts are. In a pod, all processes call it."""
+    """Returns the whole array, wherever its parts are. All processes must call it."""
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
     return np.asarray(jax.device_get(leaf))
 
 
 def sha256_of(tree: Any) -> str:
-    """Hex SHA-256 of a tree of arrays on the host: leaves in tree order, each its path, dtype,
-    shape and little-endian bytes.
+    """Returns the hex SHA-256 of a tree of arrays, computed on the host.
+
+    It covers the leaves in tree order: path, dtype, shape and little-endian bytes of each.
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

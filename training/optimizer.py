@@ -1,4 +1,4 @@
-"""The update rule of a config, as an optax chain."""
+"""The update rule of a config, as an optax chain, and how a step applies it."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from configs.schema import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up from zero, then constant or cosine to zero."""
+    """Returns the learning rate by step: linear warm-up, then constant or cosine to zero."""
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == 'constant':
         after = optax.constant_schedule(peak)
@@ -25,11 +25,11 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Adam or momentum, then decoupled weight decay, then the learning rate.
+    """Returns Adam or momentum, then decoupled weight decay, then the learning rate.
 
-    Decay stands before the learning rate, so a step with no gradient shrinks a matrix by
-    learning_rate * weight_decay of itself (Loshchilov and Hutter, 2019); biases do not decay.
-    Clipping comes before, in the step, which knows the norm of the gradient.
+    Decay comes before the learning rate, so a step without gradient shrinks a matrix by
+    learning_rate * weight_decay of itself (Loshchilov and Hutter, 2019). Biases do not decay.
+    The step itself clips, because it knows the norm of the whole gradient.
     """
     rule = optax.scale_by_adam() if config.name == 'adamw' else optax.trace(config.momentum)
     return optax.chain(
@@ -40,7 +40,7 @@ def make_optimizer(
 
 
 def is_matrix(params: Any) -> Any:
-    """True for kernels and embeddings, False for biases: by name, since a slice has no shape."""
+    """Returns True for kernels and embeddings, by name, because a ZeRO slice has lost its shape."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key in ('kernel', 'embedding'), params
     )

@@ -1,16 +1,17 @@
 """ZeRO-1: each shard keeps one slice of the optimizer state (Rajbhandari et al., 2020,
-https://arxiv.org/abs/1910.02054, stage 1).
+https://arxiv.org/abs/1910.02054, stage 1). Only runs with `optimizer.shard_state` use this module.
 
-A leaf of P values becomes slices [S, k], filled with zeros at the end: slice s belongs to shard s,
-and a device has those of its S/n shards. The reduction of the gradient stops half-way, when each
-device has the sum of its own slices; the optimizer updates them; the devices share the result.
+A leaf of P values becomes slices [S, k], padded with zeros: slice s belongs to shard s, and a
+device has the slices of its S/n shards. The gradient's reduction stops half-way, when each device
+has the sum of its own slices. The optimizer updates them, and the devices exchange the results.
 
-The optimizer's part is a program of one device, dispatched to every local one. In programs of a
-mesh XLA simplifies and fuses differently on one device and on several (a division by a scalar into
-a multiplication, say), which changed the last bit of a parameter. Rules that look at whole leaves
-(LAMB, Adafactor) would see slices: use those that work element by element.
+The optimizer's part is a one-device program, dispatched to every local device. In programs of a
+mesh XLA simplifies and fuses differently on one device and on several (it turns a division by a
+scalar into a multiplication, for example), which changed the last bit of a parameter. Update rules
+that look at whole leaves (LAMB, Adafactor) would see slices: use rules that work per element.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,31 +20,81 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from training import reduction
-from training.mesh import DATA, Layout
+from training.fingerprint import fingerprint_of_slices
+from training.mesh import DATA, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, update_if
+from training.row import Sums, make_row
 
 
-class Facts(NamedTuple):
-    """What the optimizer's part has to know of the whole gradient."""
+class GradientFacts(NamedTuple):
+    """What updating a slice needs to know of the whole gradient."""
 
     weight: jax.Array  # float32[], of all examples
     norm: jax.Array  # float32[], of the mean gradient
     finite: jax.Array  # bool[], loss and norm
 
 
-def make_apply(
-    optimizer: optax.GradientTransformation, clip_norm: float, layout: Layout
-) -> Callable[[Any, Any, Any, Facts], tuple[Any, Any]]:
-    """(slices of the parameters, optimizer state, summed gradient, facts) -> the next two.
+@dataclasses.dataclass(frozen=True)
+class SlicedUpdate:
+    """Updates a state whose optimizer state is in slices, by three programs in a row.
 
-    Slices and state are donated, and stay as they are where the facts are not finite.
+    In one program they would round differently on another number of devices.
     """
 
-    def apply(slices: Any, opt_state: Any, grads: Any, facts: Facts) -> tuple[Any, Any]:
+    measure: Callable[..., tuple[Any, GradientFacts]]
+    apply: Callable[..., tuple[Any, Any]]
+    finish: Callable[..., tuple[Any, jax.Array, jax.Array]]
+
+    def __call__(
+        self, state: Any, grads: Any, sums: Sums, fingerprints: jax.Array
+    ) -> tuple[Any, jax.Array]:
+        """Returns the next state and the row of the step; donates the state."""
+        slices, facts = self.measure(state.params, grads, sums)
+        slices, opt_state = self.apply(slices, state.opt_state, grads, facts)
+        rest = (slices, state.step, facts.norm, sums, fingerprints)
+        params, step, row = self.finish(state.params, *rest)
+        return state.replace(step=step, params=params, opt_state=opt_state), row
+
+
+def make_sliced_update(
+    optimizer: optax.GradientTransformation, clip_norm: float, layout: Layout
+) -> SlicedUpdate:
+    """Returns (state, summed gradient in slices, sums, fingerprints) -> (next state, row)."""
+
+    def measure(params: Any, grads: Any, sums: Sums) -> tuple[Any, GradientFacts]:
+        norm = jnp.sqrt(squared_norm(grads, layout)) / sums['weight']
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
+        return local_slices(params, layout), GradientFacts(sums['weight'], norm, finite)
+
+    def finish(
+        old: Any, slices: Any, step: jax.Array, norm: jax.Array, sums: Sums, fingerprints: jax.Array
+    ) -> tuple[Any, jax.Array, jax.Array]:
+        after = fingerprint_of_slices(slices, DATA)
+        row = make_row(step + 1, [*fingerprints, after], norm, sums)
+        return gathered(slices, old), step + 1, row
+
+    sliced, whole = P(DATA), P()
+    return SlicedUpdate(
+        jit_on_mesh(measure, layout, (whole, sliced, whole), (sliced, whole)),
+        make_apply(optimizer, clip_norm, layout),
+        jit_on_mesh(finish, layout, (whole, sliced, *4 * [whole]), whole, donate=(0,)),
+    )
+
+
+def make_apply(
+    optimizer: optax.GradientTransformation, clip_norm: float, layout: Layout
+) -> Callable[[Any, Any, Any, GradientFacts], tuple[Any, Any]]:
+    """Returns (parameter slices, optimizer state, summed gradient, facts) -> the next two.
+
+    It donates slices and state, and returns them unchanged where the facts are not finite.
+    """
+
+    def apply(slices: Any, opt_state: Any, grads: Any, facts: GradientFacts) -> tuple[Any, Any]:
         scale = gradient_scale(facts.weight, facts.norm, clip_norm)
-        # Every slice counts its steps, and all alike: one count will do.
+        # Optax counts steps in every slice, all alike; the update of all slices needs one count.
         one = jax.tree.map(lambda leaf: leaf[0] if leaf.ndim == 1 else leaf, opt_state)
         slices, new = update_if(facts.finite, optimizer, grads, scale, one, slices)
         counted = jax.tree.map(lambda leaf, old: jnp.broadcast_to(leaf, old.shape), new, opt_state)
@@ -66,13 +117,13 @@ def make_apply(
 
 
 def on_each_device(array: jax.Array) -> list[jax.Array]:
-    """What each local device has of an array, in the order of the devices."""
+    """Returns each local device's part of an array, ordered by device."""
     parts = sorted(array.addressable_shards, key=lambda part: part.device.id)
     return [part.data for part in parts]
 
 
 def to_slices(tree: Any, count: int) -> Any:
-    """Every leaf [...] as `count` slices [count, k]."""
+    """Cuts every leaf [...] into `count` slices [count, k]."""
 
     def cut(leaf: jax.Array) -> jax.Array:
         filler = reduction.padding(leaf.size, count)
@@ -81,8 +132,8 @@ def to_slices(tree: Any, count: int) -> Any:
     return jax.tree.map(cut, tree)
 
 
-def own_slices(tree: Any, layout: Layout) -> Any:
-    """Of every leaf the slices [S/n, k] of this device's shards. Call it inside shard_map."""
+def local_slices(tree: Any, layout: Layout) -> Any:
+    """Returns the slices [S/n, k] of this device's shards. Call it inside shard_map."""
     count = layout.shards_per_device
     first = lax.axis_index(DATA) * count
     slices = to_slices(tree, layout.num_shards)
@@ -90,7 +141,7 @@ def own_slices(tree: Any, layout: Layout) -> Any:
 
 
 def scattered_sum(tree: Any, layout: Layout) -> Any:
-    """The tree sum over devices of a tree, of which each gets its own slices [S/n, k]."""
+    """Sums a tree over devices in tree order; each device gets its own slices [S/n, k]."""
     slices = to_slices(tree, layout.num_shards)
     if layout.mesh.size == 1:
         return slices  # packing would cost two copies
@@ -99,7 +150,7 @@ def scattered_sum(tree: Any, layout: Layout) -> Any:
 
 
 def gathered(own: Any, like: Any) -> Any:
-    """Each device's own slices [S/n, k] -> the whole leaves, in the shapes of `like`."""
+    """Exchanges each device's slices [S/n, k] and returns whole leaves, shaped as in `like`."""
     rows = packed(own)
     whole = reduction.gathered(rows.reshape(-1, reduction.LANES), DATA)
     slices = unpacked(whole.reshape(-1, rows.shape[1]), own)
@@ -109,7 +160,7 @@ def gathered(own: Any, like: Any) -> Any:
 
 
 def squared_norm(own: Any, layout: Layout) -> jax.Array:
-    """float32[]: the squares of all values, added in one tree over the shards' slices."""
+    """Returns float32[]: the squares of all values, added in one tree over the shards' slices."""
 
     def of_slice(index: jax.Array) -> jax.Array:
         return optax.tree.norm(reduction.select_shard(own, index), squared=True)
@@ -119,12 +170,12 @@ def squared_norm(own: Any, layout: Layout) -> jax.Array:
 
 
 def packed(slices: Any) -> jax.Array:
-    """The slices of all leaves side by side, [N, K]."""
+    """Joins the slices of all leaves side by side, [N, K]."""
     return jnp.concatenate(jax.tree.leaves(slices), axis=1)
 
 
 def unpacked(rows: jax.Array, like: Any) -> Any:
-    """The leaves that `packed` joined, of as many rows as there are now."""
+    """Undoes `packed`, for any number of rows."""
     leaves, structure = jax.tree.flatten(like)
     ends = list(itertools.accumulate(leaf.shape[1] for leaf in leaves))
     return jax.tree.unflatten(structure, jnp.split(rows, ends[:-1], axis=1))
