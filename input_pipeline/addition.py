@@ -27,8 +27,8 @@ def make_additions(
         )
     if needed > longest:
         raise UserError(
-            f'config.data.bucket_lengths: the longest is {longest}, but operands of {small} and {large} '
-            f"digits with '+' and the end mark need {needed}"
+            f'config.data.bucket_lengths: the longest is {longest}, but operands of {small} and '
+            f"{large} digits with '+' and the end mark need {needed}"
         )
     pairs = [pair(digits, number, split_seed) for number in range(wanted)]
     train, evaluation = pairs[:num_train], pairs[num_train:]

@@ -203,11 +203,12 @@ def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[st
         for split in (data.train, data.evaluation)
     )
     label_names = train_rows.classes or sorted_labels(set(train_rows.labels))
+    train, evaluation = labelled(train_rows, label_names), labelled(eval_rows, label_names)
     if len(label_names) == 1:
         raise UserError(
             f'{data.train}: only label {brief.repr(label_names[0])}, expected two or more'
         )
-    return labelled(train_rows, label_names), labelled(eval_rows, label_names), label_names
+    return train, evaluation, label_names
 
 
 def sorted_labels(labels: set[str]) -> tuple[str, ...]:

@@ -95,16 +95,3 @@ def classifier_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict
 
     run = tmp_path_factory.mktemp('reviews')
     return run, train.train(small_config(), epath.Path(run))
-
-
-# seq2seq: from here to the end (docs/fork.md)
-
-
-@pytest.fixture(scope='session')
-def addition_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The workdir and the summary of a small encoder-decoder, for tests that only read it."""
-    import train
-    from tests.test_seq2seq import small_config
-
-    run = tmp_path_factory.mktemp('addition')
-    return run, train.train(small_config(), epath.Path(run))

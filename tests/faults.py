@@ -26,7 +26,6 @@ from tests import runs
 
 CONFIGS = [
     'configs/reviews.py',
-    'configs/addition.py',  # seq2seq
 ]
 PHASES = ('start', 'set-up', 'compilation', 'step', 'evaluation', 'save')
 LONGER = {'num_steps': 400, 'eval_every': 40, 'checkpoint_every': 25, 'log_every': 4}

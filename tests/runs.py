@@ -121,19 +121,3 @@ def outcome(workdir: Path) -> dict[str, Any]:
     kept = ('step', 'eval', 'state_fingerprint', 'root_key', 'num_shards')
     book = ledger_files.read(epath.Path(workdir) / 'ledger')
     return {name: summary[name] for name in kept} | {'ledger': book.tobytes()}
-
-
-# seq2seq: from here to the end (docs/fork.md)
-
-SMALL['configs/addition.py'] = STEPS | {
-    'data.num_train': 300,
-    'data.num_eval': 100,
-    'data.bucket_lengths': '(6,7)',
-    'data.window_batches': 8,
-    'model.word_dropout': 0.1,
-    'model.embedding_dropout': 0.1,
-    'model.dropout': 0.2,
-    'model.forcing': 'linear',
-    'model.forcing_floor': 0.2,
-    'model.forcing_steps': 20,
-}

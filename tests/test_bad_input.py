@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 import train
-from configs import addition, reviews, schema
+from configs import reviews, schema
 from configs.schema import Config, fill, options, to_dict
 from errors import UserError
 from runtime import command_line
@@ -252,7 +252,6 @@ OPTIONS = {
     file: [name for name, _, _ in options(config)]
     for file, config in (
         ('configs/reviews.py', reviews.get_config()),
-        ('configs/addition.py', addition.get_config()),  # seq2seq
     )
 }
 VALUES = st.one_of(

@@ -94,26 +94,3 @@ def test_folder_that_can_not_be_made_is_one_line(
         export.main([str(classifier_run[0]), f'--out={tmp_path / "no" / "out"}'])
     assert end.value.code == 2
     assert 'can not be written (No such file or directory)' in capsys.readouterr().err
-
-
-# seq2seq: from here to the end (docs/fork.md)
-
-
-def test_exported_encoder_decoder_decodes_the_same_without_the_project(
-    addition_run: Trained, tmp_path: Path
-) -> None:
-    texts = ['1+2', '76+192', '5+5', '12+345', '9+99', '10+10', '99+999']
-    together, first = exported(addition_run[0], tmp_path / 'out', texts)
-    expected = predicted(addition_run[0], texts)
-    assert together == expected
-    assert first == expected[:1]
-    for text, told in (('1+x', 'not in the vocabulary'), ('12345+678', 'needs a width of 10')):
-        done = subprocess.run(
-            [sys.executable, '-I', tmp_path / 'out' / 'predict.py', text],
-            env=runs.environment(1),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 1
-        (line,) = done.stderr.splitlines()
-        assert told in line

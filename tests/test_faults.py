@@ -102,7 +102,6 @@ def test_time_to_stop_in_is_bounded(tmp_path: Path) -> None:
     ('case', 'phases'),
     [
         (faults.Case('configs/reviews.py', 1, signal.SIGTERM), faults.PHASES),
-        (faults.Case('configs/addition.py', 2, signal.SIGTERM), ('step', 'save')),  # seq2seq
     ],
     ids=lambda part: Path(part.config).stem if isinstance(part, faults.Case) else '-'.join(part),
 )

@@ -240,7 +240,9 @@ def test_remat_saves_memory_and_changes_no_parameter_and_no_mask(
         sums = classification.classifier_sums(model)
 
         def loss(params: Any, sums: Any = sums) -> Any:
-            return sums(params, batch, keys.shard_rngs(jax.random.key(1), 0, 0))['loss']
+            return sums(params, batch, keys.shard_rngs(keys.root_keys(1, 'threefry2x32'), 0, 0))[
+                'loss'
+            ]
 
         program = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
         memory = program.memory_analysis().temp_size_in_bytes

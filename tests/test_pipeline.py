@@ -15,7 +15,7 @@ from input_pipeline.batches import (
 )
 from input_pipeline.encoded import LabelledTexts
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, SPECIALS, UNK, Vocabulary
-from tasks.classification import DataConfig
+from tasks.classification import DataConfig, ModelConfig
 
 Texts = Callable[..., LabelledTexts]
 BUCKETS = (6, 9, 14)
@@ -93,7 +93,7 @@ def test_a_batch_is_its_examples_padded(random_texts: Texts) -> None:
 @pytest.mark.parametrize('count', [1, 8, 20, 24])
 def test_evaluation_counts_every_example_once_at_one_width(random_texts: Texts, count: int) -> None:
     texts = random_texts(count, BUCKETS[-1])
-    config = Config(eval_batch_size=8, data=DataConfig(bucket_lengths=BUCKETS))
+    config = Config(eval_batch_size=8, data=DataConfig(bucket_lengths=BUCKETS), model=ModelConfig())
     batches = list(eval_batches(texts, config, slice(0, 8)))
     assert len(batches) == -(-count // 8)
     assert {batch['token_ids'].shape for batch in batches} == {(8, BUCKETS[-1])}
@@ -107,7 +107,7 @@ def test_evaluation_counts_every_example_once_at_one_width(random_texts: Texts, 
 
 def test_evaluation_is_the_same_for_any_split_over_processes(random_texts: Texts) -> None:
     texts = random_texts(21, BUCKETS[-1])
-    config = Config(eval_batch_size=8, data=DataConfig(bucket_lengths=BUCKETS))
+    config = Config(eval_batch_size=8, data=DataConfig(bucket_lengths=BUCKETS), model=ModelConfig())
     whole = list(eval_batches(texts, config, slice(0, 8)))
     halves = zip(*(eval_batches(texts, config, slice(i, i + 4)) for i in (0, 4)), strict=True)
     for batch, (first, second) in zip(whole, halves, strict=True):
@@ -122,7 +122,7 @@ def test_bucket_is_the_shortest_that_holds_the_length() -> None:
 def test_a_batch_has_the_bucket_of_its_longest_example(random_texts: Texts) -> None:
     texts = random_texts(60, BUCKETS[-1])
     data = DataConfig(bucket_lengths=BUCKETS, window_batches=4)
-    config = Config(batch_size=8, num_steps=20, data=data)
+    config = Config(batch_size=8, num_steps=20, data=data, model=ModelConfig())
     batches = list(train_batches(texts, config, epoch_words, slice(0, 8), 0))
     assert len(batches) == 20
     assert {batch['token_ids'].shape[1] for batch in batches} == set(BUCKETS)
@@ -172,7 +172,8 @@ def test_fingerprint_changes_with_one_label_or_one_token() -> None:
 
 def test_padding_share_is_that_of_the_batches(random_texts: Texts) -> None:
     data = DataConfig(bucket_lengths=BUCKETS, window_batches=5)
-    config, texts = Config(num_steps=5, batch_size=8, data=data), random_texts(40, 14)
+    config = Config(num_steps=5, batch_size=8, data=data, model=ModelConfig())
+    texts = random_texts(40, 14)
     batches = list(train_batches(texts, config, epoch_words, slice(0, 8), 0))
     ids = np.concatenate([batch['token_ids'].ravel() for batch in batches])
     assert len({batch['token_ids'].shape for batch in batches}) > 1

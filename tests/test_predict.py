@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from input_pipeline import addition, reviews
+from input_pipeline import reviews
 from tests.test_resume import small_config
-from tests.test_seq2seq import small_config as small_addition
 from tools import predict
 
 pytestmark = pytest.mark.slow
@@ -94,42 +93,4 @@ def test_bad_lines_are_named_and_stop_it_or_are_skipped(
     assert told.err.splitlines() == [
         'skipped: text 2: expected some text',
         "skipped: text 4, 'a \\udcff b': bytes that are not UTF-8, expected UTF-8",
-    ]
-
-
-# seq2seq: from here to the end (docs/fork.md)
-
-
-def test_sums_are_decoded_as_in_evaluation(
-    addition_run: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, summary = addition_run
-    pairs = addition.make_additions(small_addition().data).evaluation
-    (tmp_path / 'sums').write_text('\n'.join(pairs.sources))
-    unfinished = run / 'checkpoints' / '99.orbax-checkpoint-tmp'  # of a run that is at work
-    unfinished.mkdir()
-    found = predicted(capsys, str(run), '--input', str(tmp_path / 'sums'))
-    unfinished.rmdir()  # it is still there
-    right = [
-        line['prediction'] == target for line, target in zip(found, pairs.targets, strict=True)
-    ]
-    assert sum(right) == round(summary['eval']['exact_match'] * len(right))
-
-
-def test_sums_that_can_not_be_read_are_bad_lines(
-    addition_run: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, file = str(addition_run[0]), tmp_path / 'lines'
-    file.write_text('1+2\n\n12+x\n1234567+1\n3+4\n')
-    with pytest.raises(SystemExit) as end:
-        predict.main([run, '--input', str(file)])
-    assert end.value.code == 2
-    assert capsys.readouterr().err == "error: text 2, '': expected some text\n"
-    assert predict.main([run, '--input', str(file), '--bad_lines=skip']) == 0
-    told = capsys.readouterr()
-    assert [json.loads(line)['text'] for line in told.out.splitlines()] == ['1+2', '3+4']
-    assert [line.partition(',')[0] for line in told.err.splitlines()] == [
-        'skipped: text 2',
-        'skipped: text 3',
-        'skipped: text 4',
     ]

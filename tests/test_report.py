@@ -232,23 +232,3 @@ def test_bad_input_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
     assert sorted(tmp_path.iterdir()) == before
-
-
-# seq2seq: from here to the end (docs/fork.md)
-
-
-def test_page_of_an_encoder_decoder_has_its_worst_pairs(
-    addition_run: Trained, tmp_path: Path
-) -> None:
-    page = page_of(tmp_path, addition_run[0])
-    wrong = round((1 - addition_run[1]['eval']['exact_match']) * 70)
-    assert f'{wrong} of 70 examples are wrong' in page.words['Worst mistakes']
-    (_, *mistakes) = page.sections['Worst mistakes']
-    assert len(mistakes) == report.SHOWN
-    losses = [float(loss) for loss, *_ in mistakes]
-    assert losses == sorted(losses, reverse=True)
-    for _, said, pair in mistakes:
-        source, _, target = pair.partition(' -> ')
-        assert sum(map(int, source.strip("'").split('+'))) == int(target.strip("'"))
-        assert said != target
-    assert 'Confusion matrix' not in page.sections

@@ -16,8 +16,7 @@ from configs import addition as addition_config
 from configs.schema import Config
 from errors import UserError
 from input_pipeline import addition
-from input_pipeline.examples import PairSplit
-from input_pipeline.pairs import EncodedPairs, encode_sources
+from input_pipeline.pairs import EncodedPairs, PairSplit, encode_sources
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.seq2seq import Seq2Seq
 from tasks import make_task, seq2seq
@@ -105,7 +104,9 @@ def logits_of(
     The roots are seeds of the root keys that either stream is taken from.
     """
     rows = make_batch() | batch
-    sample, dropout = (keys.shard_rngs(jax.random.key(seed), 0, 0) for seed in (root, dropout_root))
+    sample, dropout = (
+        keys.shard_rngs(keys.root_keys(seed, 'threefry2x32'), 0, 0) for seed in (root, dropout_root)
+    )
     return model.apply(
         variables,
         rows['sources'],
@@ -222,7 +223,9 @@ def draw_in_trainer(
     params = jax.tree.map(jnp.zeros_like, make_variables(model)['params'])
     drawn.clear()
     gradient = make_gradient(sums, layout)
-    args = jax.device_put((params, jax.random.key(0), jnp.int32(step)), layout.replicated)
+    args = jax.device_put(
+        (params, keys.root_keys(0, 'threefry2x32'), jnp.int32(step)), layout.replicated
+    )
     jax.block_until_ready(gradient(*args, layout.put(make_batch())))
     jax.effects_barrier()
     return set(drawn)
@@ -402,11 +405,10 @@ def test_every_pair_of_operands_comes_up_once(digits: tuple[int, int]) -> None:
 
 
 def test_addition_is_seeded_right_and_held_out_in_either_order() -> None:
-    data = PairsConfig(num_train=3000, num_eval=1500, operand_digits=(2, 2), bucket_lengths=(7,))
-    pairs = addition.make_additions(data)
-    assert pairs == addition.make_additions(data)
-    assert pairs.evaluation.sources[7] == addition.pair(data, 3007)[0]
-    assert pairs != addition.make_additions(dataclasses.replace(data, split_seed=1))
+    pairs = addition.make_additions((2, 2), 3000, 1500, split_seed=0, longest=7)
+    assert pairs == addition.make_additions((2, 2), 3000, 1500, split_seed=0, longest=7)
+    assert pairs.evaluation.sources[7] == addition.pair((2, 2), 3007, 0)[0]
+    assert pairs != addition.make_additions((2, 2), 3000, 1500, split_seed=1, longest=7)
     for source, target in zip(*pairs.train, strict=True):
         assert sum(map(int, source.split('+'))) == int(target)
 
@@ -419,10 +421,10 @@ def test_addition_is_seeded_right_and_held_out_in_either_order() -> None:
 
 
 def test_addition_refuses_operands_too_large_for_the_field_and_more_pairs_than_there_are() -> None:
-    with pytest.raises(UserError, match=r'bucket_lengths = \(6,\): .* need 7 or more'):
-        addition.make_additions(PairsConfig(bucket_lengths=(6,)))
+    with pytest.raises(UserError, match=r'bucket_lengths: the longest is 6, .* end mark need 7'):
+        seq2seq.read_pairs(PairsConfig(bucket_lengths=(6,)))
     with pytest.raises(UserError, match='expected at most 55, which is all pairs of 1 and 1'):
-        addition.make_additions(PairsConfig(operand_digits=(1, 1)))
+        seq2seq.read_pairs(PairsConfig(operand_digits=(1, 1)))
 
 
 # Pairs
@@ -469,5 +471,5 @@ def test_texts_that_can_not_be_predicted_from_are_named(text: str, message: str)
 
 def test_task_follows_the_type_of_the_model_section() -> None:
     assert make_task(small_config()).best_metric == 'exact_match'
-    with pytest.raises(UserError, match='DataConfig: expected PairsConfig'):
+    with pytest.raises(UserError, match=r'from tasks.classification and tasks.seq2seq: expected'):
         make_task(dataclasses.replace(small_config(), data=DataConfig()))

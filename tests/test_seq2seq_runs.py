@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests import runs
-
-ADDITION = 'configs/addition.py'
+from errors import REQUEUE
+from tests import faults, runs
+from tests.seq2seq_runs import ADDITION
 
 pytestmark = pytest.mark.slow
 
@@ -33,13 +33,14 @@ def test_another_device_count_gives_the_same_bits(
     assert runs.outcome(tmp_path) == undisturbed
 
 
-def test_two_processes_give_the_same_bits(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+def ended_pair(*commands: list[str]) -> list[tuple[int, str]]:
+    """Runs one command in each of two processes of a run: exit codes and what was printed."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     processes = [
         subprocess.Popen(
-            runs.command(tmp_path, config=ADDITION),
+            command,
             cwd=runs.ROOT,
             env=runs.environment(
                 2,
@@ -51,15 +52,31 @@ def test_two_processes_give_the_same_bits(tmp_path: Path, undisturbed: dict[str,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for index in range(2)
+        for index, command in enumerate(commands)
     ]
     try:
         outputs = [process.communicate(timeout=300)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [(process.returncode, text) for process, text in zip(processes, outputs, strict=True)]
+
+
+def test_two_processes_give_the_same_bits(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    command = runs.command(tmp_path, config=ADDITION)
+    ended = ended_pair(command, command)
+    assert [code for code, _ in ended] == [0, 0], ended
     assert runs.outcome(tmp_path) == undisturbed
+
+
+def test_processes_with_different_tasks_are_named(tmp_path: Path) -> None:
+    """They have other facts, and another number of them."""
+    run = tmp_path / 'run'
+    for code, output in ended_pair(runs.command(run), runs.command(run, config=ADDITION)):
+        assert code == 2, output
+        (told,) = (line for line in output.splitlines() if 'error: ' in line)
+        assert 'the kind of task is not the same on process' in told
+    assert not run.exists()
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -83,3 +100,17 @@ def test_run_killed_and_resumed_on_other_device_counts_equals_undisturbed_run_bi
     printed = runs.finish(tmp_path, devices=8, config=ADDITION)
     assert 'resumed after step' in printed
     assert runs.outcome(tmp_path) == undisturbed
+
+
+def test_two_processes_stopped_in_a_step_or_a_save_equal_the_undisturbed_run(
+    tmp_path: Path,
+) -> None:
+    """A short cut of `make faults`."""
+    case = faults.Case(ADDITION, 2, signal.SIGTERM)
+    alone = faults.Case(ADDITION, 1, signal.SIGKILL)
+    assert faults.Launch(alone, tmp_path / 'undisturbed').ended() == 0
+    chance = faults.random.Random(1)
+    for phase, code in faults.disturbed(case, tmp_path / 'run', chance, ('step', 'save')):
+        assert code in (0, REQUEUE, -signal.SIGTERM), phase
+    assert faults.Launch(case, tmp_path / 'run').ended() == 0
+    assert runs.outcome(tmp_path / 'run') == runs.outcome(tmp_path / 'undisturbed')

@@ -6,49 +6,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from errors import UserError
-from input_pipeline.examples import SEPARATOR, TextDataset
-from input_pipeline.tfds_source import read_tfds, read_tfds_pairs
-
-ROWS = {
-    'train': [('good', 'film', 1), (' bad ', 'film', 0), ('fine é', 'play', 1)],
-    'validation': [('poor', 'play', 0)],
-}
-
-
-class Reviews(tfds.core.GeneratorBasedBuilder):
-    """A data set that, by being defined, TFDS knows by name in this process: 'reviews'."""
-
-    VERSION = tfds.core.Version('1.0.0')
-    rows: ClassVar[Mapping[str, Sequence[tuple[Any, Any, int]]]] = ROWS
-
-    def _info(self) -> Any:
-        features = {
-            'premise': tfds.features.Text(),
-            'hypothesis': tfds.features.Text(),
-            'label': tfds.features.ClassLabel(names=['no', 'yes']),
-            'score': np.float32,
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager
-        return {split: self._generate_examples(split) for split in self.rows}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for key, (premise, hypothesis, label) in enumerate(self.rows[split]):
-            yield (
-                key,
-                {'premise': premise, 'hypothesis': hypothesis, 'label': label, 'score': 1.0},
-            )
+from tasks.classification import SEPARATOR, DataConfig, LabelledSplit, read_texts
+from tests.tfds_reviews import ROWS, Reviews, prepare_rows
 
 
 @pytest.fixture
@@ -58,17 +25,23 @@ def prepared(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class TextDataset(NamedTuple):
+    """What a run reads: texts and label indices of two splits, and the labels' names."""
+
+    train: LabelledSplit
+    evaluation: LabelledSplit
+    label_names: tuple[str, ...]
+
+
 def read(data_dir: Path, **changes: Any) -> TextDataset:
-    """Reads both splits of `reviews`, but for `changes` of the arguments."""
-    arguments = {
+    """Reads both splits of `reviews` as a run does, but for `changes` of the config."""
+    options = {
+        'source': 'tfds',
         'name': 'reviews',
-        'train_split': 'train',
-        'eval_split': 'validation',
-        'text_features': ['premise', 'hypothesis'],
-        'label_feature': 'label',
+        'text_features': ('premise', 'hypothesis'),
         'data_dir': str(data_dir),
     }
-    return read_tfds(**{**arguments, **changes})
+    return TextDataset(*read_texts(DataConfig(**{**options, **changes})))
 
 
 def refusal(data_dir: Path, **changes: Any) -> str:
@@ -77,15 +50,6 @@ def refusal(data_dir: Path, **changes: Any) -> str:
         read(data_dir, **changes)
     (message,) = str(caught.value).splitlines()
     return message
-
-
-def prepare_rows(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, premise: Any, hypothesis: Any, label: int
-) -> None:
-    """Prepares `reviews` with one more training example."""
-    rows = {**ROWS, 'train': [*ROWS['train'], (premise, hypothesis, label)]}
-    monkeypatch.setattr(Reviews, 'rows', rows)
-    Reviews(data_dir=data_dir).download_and_prepare(file_format='array_record')
 
 
 def shard(data_dir: Path) -> Path:
@@ -98,21 +62,21 @@ def test_prepared_data_set_is_read_whole(prepared: Path) -> None:
     dataset = read(prepared)
     assert dataset.label_names == ('no', 'yes')
     splits = (dataset.train, dataset.evaluation)
-    for split, rows in zip(splits, ROWS.values(), strict=True):
-        assert split.labels.dtype == np.int32
+    for (texts, labels), rows in zip(splits, ROWS.values(), strict=True):
+        assert labels.dtype == np.int32
         expected = {(f'{a.strip()} {SEPARATOR} {b}', label) for a, b, label in rows}
-        assert set(zip(split.texts, split.labels.tolist(), strict=True)) == expected
+        assert set(zip(texts, labels.tolist(), strict=True)) == expected
 
 
 def test_text_features_are_joined_in_the_order_asked_for(prepared: Path) -> None:
-    texts = read(prepared, text_features=['hypothesis', 'premise']).evaluation.texts
+    texts = read(prepared, text_features=('hypothesis', 'premise')).evaluation[0]
     assert texts == [f'play {SEPARATOR} poor']
 
 
 def test_splits_may_be_slices(prepared: Path) -> None:
-    dataset = read(prepared, train_split='train[:2]', eval_split='train[2:]')
-    assert len(dataset.train.texts) == 2
-    assert len(dataset.evaluation.texts) == 1
+    dataset = read(prepared, train='train[:2]', evaluation='train[2:]')
+    assert len(dataset.train[0]) == 2
+    assert len(dataset.evaluation[0]) == 1
 
 
 def test_data_set_is_prepared_on_first_use_only(
@@ -120,7 +84,7 @@ def test_data_set_is_prepared_on_first_use_only(
 ) -> None:
     first = read(tmp_path)
     monkeypatch.delattr(tfds.core.DatasetBuilder, 'download_and_prepare')
-    assert read(tmp_path).train.texts == first.train.texts
+    assert read(tmp_path).train[0] == first.train[0]
 
 
 def test_files_alone_are_read_without_tensorflow(prepared: Path) -> None:
@@ -129,13 +93,13 @@ import sys
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest)
-from input_pipeline.tfds_source import UserError, read_tfds
+from input_pipeline.tfds_source import UserError, read
 assert 'tensorflow_datasets' not in sys.modules  # Slow to import, and not always needed.
-arguments = 'train', 'validation', ['premise'], 'label', sys.argv[1]
-assert len(read_tfds('reviews', *arguments).train.texts) == 3
+arguments = 'train', ['premise'], 'label', sys.argv[1]
+assert len(read('reviews', *arguments).texts) == 3
 assert 'tensorflow' not in sys.modules
 try:
-    read_tfds('revews', *arguments)
+    read('revews', *arguments)
 except UserError as error:
     assert "the nearest are ['reviews'" in str(error)
 """
@@ -170,7 +134,7 @@ def test_unknown_version_names_the_known_ones(tmp_path: Path) -> None:
     assert '2.0.0' in message
 
 
-@pytest.mark.parametrize('argument', ['train_split', 'eval_split'])
+@pytest.mark.parametrize('argument', ['train', 'evaluation'])
 def test_unknown_split_lists_the_splits(prepared: Path, argument: str) -> None:
     message = refusal(prepared, **{argument: 'valid'})
     assert "Unknown split 'valid'" in message
@@ -179,23 +143,21 @@ def test_unknown_split_lists_the_splits(prepared: Path, argument: str) -> None:
 
 @pytest.mark.parametrize('split', ['', 'train[', 'train[:200%]'])
 def test_malformed_slice_names_the_split(prepared: Path, split: str) -> None:
-    assert refusal(prepared, train_split=split).startswith(
-        f"TFDS data set 'reviews/1.0.0', '{split}': "
-    )
+    assert refusal(prepared, train=split).startswith(f"TFDS data set 'reviews/1.0.0', '{split}': ")
 
 
 def test_slice_without_examples_says_so(prepared: Path) -> None:
-    assert refusal(prepared, train_split='train[2:2]').endswith("'train[2:2]': no examples")
+    assert refusal(prepared, train='train[2:2]').endswith("'train[2:2]': no examples")
 
 
 def test_unknown_feature_lists_the_features(prepared: Path) -> None:
     known = "is not among ['hypothesis', 'label', 'premise', 'score']; did you mean"
-    assert f"'premis' {known} 'premise'?" in refusal(prepared, text_features=['premis'])
+    assert f"'premis' {known} 'premise'?" in refusal(prepared, text_features=('premis',))
     assert f"'labels' {known} 'label'?" in refusal(prepared, label_feature='labels')
 
 
 def test_feature_of_another_type_names_both_types(prepared: Path) -> None:
-    assert "'score' is Tensor, expected Text" in refusal(prepared, text_features=['score'])
+    assert "'score' is Tensor, expected Text" in refusal(prepared, text_features=('score',))
     assert "'premise' is Text, expected ClassLabel" in refusal(prepared, label_feature='premise')
 
 
@@ -213,8 +175,8 @@ def test_only_an_example_without_any_text_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_rows(tmp_path, monkeypatch, 'a', '', 1)
-    assert f'a {SEPARATOR} ' in read(tmp_path).train.texts
-    assert 'has no text' in refusal(tmp_path, text_features=['hypothesis'])
+    assert f'a {SEPARATOR} ' in read(tmp_path).train[0]
+    assert 'expected some text' in refusal(tmp_path, text_features=('hypothesis',))
 
 
 def test_data_set_prepared_as_tfrecord_says_how_to_prepare_it(prepared: Path) -> None:
@@ -317,27 +279,8 @@ def test_proxy_leaves_reachability_to_the_download(
     reason='needs glue/sst2 prepared in $TFDS_DATA_DIR',
 )
 def test_sst2_is_read_from_the_default_folder() -> None:
-    dataset = read_tfds('glue/sst2', 'train', 'validation', ['sentence'], 'label')
-    assert dataset.label_names == ('negative', 'positive')
-    assert [len(split.texts) for split in (dataset.train, dataset.evaluation)] == [67_349, 872]
-    assert np.bincount(dataset.train.labels).tolist() == [29_780, 37_569]
-
-
-# seq2seq: from here to the end (docs/fork.md)
-
-
-def test_two_text_features_are_read_as_pairs(prepared: Path) -> None:
-    pairs = read_tfds_pairs(
-        'reviews', 'train', 'validation', 'premise', 'hypothesis', str(prepared)
-    )
-    assert pairs.train.sources == ['good', 'bad', 'fine é']
-    assert pairs.train.targets == ['film', 'film', 'play']
-    assert pairs.evaluation == (['poor'], ['play'])
-    with pytest.raises(UserError, match="feature 'label' is ClassLabel, expected Text"):
-        read_tfds_pairs('reviews', 'train', 'validation', 'premise', 'label', str(prepared))
-
-
-def test_pair_with_an_empty_side_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare_rows(tmp_path, monkeypatch, 'bad', ' ', 0)
-    with pytest.raises(UserError, match=r"example \d: feature 'hypothesis' is empty"):
-        read_tfds_pairs('reviews', 'train', 'train', 'premise', 'hypothesis', str(tmp_path))
+    data = DataConfig(source='tfds', name='glue/sst2', text_features=('sentence',))
+    (texts, labels), (eval_texts, _), label_names = read_texts(data)
+    assert label_names == ('negative', 'positive')
+    assert [len(texts), len(eval_texts)] == [67_349, 872]
+    assert np.bincount(labels).tolist() == [29_780, 37_569]

@@ -1,0 +1,85 @@
+"""Pairs of texts come whole from every source of texts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import UserError
+from input_pipeline.pairs import PairDataset
+from tasks.seq2seq import DataConfig, read_pairs
+from tests.tfds_reviews import Reviews, prepare_rows
+
+PAIRS = {
+    '.tsv': 'en\tde\na film\tein Film\n\ntwo "films\tzwei "Filme\n',
+    '.csv': 'en,de\na film,ein Film\n"two ""films","zwei ""Filme"\n',
+    '.jsonl': (
+        '{"en": "a film", "de": "ein Film"}\n{"en": "two \\"films", "de": "zwei \\"Filme"}\n'
+    ),
+}
+
+
+def read_file(folder: Path, suffix: str, contents: str, **options: Any) -> PairDataset:
+    """Reads one file as training and as evaluation pairs."""
+    path = folder / f'pairs{suffix}'
+    path.write_text(contents)
+    data = {
+        'source': 'files',
+        'train': str(path),
+        'evaluation': str(path),
+        'source_feature': 'en',
+        'target_feature': 'de',
+    }
+    return read_pairs(DataConfig(**(data | options)))
+
+
+def read_tfds(data_dir: Path, **options: Any) -> PairDataset:
+    """Reads premises and hypotheses of the data set of tests/test_tfds_source.py."""
+    data = {
+        'source': 'tfds',
+        'name': 'reviews',
+        'data_dir': str(data_dir),
+        'source_feature': 'premise',
+        'target_feature': 'hypothesis',
+    }
+    return read_pairs(DataConfig(**(data | options)))
+
+
+@pytest.mark.parametrize('suffix', PAIRS)
+def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str) -> None:
+    pairs = read_file(tmp_path, suffix, PAIRS[suffix])
+    assert pairs.train.sources == ['a film', 'two "films']
+    assert pairs.evaluation.targets == ['ein Film', 'zwei "Filme']
+
+
+@pytest.mark.parametrize(
+    ('contents', 'message'),
+    [
+        ('en\tde\na film\t \n', "pairs.tsv:2: 'de' is empty, expected some text"),
+        ('en\tde\n\tein Film\n', "pairs.tsv:2: 'en' is empty, expected some text"),
+        ('en\tde\n', 'pairs.tsv: no examples'),
+        ('en\tdu\na\tb\n', "pairs.tsv:1: column 'de' is not among"),
+    ],
+)
+def test_pairs_with_an_empty_side_and_files_without_pairs_are_refused(
+    tmp_path: Path, contents: str, message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        read_file(tmp_path, '.tsv', contents)
+    assert message in str(caught.value)
+
+
+def test_two_text_features_are_read_as_pairs(tmp_path: Path) -> None:
+    Reviews(data_dir=tmp_path).download_and_prepare(file_format='array_record')
+    pairs = read_tfds(tmp_path)
+    assert pairs.train.sources == ['good', 'bad', 'fine é']
+    assert pairs.train.targets == ['film', 'film', 'play']
+    assert pairs.evaluation == (['poor'], ['play'])
+    with pytest.raises(UserError, match="feature 'label' is ClassLabel, expected Text"):
+        read_tfds(tmp_path, target_feature='label')
+
+
+def test_pair_with_an_empty_side_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_rows(tmp_path, monkeypatch, 'bad', ' ', 0)
+    with pytest.raises(UserError, match=r"example \d: 'hypothesis' is empty"):
+        read_tfds(tmp_path)
