@@ -75,7 +75,6 @@ def test_restored_state_has_the_saved_bits_and_key_on_another_device_count(saved
         np.testing.assert_array_equal(keys.key_words(key), keys.key_words(expected_key))
 
 
-
 def test_checkpoint_is_told_of_when_it_is_committed_and_never_if_that_fails(
     tmp_path: Path, layout: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
