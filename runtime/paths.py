@@ -41,7 +41,7 @@ def open_location(text: str, for_checkpoints: bool = False) -> epath.Path:
         importlib.import_module(package)
     except ImportError as error:
         raise UserError(
-            f'{text}: needs {package}; pip install -c constraints.txt {package}'
+            f'{text}: needs {package}; pip install -c requirements.txt {package}'
         ) from error
     for chatty in (package, 'fsspec', 'google'):  # what they fail at they also raise
         logging.getLogger(chatty).setLevel(logging.CRITICAL)

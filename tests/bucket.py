@@ -131,7 +131,7 @@ class Request(http.server.BaseHTTPRequestHandler):
                 head, cut, _ = name[len(prefix) :].partition(delimiter or '\0')
                 found[prefix + head + cut] = not cut
         page = list(found)[: int(self.query['maxResults'])]
-        items = [self.resume_facts(name) for name in page if found[name]]
+        items = [self.facts(name) for name in page if found[name]]
         more = {'nextPageToken': page[-1]} if len(page) < len(found) else {}
         prefixes = [name for name in page if not found[name]]
         self.answer(200, {'kind': 'storage#objects', 'items': items, 'prefixes': prefixes} | more)
@@ -140,7 +140,7 @@ class Request(http.server.BaseHTTPRequestHandler):
         """Metadata or, with alt=media, the bytes of a range."""
         if name not in self.objects:
             return self.refuse(404, f'No such object: {self.bucket}/{name}')
-        (generation, data), facts = self.objects[name], self.resume_facts(name)
+        (generation, data), facts = self.objects[name], self.facts(name)
         if self.query.get('ifGenerationNotMatch') == str(generation):
             return self.answer(304)
         if self.query.get('alt') != 'media':
@@ -187,4 +187,4 @@ class Request(http.server.BaseHTTPRequestHandler):
         if self.query.get('ifGenerationMatch', str(generation)) != str(generation):
             return self.refuse(412, 'At least one of the pre-conditions did not hold.')
         self.server.put(self.bucket, name, data)
-        return self.answer(200, self.resume_facts(name))
+        return self.answer(200, self.facts(name))

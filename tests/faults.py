@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runtime.preemption import EXIT_CODE
+from errors import REQUEUE
 from tests import runs
 
 CONFIGS = [
@@ -182,7 +182,7 @@ def main(argv: list[str]) -> int:
             workdir = Path(folder) / str(number)
             for phase, code in disturbed(case, workdir, chance):
                 kills[phase, case.number.name] += 1
-                usual = (-9, 137) if case.number == signal.SIGKILL else (EXIT_CODE, -15, 0)
+                usual = (-9, 137) if case.number == signal.SIGKILL else (REQUEUE, -15, 0)
                 odd += [] if code in usual else [f'{case}: exit code {code} in {phase}']
             finished = Launch(case, workdir).ended() == 0
             same[finished and runs.outcome(workdir) == expected[case.config]] += 1

@@ -18,14 +18,12 @@ import pytest
 from etils import epath
 
 import train
-from errors import UserError
+from errors import REQUEUE, NonFinite, UserError
 from runtime import lock
-from runtime.preemption import EXIT_CODE
 from tasks import classification
 from tests import faults, runs
 from tests.test_resume import small_config
 from tools import replay
-from training import nonfinite
 
 BOOT = lock.identity(os.getpid()).split()[1]
 LONG = {'num_steps': 4000, 'checkpoint_every': 3000, 'eval_every': 4000, 'log_every': 50}
@@ -46,14 +44,14 @@ def stopped(launch: subprocess.Popen[str], after: str, numbers: list[signal.Sign
         launch.send_signal(number)
         time.sleep(0.05)
     told += launch.communicate(timeout=300)[0]
-    assert launch.returncode == EXIT_CODE, told
+    assert launch.returncode == REQUEUE, told
     return told
 
 
 @pytest.mark.slow
 def test_run_asked_to_stop_saves_its_newest_step_and_goes_on_from_it(tmp_path: Path) -> None:
     told = stopped(runs.start(tmp_path, **LONG), ' step   50/', [signal.SIGINT])
-    step = int(re.findall(r'stopping after step (\d+)', told)[0])
+    step = int(re.findall(r'stopped after step (\d+)', told)[0])
     assert (tmp_path / 'checkpoints' / str(step)).exists()
     assert runs.ledger_files.read(epath.Path(tmp_path) / 'ledger')['step'][-1] == step
     again = stopped(runs.start(tmp_path, **LONG), f'resumed after step {step}', [signal.SIGTERM])
@@ -75,7 +73,7 @@ def test_time_to_stop_in_is_bounded(tmp_path: Path) -> None:
     """The step never ends: the thread that heard the signal ends the run."""
     hangs = (
         'import runpy, sys, time\n'
-        'from training import ledger\n'
+        'from runtime import ledger\n'
         'ledger.Ledger.add = lambda *_: print("hangs", flush=True) or time.sleep(1000)\n'
         "sys.argv[0] = 'train.py'\n"
         "runpy.run_path('train.py', run_name='__main__')\n"
@@ -91,7 +89,7 @@ def test_time_to_stop_in_is_bounded(tmp_path: Path) -> None:
             break
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
-    assert process.returncode == EXIT_CODE
+    assert process.returncode == REQUEUE
 
 
 # A matrix of kills
@@ -113,7 +111,7 @@ def test_run_stopped_in_any_phase_equals_the_undisturbed_run(
     assert faults.Launch(alone, tmp_path / 'undisturbed').ended() == 0
     chance = faults.random.Random(1)
     for phase, code in faults.disturbed(case, tmp_path / 'run', chance, phases):
-        assert code in (0, EXIT_CODE, -signal.SIGTERM), phase
+        assert code in (0, REQUEUE, -signal.SIGTERM), phase
     assert faults.Launch(case, tmp_path / 'run').ended() == 0
     assert runs.outcome(tmp_path / 'run') == runs.outcome(tmp_path / 'undisturbed')
 
@@ -237,7 +235,7 @@ def test_step_that_is_not_finite_stops_the_run_and_is_replayed(
 ) -> None:
     monkeypatch.setattr(replay.backend, 'prepare', lambda *_: None)  # the devices are there
     run = epath.Path(tmp_path)
-    with pytest.raises(nonfinite.NonFinite, match=r'step \d+: loss nan, gradient norm') as stopped:
+    with pytest.raises(NonFinite, match=r'step \d+: loss nan, gradient norm') as stopped:
         train.train(small_config(), run)
     step = int(re.findall(r'step (\d+):', str(stopped.value))[0])
     rows = runs.ledger_files.read(run / 'ledger')

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from runtime.preemption import EXIT_CODE
+from errors import REQUEUE
 from tests import runs
 
 ONE_PROCESS = (1, 2, 4, 8)
@@ -212,7 +212,7 @@ def test_no_process_outlives_the_launcher(tmp_path: Path, number: signal.Signals
     assert len(trainers(run)) == 2
     pod.send_signal(number)
     code, output = ended(pod)
-    assert code == (-number if number == signal.SIGKILL else EXIT_CODE), output
+    assert code == (-number if number == signal.SIGKILL else REQUEUE), output
     wait_for(lambda: not trainers(run))
 
 

@@ -21,7 +21,7 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
-from errors import UserError
+from errors import Unavailable, UserError
 from input_pipeline import text_files
 from runtime import command_line, lock, paths
 from runtime.checkpoints import Checkpoints
@@ -280,7 +280,7 @@ def test_missing_package_is_told_with_how_to_install_it(monkeypatch: pytest.Monk
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UserError) as refused:
             paths.open_location(path)
-        install = f'pip install -c constraints.txt {package}'
+        install = f'pip install -c requirements.txt {package}'
         assert str(refused.value) == f'{path}: needs {package}; {install}'
 
 
@@ -289,7 +289,7 @@ def test_bucket_that_does_not_answer_is_waited_for_in_bounds(
 ) -> None:
     monkeypatch.setattr(paths, 'PATIENCE_SECONDS', 0.3)
     store.before = ('.', lambda: time.sleep(1.0))
-    with pytest.raises(UserError, match='no answer within 0 s'):
+    with pytest.raises(Unavailable, match='no answer within 0 s'):
         command_line.usable_workdir(str(workdir))
 
 
@@ -340,9 +340,11 @@ def test_text_files_are_read_from_a_bucket(workdir: epath.Path, tmp_path: Path) 
         (folder / 'dev.jsonl').write_text('{"text": "fine", "label": "1"}\n')
 
     def read(folder: epath.Path | Path) -> list[object]:
-        files = (str(folder / name) for name in ('train.tsv', 'dev.jsonl'))
-        data = text_files.read_text_files(*files, ['text'], 'label')
-        return [*((part.texts, part.labels.tolist()) for part in data[:2]), data[2]]
+        parts = [
+            text_files.read(str(folder / name), ['text'], 'label')
+            for name in ('train.tsv', 'dev.jsonl')
+        ]
+        return [(part.texts, part.labels) for part in parts]
 
     assert read(workdir) == read(tmp_path)
     (workdir / 'dev.jsonl').unlink()
