@@ -12,12 +12,11 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
@@ -25,15 +24,14 @@ from ml_collections import config_flags
 import tasks
 from configs import schema
 from configs.schema import Config
-from errors import REQUEUE, NonFinite
+from errors import REQUEUE
 from input_pipeline.batches import eval_batches, padding_share, train_batches
-from reporting.log import RunLog, default_loggers, start_logging
+from reporting import log, summary
 from reporting.profile import Profile
 from reporting.start_report import start_report
-from reporting.summary import read_summary, write_files, write_summary
 from runtime import backend, command_line, processes, resume
 from runtime.checkpoints import Checkpoints, RunRecord
-from runtime.ledger import Ledger, is_finite
+from runtime.ledger import Ledger, checked
 from runtime.lock import exclusive_workdir
 from runtime.preemption import StopRequest
 from training import keys
@@ -46,18 +44,10 @@ from training.step import make_train_step
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file like those in configs/.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; a run in it is resumed.')
-ALLOW_CHANGES = flags.DEFINE_bool(
-    'allow_changes', False, 'Resume even though config, data or devices change the trajectory.'
-)
-STOP_TIMEOUT = flags.DEFINE_integer(
-    'stop_timeout', 25, 'Seconds to save and exit in after SIGTERM or Ctrl-C.', lower_bound=1
-)
-PROFILE = flags.DEFINE_string(
-    'profile', '', 'START:STOP, steps to trace into WORKDIR/profile, such as 100:110.'
-)
-JOIN_TIMEOUT = flags.DEFINE_integer(
-    'join_timeout', 300, 'Seconds to wait for the other processes of the run.'
-)
+ALLOW_CHANGES = flags.DEFINE_bool('allow_changes', False, 'Resume with another config or data.')
+STOP_TIMEOUT = flags.DEFINE_integer('stop_timeout', 25, 'Seconds to save in after SIGTERM.', 1)
+PROFILE = flags.DEFINE_string('profile', '', 'START:STOP, steps to trace into WORKDIR/profile.')
+JOIN_TIMEOUT = flags.DEFINE_integer('join_timeout', 300, 'Seconds to wait for other processes.')
 
 
 def main(_: Sequence[str]) -> None:
@@ -67,14 +57,13 @@ def main(_: Sequence[str]) -> None:
     stop = StopRequest()
     stop.listen(STOP_TIMEOUT.value)
     profile = Profile(PROFILE.value, workdir)
-    backend.prepare(
-        resume.saved_cpu_threads(workdir) or config.cpu_threads, config.matmul_precision
-    )
+    cpu_threads = resume.saved_cpu_threads(workdir) or config.cpu_threads
+    backend.prepare(cpu_threads, config.matmul_precision)
     backend.enable_compilation_cache()
     processes.join(JOIN_TIMEOUT.value)
     with processes.bounded_end():
         backend.check()
-        start_logging()
+        log.start_logging()
         with exclusive_workdir(workdir):
             train(config, workdir, ALLOW_CHANGES.value, stop, profile)
 
@@ -93,20 +82,16 @@ def train(
     stop, profile = stop or StopRequest(), profile or Profile()
     task = tasks.make_task(config)
     evaluation_data = task.resume_facts['evaluation_data']
-    launch = {
-        'workdir': str(workdir),
-        'allow_changes': allow_changes,
-        'cpu_threads': backend.cpu_threads(),  # the pool, where the config leaves it open
-    }
+    launch = {'workdir': str(workdir), 'allow_changes': allow_changes}
+    launch['cpu_threads'] = backend.cpu_threads()  # the pool, where the config leaves it open
     processes.require_same(schema.to_dict(config), task.resume_facts, launch)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
     mesh = make_mesh()
     checkpoints = Checkpoints(workdir, config.keep_newest, config.keep_best, task.best_metric)
     saved = checkpoints.newest_record()
-    config, run_record = resume.plan(
-        config, tasks.task_name(config), task.resume_facts, saved, mesh.size, workdir, allow_changes
-    )
+    now = resume.Launch(tasks.task_name(config), task.resume_facts, mesh.size, workdir)
+    config, run_record = resume.plan(config, now, saved, allow_changes)
     layout = make_layout(config, run_record['manifest']['num_shards'], mesh)
 
     # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
@@ -121,12 +106,12 @@ def train(
     start = int(state.step)
     padding = padding_share(task.train.lengths, config)
     start_report(config, layout, task.summary, padding, state, workdir)
-    summary = read_summary(workdir, start) if start >= config.num_steps else {}
-    if summary.get('evaluation_data') == evaluation_data:
-        logging.info('the run is finished at step %d: %s', start, summary['eval'])
-        return summary
+    finished = summary.read_summary(workdir, start) if start >= config.num_steps else {}
+    if finished.get('evaluation_data') == evaluation_data:
+        logging.info('the run is finished at step %d: %s', start, finished['eval'])
+        return finished
     config_json = json.dumps(run_record['config'], indent=2)
-    write_files(workdir, task.files | {'config.json': config_json})
+    summary.write_files(workdir, task.files | {'config.json': config_json})
 
     # A batch is a pure function of (root key, step); each process loads its own rows of it.
     epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))
@@ -138,61 +123,42 @@ def train(
     train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
     ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start)
-    log = RunLog(default_loggers(workdir, start), task.metrics, schedule, config, ledger)
+    loggers = log.default_loggers(workdir, start)
+    run_log = log.RunLog(loggers, task.metrics, schedule, config, ledger)
     metrics = None
-    with closing(log), closing(checkpoints), closing(ledger), closing(profile):
+    with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
-            save(checkpoints, ledger, log, state, run_record)  # this root key is now the run's
+            save(checkpoints, ledger, run_log, state, run_record)  # this root key is now the run's
         for step, batch in enumerate(batches, start + 1):
             with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))
-            log_steps(log, ledger.add(row), config, workdir)
-            log.saved(checkpoints.check())
+            run_log.add(checked(ledger.add(row), config.optimizer.on_nonfinite, workdir))
+            run_log.saved(checkpoints.check())
             last, metrics = step == config.num_steps, None
             stopping = not last and stop.agreed(layout)
             due = last or stopping or step % config.checkpoint_every == 0
             evaluating = last or (step % config.eval_every == 0 and not stopping)
             if due or evaluating:
-                log_steps(log, ledger.drain(), config, workdir)
+                run_log.add(checked(ledger.drain(), config.optimizer.on_nonfinite, workdir))
             if evaluating:
-                with log.paused():
+                with run_log.paused():
                     metrics, samples = evaluate(state.params), task.samples(state.params)
-                log.evaluation(step, metrics, samples)
+                run_log.evaluation(step, metrics, samples)
             if due:
-                save(checkpoints, ledger, log, state, run_record, metrics)
+                save(checkpoints, ledger, run_log, state, run_record, metrics)
             if stopping:
                 logging.info('stopped after step %d as asked; start again to resume', step)
                 sys.exit(REQUEUE)
 
     metrics = metrics or evaluate(state.params)
-    return write_summary(workdir, state, layout, evaluation_data, metrics, log.examples_per_second)
-
-
-def log_steps(log: RunLog, rows: Iterable[np.ndarray], config: Config, workdir: epath.Path) -> None:
-    """Logs finished steps. Raises NonFinite for one that is not finite, if the config says so.
-
-    Such a step has changed neither parameters nor optimizer state (training/step.py).
-    """
-    for row in rows:
-        if not is_finite(row):
-            found = (
-                f'step {row["step"]}: loss {row["loss"]}, gradient norm {row["grad_norm"]} '
-                f'(batch {row["batch"]:08x})'
-            )
-            if config.optimizer.on_nonfinite == 'stop':
-                raise NonFinite(
-                    f'{found}. The newest checkpoint is from before it. python -m tools.replay '
-                    f'{workdir} --step={row["step"]} shows the step; '
-                    '--config.optimizer.on_nonfinite=skip continues without it'
-                )
-            logging.warning('%s: skipped', found)
-        log.add(row)
+    speed = run_log.examples_per_second
+    return summary.write_summary(workdir, state, layout, evaluation_data, metrics, speed)
 
 
 def save(
     checkpoints: Checkpoints,
     ledger: Ledger,
-    log: RunLog,
+    run_log: log.RunLog,
     state: TrainState,
     run_record: RunRecord,
     metrics: dict[str, float] | None = None,
@@ -200,7 +166,7 @@ def save(
     """Starts to save a checkpoint. `metrics` are those of an evaluation after the same step."""
     with checkpoints.tolerate_write_errors():
         ledger.write_segment()  # before the checkpoint, so that none lacks its past
-        log.flush()
+        run_log.flush()
         checkpoints.save(state, run_record, metrics)
 
 

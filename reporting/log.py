@@ -5,7 +5,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -80,14 +80,16 @@ class RunLog:
         self._speeds: list[float] = []  # steps/s of each interval
         self._saved: int | None = None
 
-    def add(self, row: np.ndarray) -> None:
-        """Takes the row of a finished step; logs a line where an interval ends."""
-        self._rows.append(row)
-        self._recent.append((self._now(), row))
-        if row['step'] % self._config.log_every == 0 or row['step'] == self._config.num_steps:
-            self._log_interval(int(row['step']))
-        if len(self._recent) > 1 and self._live.due():
-            self._draw(int(row['step']))
+    def add(self, rows: Iterable[np.ndarray]) -> None:
+        """Takes the rows of finished steps; logs a line where an interval ends."""
+        for row in rows:
+            step = int(row['step'])
+            self._rows.append(row)
+            self._recent.append((self._now(), row))
+            if step % self._config.log_every == 0 or step == self._config.num_steps:
+                self._log_interval(step)
+            if len(self._recent) > 1 and self._live.due():
+                self._draw(step)
 
     def saved(self, step: int | None) -> None:
         """Notes the step of the newest checkpoint, for the live line."""

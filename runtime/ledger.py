@@ -9,12 +9,13 @@ import collections
 import contextlib
 import io
 import logging
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
 from etils import epath
 
-from errors import UserError
+from errors import NonFinite, UserError
 from runtime.ledger_files import read, segments
 from runtime.storage import write_whole
 
@@ -24,6 +25,30 @@ IN_FLIGHT = 2  # steps that the device may have queued before the host waits for
 def is_finite(rows: np.ndarray | np.void) -> np.ndarray:
     """Returns for each row whether its step changed the parameters: bool[rows]."""
     return np.isfinite(rows['loss']) & np.isfinite(rows['grad_norm'])
+
+
+def checked(
+    rows: Iterable[np.ndarray], on_nonfinite: str, workdir: epath.Path
+) -> Iterator[np.ndarray]:
+    """Yields the rows of finished steps, and warns of each that is not finite.
+
+    Such a step has changed neither parameters nor optimizer state (training/step.py). Raises
+    NonFinite for it if `on_nonfinite` is 'stop'.
+    """
+    for row in rows:
+        if not is_finite(row):
+            found = (
+                f'step {row["step"]}: loss {row["loss"]}, gradient norm {row["grad_norm"]} '
+                f'(batch {row["batch"]:08x})'
+            )
+            if on_nonfinite == 'stop':
+                raise NonFinite(
+                    f'{found}. The newest checkpoint is from before it. python -m tools.replay '
+                    f'{workdir} --step={row["step"]} shows the step; '
+                    '--config.optimizer.on_nonfinite=skip continues without it'
+                )
+            logging.warning('%s: skipped', found)
+        yield row
 
 
 class Ledger:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -38,14 +38,17 @@ def recorded_cpu_threads(run_record: RunRecord) -> int:
     return int(manifest['cpu_threads'] if 'cpu_threads' in manifest else manifest['threads'])
 
 
+class Launch(NamedTuple):
+    """Describes what a launch is about to train."""
+
+    task: str  # name of its module
+    resume_facts: dict[str, Any]  # of the task
+    devices: int
+    workdir: epath.Path
+
+
 def plan(
-    config: Config,
-    task: str,
-    resume_facts: dict[str, Any],
-    saved: RunRecord | None,
-    devices: int,
-    workdir: Any,
-    allow_changes: bool,
+    config: Config, launch: Launch, saved: RunRecord | None, allow_changes: bool
 ) -> tuple[Config, RunRecord]:
     """Returns the config to train with, and the run record for this launch's checkpoints.
 
@@ -53,11 +56,11 @@ def plan(
     saved run keeps its shards and its seeds. Raises UserError, with a diff, if anything that
     decides the bits has changed, unless `allow_changes`; then the manifest records the changes.
     """
-    num_shards, overrides = config.num_shards or devices, []
+    num_shards, overrides = config.num_shards or launch.devices, []
     now = backend.environment() | {'code': backend.code()}
     if saved is not None:
-        found = changes(config, saved, now) + task_changes(saved['task'], resume_facts)
-        refuse_changes(found, workdir, allow_changes)
+        found = changes(config, saved, now) + task_changes(saved['task'], launch.resume_facts)
+        refuse_changes(found, launch.workdir, allow_changes)
         overrides = saved['manifest']['overrides'] + found
         num_shards = config.num_shards or saved['manifest']['num_shards']
         saved_seeds = {
@@ -67,14 +70,18 @@ def plan(
             config, seed=saved['config']['seed'], seeds=schema.SeedsConfig(**saved_seeds)
         )
     manifest = {
-        'task': task,
+        'task': launch.task,
         'key_format': keys.KEY_FORMAT,
         'mask_format': keys.MASK_FORMAT,
         'num_shards': num_shards,
         'overrides': overrides,
         **now,
     }
-    run_record = {'config': schema.to_dict(config), 'task': resume_facts, 'manifest': manifest}
+    run_record = {
+        'config': schema.to_dict(config),
+        'task': launch.resume_facts,
+        'manifest': manifest,
+    }
     return config, run_record
 
 

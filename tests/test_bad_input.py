@@ -250,9 +250,7 @@ def test_number_of_shards_is_a_power_of_two(tmp_path: Path) -> None:
 
 OPTIONS = {
     file: [name for name, _, _ in options(config)]
-    for file, config in (
-        ('configs/reviews.py', reviews.get_config()),
-    )
+    for file, config in (('configs/reviews.py', reviews.get_config()),)
 }
 VALUES = st.one_of(
     st.text(max_size=8),

@@ -221,9 +221,8 @@ def resumed(run: Path, **manifest: Any) -> list[str]:
     saved = read_record(epath.Path(run) / 'checkpoints' / '12')
     saved['manifest'] |= manifest
     config = small_config()
-    planned, run_record = resume.plan(
-        config, 'classification', saved['task'], saved, jax.device_count(), run, False
-    )
+    now = resume.Launch('classification', saved['task'], jax.device_count(), epath.Path(run))
+    planned, run_record = resume.plan(config, now, saved, allow_changes=False)
     assert planned == config
     assert run_record['manifest']['overrides'] == []
     return sorted(run_record['manifest']['code']['files'])

@@ -67,9 +67,8 @@ def replay(run: epath.Path, step: int) -> bool:
     backend.prepare(resume.recorded_cpu_threads(saved), config.matmul_precision)
     backend.check()
     task, mesh = tasks.make_task(config), make_mesh()
-    config, run_record = resume.plan(
-        config, tasks.task_name(config), task.resume_facts, saved, mesh.size, run, False
-    )
+    now = resume.Launch(tasks.task_name(config), task.resume_facts, mesh.size, run)
+    config, run_record = resume.plan(config, now, saved, allow_changes=False)
     layout = make_layout(config, run_record['manifest']['num_shards'], mesh)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
     create_state = make_create_state(task.init, optimizer, layout)
