@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.common import CONFIG
 from runtime import backend
-from runtime.command_line import Arguments
+from tools.arguments import Arguments
 
 BENCHMARKS = {  # name -> module, simulated devices
     'start': ('start', 2),

@@ -25,7 +25,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from runtime.command_line import Arguments, refuse
+from runtime.command_line import refuse
+from tools.arguments import Arguments
 
 PROJECT = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 2.0  # between one signal and the next, for processes that are to end

@@ -130,13 +130,13 @@ def test_another_seed_is_seen_in_data_and_keys(
     b = write_run(tmp_path / 'b', rows(seed=1), config={'seed': 1}, manifest=other, **other)
     code, told = compared(a, b)
     assert code == 1
-    assert 'part at step 1.' in told
+    assert 'differ from step 1 on.' in told
     assert 'First to differ: the data' in told
     assert (
         f'batch fingerprint): 0x{rows()["batch"][0]:08x} -> 0x{rows(seed=1)["batch"][0]:08x}'
         in told
     )
-    assert 'In its wake, in the same step: keys, loss' in told
+    assert 'Also different in that step, as a consequence: keys, loss' in told
     assert 'config: seed: 0 -> 1' in told
     assert f'manifest: root_key: "{0:016x}" -> "{1:016x}"' in told
 
@@ -163,10 +163,10 @@ def test_the_first_cause_within_the_first_step_is_named(
     later[:first] = differ(rows(), first, *columns)[:first]
     code, told = compared(write_run(tmp_path / 'a', rows()), write_run(tmp_path / 'b', later))
     assert code == 1
-    before = f'; the {first - 1} before are the same, bit for bit.' if first > 1 else '.'
-    assert f'The runs part at step {first}{before}' in told
+    before = f'; the {first - 1} steps before are identical.' if first > 1 else '.'
+    assert f'The runs differ from step {first} on{before}' in told
     assert f'First to differ: {culprit}' in told
-    assert ('In its wake' in told) == (len(columns) > 1)
+    assert ('Also different' in told) == (len(columns) > 1)
 
 
 def test_a_loss_is_told_as_a_number_and_as_bits(
@@ -189,7 +189,7 @@ def test_not_a_number_is_the_same_only_in_the_same_bits(
     c = write_run(tmp_path / 'c', differ(one, 5, 'loss'))
     code, told = compared(a, c)
     assert code == 1
-    assert 'part at step 5' in told
+    assert 'differ from step 5 on' in told
 
 
 def test_minus_zero_is_not_zero(tmp_path: Path, compared: Callable[..., Any]) -> None:
@@ -197,7 +197,7 @@ def test_minus_zero_is_not_zero(tmp_path: Path, compared: Callable[..., Any]) ->
     one['grad_norm'][2], other['grad_norm'][2] = 0.0, -0.0
     code, told = compared(write_run(tmp_path / 'a', one), write_run(tmp_path / 'b', other))
     assert code == 1
-    assert 'part at step 3' in told
+    assert 'differ from step 3 on' in told
 
 
 def test_a_shorter_run_is_compared_as_far_as_it_goes(
@@ -206,7 +206,7 @@ def test_a_shorter_run_is_compared_as_far_as_it_goes(
     a, b = write_run(tmp_path / 'a', rows()), write_run(tmp_path / 'b', rows()[:4])
     code, told = compared(a, b)
     assert code == 1
-    assert 'Identical as far as both go, bit for bit: A has 8 steps, B 4.' in told
+    assert 'Identical as far as both go: A has 8 steps, B 4.' in told
 
 
 def test_equal_steps_with_another_end_are_not_the_same(
@@ -224,7 +224,7 @@ def test_equal_steps_with_another_end_are_not_the_same(
     d = write_run(tmp_path / 'd', rows(), root_key='f' * 16)
     code, told = compared(a, d)
     assert code == 1
-    assert 'Other root keys' in told
+    assert 'The root keys differ' in told
 
 
 def test_a_run_that_is_not_finished_is_compared_by_its_ledger(
@@ -236,7 +236,7 @@ def test_a_run_that_is_not_finished_is_compared_by_its_ledger(
     (b / 'checkpoints' / '8').rename(b / 'checkpoints' / '8.being-written')
     code, told = compared(a, b)
     assert code == 0
-    assert 'config and environment can not be compared' in told
+    assert 'config and environment cannot be compared' in told
 
 
 def test_every_circumstance_is_named(tmp_path: Path, compared: Callable[..., Any]) -> None:
@@ -385,7 +385,7 @@ def test_the_plot_shows_runs_of_unequal_length(
     assert compared(a, a, f'--plot={file}')[0] == 0
     code, told = compared(a, b, f'--plot={tmp_path / "none" / "losses.png"}')
     assert code == 2
-    assert 'can not be written' in told
+    assert 'cannot be written' in told
 
 
 def test_it_starts_without_jax_and_without_matplotlib() -> None:
@@ -453,7 +453,7 @@ def test_planted_differences_of_real_runs_are_traced_to_their_culprit(
 
     code, told = compared(base, train('seed', seed=1))
     assert code == 1
-    assert 'part at step 1.' in told
+    assert 'differ from step 1 on.' in told
     assert 'First to differ: the data' in told
     assert 'config: seed: 0 -> 1' in told
     assert 'manifest: root_key: "0000000000000000" -> "0000000000000001"' in told
@@ -461,19 +461,19 @@ def test_planted_differences_of_real_runs_are_traced_to_their_culprit(
     code, told = compared(base, train('changed', data='changed'))
     assert code == 1
     assert 'First to differ: the data' in told
-    assert 'keys' not in told.split('In its wake')[1]
+    assert 'keys' not in told.split('Also different')[1]
     assert 'task: training_data: ' in told
 
     code, told = compared(base, train('swapped', program=SWAPPED_KEYS))
     assert code == 1
     assert 'First to differ: the dropout keys' in told
-    assert 'part at step 1.' in told
+    assert 'differ from step 1 on.' in told
 
     train('rate', num_steps=3)
     rate = train('rate', '--allow_changes', optimizer__learning_rate=0.002)
     code, told = compared(base, rate)
     assert code == 1
-    assert 'part at step 4; the 3 before are the same, bit for bit.' in told
+    assert 'differ from step 4 on; the 3 steps before are identical.' in told
     assert 'First to differ: the parameters' in told
     assert 'config: optimizer.learning_rate: 0.003 -> 0.002' in told
     assert 'manifest: overrides: [] -> [' in told

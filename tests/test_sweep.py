@@ -117,16 +117,43 @@ def test_every_run_is_called_once_and_the_table_has_mean_and_deviation(
     assert capsys.readouterr().out.splitlines()[-3:] == first[-3:]
 
 
-def test_failed_run_is_told_and_does_not_stop_the_others(
+def test_spread_of_each_stream_stands_beside_that_of_whole_runs(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in's loss is 100 times the seed of dropout, plus the run's."""
+    stage.program.write_text(
+        stage.program.read_text()
+        .replace("int(flags['config.seed'])", "int(flags.get('config.seed', 0))")
+        .replace(
+            "float(flags['config.optimizer.learning_rate'])",
+            "int(flags.get('config.seeds.dropout', -1))",
+        )
+        .replace("'optimizer.learning_rate': rate", "'seeds.dropout': rate")
+    )
+    vary = ['--vary=dropout', '--vary=data', '--vary=all']
+    flags = [flag for flag in stage.flags() if not flag.startswith('--set')]
+    assert sweep.main([*flags, *vary]) == 0
+    names = [f'seeds.{stream}={seed}' for stream in ('dropout', 'data') for seed in '012']
+    assert stage.called() == [*names, *(f'seed={seed}' for seed in '012')]
+    header, *rows = capsys.readouterr().out.splitlines()[-4:]
+    assert header.split() == ['vary', 'seeds', 'loss', 'accuracy']
+    assert [row.split()[:5] for row in rows] == [
+        ['dropout', '3/3', '100.0000', '±', '100.0000'],
+        ['data', '3/3', '-100.0000', '±', '0.0000'],
+        ['all', '3/3', '-99.0000', '±', '1.0000'],
+    ]
+
+
+def test_failed_run_is_reported_and_does_not_stop_the_others(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage.ends({'1': 3})
     assert sweep.main(stage.flags()) == 1
     assert stage.called() == NAMES
-    told = capsys.readouterr()
-    assert told.err.splitlines() == [f'{name}: exit code 3' for name in NAMES if name[-1] == '1']
-    assert '1e-3  ' in told.out
-    assert told.out.splitlines()[-1].split()[1:3] == ['2/3', '1.3000']
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [f'{name}: exit code 3' for name in NAMES if name[-1] == '1']
+    assert '1e-3  ' in printed.out
+    assert printed.out.splitlines()[-1].split()[1:3] == ['2/3', '1.3000']
     stage.ends({})
     assert sweep.main(stage.flags()) == 0
     assert stage.called() == [name for name in NAMES if name[-1] == '1']
@@ -155,7 +182,7 @@ def test_signal_reaches_the_run_and_stops_the_sweep(tmp_path: Path, number: sign
     finally:
         process.kill()
     assert process.returncode == 75, output
-    assert 'stopped; the same command goes on' in output
+    assert 'stopped; the same command resumes' in output
     assert stage.called() == [*NAMES[:2], 'SIGTERM']
 
 
@@ -168,16 +195,16 @@ def test_run_finished_with_another_config_is_refused(
     with pytest.raises(SystemExit) as end:
         sweep.main(stage.flags())
     assert end.value.code == 2
-    told = capsys.readouterr().err
-    assert f'{NAMES[3]} is finished with another config: model.hidden_size: 32 -> 64;' in told
+    printed = capsys.readouterr().err
+    assert f'{NAMES[3]} is finished with another config: model.hidden_size: 32 -> 64;' in printed
 
 
 @pytest.mark.parametrize(
-    ('flag', 'told'),
+    ('flag', 'printed'),
     [
         ('--set=optimizer.learning_rat=1', "did you mean 'optimizer.learning_rate'?"),
         ('--set=seed=1,2', "'seed' is not among"),
-        (f'--set=data.name={"x" * 200}', 'put what is the same for all runs into the config'),
+        (f'--set=data.name={"x" * 200}', 'put what all runs share into the config'),
         ('--set=batch_size=8,8', '--set: expected values that differ'),
         ('--seeds=3', '--seeds=3: expected A:B'),
         ('--seeds=3:3', '--seeds=3:3: expected A:B'),
@@ -188,13 +215,13 @@ def test_run_finished_with_another_config_is_refused(
     ],
 )
 def test_bad_input_is_one_line(
-    stage: Stage, capsys: pytest.CaptureFixture[str], flag: str, told: str
+    stage: Stage, capsys: pytest.CaptureFixture[str], flag: str, printed: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
         sweep.main(stage.flags(flag))
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert printed in line
     assert stage.called() == []
     assert not stage.out.exists()
 
@@ -202,7 +229,7 @@ def test_bad_input_is_one_line(
 def test_values_with_commas_and_slashes_make_names_of_folders(stage: Stage) -> None:
     given = ['data.bucket_lengths=(16,28,42),(42,)', 'data.name=glue/sst2']
     config = sweep.read_config(str(runs.ROOT / 'configs/reviews.py'))
-    found = sweep.grid(config, sweep.epath.Path(stage.out), given, '0:1')
+    found = sweep.grid(config, sweep.epath.Path(stage.out), given, '0:1', ['all'])
     assert [run.settings['data.bucket_lengths'] for run in found] == ['(16,28,42)', '(42,)']
     assert len({run.workdir for run in found}) == 2
     assert {run.workdir.parent for run in found} == {sweep.epath.Path(stage.out)}

@@ -1,4 +1,4 @@
-"""Says whether two runs are the same run, and if not, where they part and at what.
+"""Reports whether two runs are the same, or the first step and quantity at which they differ.
 
     python -m tools.compare_runs RUN_A RUN_B [--plot FILE.png]
 
@@ -15,10 +15,11 @@ import numpy as np
 
 from errors import KeyfoldError, UserError
 from runtime import ledger_files
-from runtime.command_line import Arguments, existing_run, refuse
+from runtime.command_line import existing_run, refuse
+from tools.arguments import Arguments
 
-# Within a step, what comes first can change what follows, and not the other way round. Other sums
-# than the loss (right answers, tokens) stand with it.
+# Within a step, an earlier entry can change a later one but not the reverse. Sums other than the
+# loss (correct answers, tokens) rank with it.
 CAUSES = {
     'batch': 'the data (batch fingerprint)',
     'keys': 'the dropout keys (their fingerprint)',
@@ -26,11 +27,11 @@ CAUSES = {
     'grad_norm': 'the gradient (its norm)',
     'parameters': 'the parameters after the update (their fingerprint)',
 }
-OF_A_STATE = ('structure', 'state_fingerprint')  # in the manifest, but not facts around the run
+OF_A_STATE = ('structure', 'state_fingerprint')  # in the manifest, but they describe the result
 
 
 class Run(NamedTuple):
-    """What a workdir tells of its run."""
+    """What a workdir holds of its run."""
 
     name: str
     rows: np.ndarray  # the ledger, from step 1
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def load(workdir: str) -> Run:
-    """Raises UserError where there is no run, or its ledger is not whole."""
+    """Loads a run. Raises UserError if there is none or its ledger is incomplete."""
     path = existing_run(workdir)
     rows = ledger_files.read(path / 'ledger')
     last = int(rows['step'][-1])
@@ -96,11 +97,11 @@ def refuse_other_model(a: Run, b: Run) -> None:
 
 
 def circumstances(a: Run, b: Run) -> Iterator[str]:
-    """A line for each run, and for every option and every fact around it that is not the same."""
+    """Yields a line per run, and one for every option, fact and source file that differs."""
     yield f'A: {a.name}, {len(a.rows)} steps'
     yield f'B: {b.name}, {len(b.rows)} steps'
     if not (a.run_record and b.run_record):
-        yield 'no checkpoint in one of them: config and environment can not be compared'
+        yield 'no checkpoint in one of them: config and environment cannot be compared'
         return
     for section in ('config', 'task', 'manifest'):
         one, other = (flat(run.run_record.get(section, {})) for run in (a, b))
@@ -110,7 +111,7 @@ def circumstances(a: Run, b: Run) -> Iterator[str]:
 
 
 def flat(facts: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Nested facts under dotted names."""
+    """Flattens nested facts to dotted names."""
     found: dict[str, Any] = {}
     for name, value in facts.items():
         if name not in OF_A_STATE:
@@ -120,7 +121,7 @@ def flat(facts: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def change(one: Any, other: Any) -> str:
-    """'one -> other'; of long lists, such as a vocabulary, the first place that is not the same."""
+    """Formats 'one -> other'; for long lists, such as a vocabulary, the first difference."""
     if isinstance(one, list) and isinstance(other, list) and len(one) + len(other) > 12:
         place = next(i for i in range(len(one) + 1) if one[i : i + 1] != other[i : i + 1])
         one, other, sizes = one[place : place + 1], other[place : place + 1], (len(one), len(other))
@@ -129,22 +130,28 @@ def change(one: Any, other: Any) -> str:
 
 
 def compare(a: Run, b: Run) -> tuple[bool, list[str]]:
-    """(whether they are the same run, the verdict in words)."""
+    """Returns whether they are the same run, and the verdict in words."""
     steps = min(len(a.rows), len(b.rows))
     if parted := first_difference(a.rows[:steps], b.rows[:steps]):
         row, (first, *others) = parted
         return False, [
-            f'The runs part at step {row + 1}'
-            + (f'; the {row} before are the same, bit for bit.' if row else '.'),
+            f'The runs differ from step {row + 1} on'
+            + (f'; the {row} steps before are identical.' if row else '.'),
             f'First to differ: {CAUSES[cause_of(first)]}: '
             f'{shown(a.rows[row], first)} -> {shown(b.rows[row], first)}.',
-            *([f'In its wake, in the same step: {", ".join(others)}.'] if others else []),
+            *(
+                [f'Also different in that step, as a consequence: {", ".join(others)}.']
+                if others
+                else []
+            ),
         ]
     if a.final.get('root_key') != b.final.get('root_key') and a.final and b.final:
-        return False, [f'Other root keys: {a.final.get("root_key")} -> {b.final.get("root_key")}.']
+        return False, [
+            f'The root keys differ: {a.final.get("root_key")} -> {b.final.get("root_key")}.'
+        ]
     if len(a.rows) != len(b.rows):
         sizes = f'A has {len(a.rows)} steps, B {len(b.rows)}'
-        return False, [f'Identical as far as both go, bit for bit: {sizes}.']
+        return False, [f'Identical as far as both go: {sizes}.']
     for name in ('state_fingerprint', 'eval'):
         one, other = a.final.get(name), b.final.get(name)
         if one and other and one != other:
@@ -154,12 +161,12 @@ def compare(a: Run, b: Run) -> tuple[bool, list[str]]:
 
 
 def cause_of(column: str) -> str:
-    """The entry of CAUSES that a ledger column belongs to."""
+    """Returns the entry of CAUSES that a ledger column belongs to."""
     return column if column in CAUSES else 'loss'
 
 
 def first_difference(a: np.ndarray, b: np.ndarray) -> tuple[int, list[str]] | None:
-    """(row, columns in order of CAUSES) of what is not the same in the first row that differs."""
+    """Returns (row, columns in the order of CAUSES) of the first row that differs."""
     order = list(CAUSES)
     columns = [name for name in a.dtype.names or () if name != 'step']
     columns.sort(key=lambda name: (order.index(cause_of(name)), name not in CAUSES))
@@ -172,7 +179,7 @@ def first_difference(a: np.ndarray, b: np.ndarray) -> tuple[int, list[str]] | No
 
 
 def shown(row: np.void, column: str) -> str:
-    """A value of a row as people read it, floats with their bits. The loss is the step's mean."""
+    """Formats a value of a row, floats with their bits. The loss is the mean of the step."""
     word = f'0x{row[column].view("<u4"):08x}'
     if row.dtype[column].kind != 'f':
         return word
@@ -199,7 +206,7 @@ def plot(a: Run, b: Run, file: str) -> None:
     lower.set_yscale('log' if (apart > 0).any() else 'linear')  # from a last bit to the whole loss
     title = f'{steps} steps, the same bits'
     if parted := first_difference(a.rows[:steps], b.rows[:steps]):
-        title = f'the runs part at step {parted[0] + 1}: {parted[1][0]}'
+        title = f'the runs differ from step {parted[0] + 1}: {parted[1][0]}'
         for panel in (upper, lower):
             panel.axvline(parted[0] + 1, color='tab:red', linewidth=1, linestyle='--')
     upper.set(title=title, ylabel='mean loss of the step')
@@ -208,7 +215,7 @@ def plot(a: Run, b: Run, file: str) -> None:
     try:
         figure.savefig(file, dpi=150)
     except (OSError, ValueError) as error:
-        raise UserError(f'--plot={file}: can not be written ({error})') from error
+        raise UserError(f'--plot={file}: cannot be written ({error})') from error
 
 
 if __name__ == '__main__':

@@ -25,9 +25,10 @@ from flax import traverse_util
 from errors import KeyfoldError, UserError
 from reporting import log as logs
 from runtime.checkpoints import RunRecord
-from runtime.command_line import Arguments, existing_run, refuse
+from runtime.command_line import existing_run, refuse
 from tasks.task import Predictor
 from tools import predict, predict_exported
+from tools.arguments import Arguments
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 OF_TRAINING = ('labels', 'weights')  # in a row, but nothing to predict from

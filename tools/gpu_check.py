@@ -18,8 +18,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.command_line import Arguments, refuse
+from runtime.command_line import refuse
 from tools import compare_runs
+from tools.arguments import Arguments
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEVICES = 'import jax; print(len(jax.devices()), jax.devices()[0].device_kind)'

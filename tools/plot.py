@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from errors import KeyfoldError, UserError
 from input_pipeline.examples import not_among
-from runtime.command_line import Arguments, existing_run, refuse
+from runtime.command_line import existing_run, refuse
 from tools import curves
+from tools.arguments import Arguments
 
 
 def main(argv: Sequence[str]) -> int:

@@ -22,9 +22,10 @@ import tasks
 from errors import KeyfoldError, UserError
 from reporting import log as logs
 from runtime.checkpoints import Checkpoints, RunRecord, damage_as_user_error
-from runtime.command_line import Arguments, existing_run, refuse
+from runtime.command_line import existing_run, refuse
 from runtime.paths import open_location
 from tasks.task import Predictor
+from tools.arguments import Arguments
 from training.mesh import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.state import abstract_state, make_create_state

@@ -25,8 +25,9 @@ from input_pipeline.batches import batch_order, train_batches
 from reporting import log as logs
 from runtime import backend, ledger_files, resume
 from runtime.checkpoints import Checkpoints, damage_as_user_error
-from runtime.command_line import Arguments, existing_run, refuse
+from runtime.command_line import existing_run, refuse
 from tasks.task import Task
+from tools.arguments import Arguments
 from training import keys
 from training.mesh import Layout, make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule

@@ -26,9 +26,10 @@ from reporting import log as logs
 from reporting.summary import read_summary
 from runtime import resume
 from runtime.checkpoints import RunRecord
-from runtime.command_line import Arguments, existing_run, refuse
+from runtime.command_line import existing_run, refuse
 from tasks.task import Predictor
 from tools import curves, predict
+from tools.arguments import Arguments
 from tools.report_page import document, shaded, swatch, table
 
 SHOWN = 20  # mistakes
