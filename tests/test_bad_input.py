@@ -94,9 +94,6 @@ LINES = {
     'c.model = None': 'config.model = None: expected a ModelConfig',
     'c = None': '{file}: expected get_config() to return a Config',
     '1 / 0': '{file}, line 6: ZeroDivisionError: division by zero',
-    'c.data.train = ' + "'x' * 10_000; c.batchsize = 1": (
-        'config.batchsize: no such option; did you mean config.batch_size?'
-    ),
     "c.data.source = 'x' * 10_000": "config.data.source = 'xxxx",
 }
 
