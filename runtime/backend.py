@@ -5,6 +5,7 @@ the run: its size is chosen at the first launch and read from the run record aft
 accelerator depends on it. docs/reproducibility.md has the measurements.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -105,10 +106,7 @@ def check() -> None:
     """
     try:
         devices = jax.local_device_count()
-    except (
-        AssertionError,
-        RuntimeError,
-    ) as error:  # the former where only JAX_PLATFORMS is missing
+    except (AssertionError, RuntimeError) as error:  # the former from JAX_PLATFORMS=cuda alone
         raise UserError(
             f'JAX_PLATFORMS = {jax.config.jax_platforms}: '  # type: ignore[attr-defined]
             f'JAX cannot start it ({brief(error)}); install JAX for it, or unset JAX_PLATFORMS'
@@ -132,7 +130,7 @@ def wrong_results(repeats: int = 5) -> str:
     These have been wrong in released versions, with no error. All values are whole numbers that
     stay exact in bfloat16 (operands up to 256) and float32, in whatever order they are added.
     """
-    rows = np.zeros((32_769, 3), np.float32)
+    ones, rows = np.ones((1024, 1), np.float32), np.zeros((32_769, 3), np.float32)
     rows[:, 0] = np.arange(len(rows)) % 256
     left, right = (np.arange(64 * 64).reshape(64, 64) % k == 0 for k in (3, 5))
     expected = {
@@ -149,9 +147,9 @@ def wrong_results(repeats: int = 5) -> str:
         return total, squares, product.astype(jnp.float32)
 
     for _ in range(repeats):  # a race is not lost every time
-        found = jax.device_get(compute(np.ones((1024, 1), np.float32), rows, left, right))
-        for (name, right_value), value in zip(expected.items(), found, strict=True):
-            if not np.array_equal(value, right_value):
+        found = jax.device_get(compute(ones, rows, left, right))
+        for name, value in zip(expected, found, strict=True):
+            if not np.array_equal(value, expected[name]):
                 return name
     return ''
 
@@ -207,16 +205,13 @@ def code() -> dict[str, Any]:
 
     The commit is '' where the project is not a git repository, or git is not installed.
     """
-    command = ['git', '-C', str(PROJECT), 'describe', '--always', '--dirty', '--abbrev=40']
+    # Names its own repository, or git would look for one in the folders above.
+    git = ['git', f'--git-dir={PROJECT / ".git"}', f'--work-tree={PROJECT}']
+    command = [*git, 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
     described = ''
-    if (PROJECT / '.git').exists():
-        try:
-            done = subprocess.run(
-                [*command, '--exclude=*'], capture_output=True, text=True, timeout=10
-            )
-            described = done.stdout.strip()
-        except (OSError, subprocess.TimeoutExpired):
-            pass
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        described = done.stdout.strip()
     commit, dirty, _ = described.partition('-dirty')
     return {'commit': commit, 'dirty': bool(dirty), 'files': code_files()}
 

@@ -74,7 +74,7 @@ LINES = {
     ),
     'schema.Config(batchsize=8, data=c.data, model=c.model)': (
         '{file}, line 6: TypeError: Config.__init__() got an unexpected keyword argument '
-        "'batchsize'; did you mean batch_size?"
+        "'batchsize'"  # Python 3.13 adds the nearest name by itself
     ),
     'c.num_steps = 20.5': 'config.num_steps = 20.5: expected a whole number',
     "c.num_steps = float('inf')": 'config.num_steps = inf: expected a whole number',
@@ -94,9 +94,6 @@ LINES = {
     'c.model = None': 'config.model = None: expected a ModelConfig',
     'c = None': '{file}: expected get_config() to return a Config',
     '1 / 0': '{file}, line 6: ZeroDivisionError: division by zero',
-    'c.data.train = ' + "'x' * 10_000; c.batchsize = 1": (
-        'config.batchsize: no such option; did you mean config.batch_size?'
-    ),
     "c.data.source = 'x' * 10_000": "config.data.source = 'xxxx",
 }
 
@@ -143,6 +140,7 @@ def test_mistake_in_a_config_file_is_one_line_that_names_it(tmp_path: Path, line
         assert re.fullmatch('error: .+\n', printed)
         assert len(printed) <= 401
         assert printed.startswith(f'error: {LINES[line]}'.replace('{file}', str(file)))
+        assert 'batchsize' not in line or 'batch_size' in printed
 
 
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
