@@ -128,7 +128,8 @@ def train(
 
     train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
-    ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start)
+    writes = jax.process_index() == 0
+    ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start, writes)
     log = RunLog(workdir, task.metrics, schedule, config, ledger)
     metrics = None
     with closing(log), closing(checkpoints), closing(ledger), closing(profile):
@@ -189,10 +190,9 @@ def save(
     metrics: dict[str, float] | None = None,
 ) -> None:
     """Starts to save a checkpoint. `metrics` are those of an evaluation after the same step."""
-    with checkpoints.tolerate_write_errors():
-        ledger.write_segment()  # before the checkpoint, so that none lacks its past
-        log.flush()
-        checkpoints.save(state, run_record, metrics)
+    # The ledger first, so that no checkpoint lacks its past.
+    before = (ledger.write_segment, log.flush)
+    checkpoints.save(state, run_record, metrics, before)
 
 
 if __name__ == '__main__':

@@ -9,8 +9,7 @@ import jax
 from etils import epath
 
 from errors import UserError
-from runtime.paths import in_bucket
-from runtime.storage import brief
+from runtime.storage import brief, in_bucket
 
 
 class Profile:

@@ -15,8 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from runtime.paths import in_bucket
-from runtime.storage import brief, write_whole
+from runtime.storage import brief, in_bucket, write_whole
 
 
 @contextlib.contextmanager

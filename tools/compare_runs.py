@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from errors import KeyfoldError, UserError
-from runtime import ledger_files
+from runtime import ledger
 from runtime.command_line import Arguments, existing_run, refuse
 
 # Within a step, what comes first can change what follows, and not the other way round. Other sums
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 def load(workdir: str) -> Run:
     """Raises UserError where there is no run, or its ledger is not whole."""
     path = existing_run(workdir)
-    rows = ledger_files.read(path / 'ledger')
+    rows = ledger.read(path / 'ledger')
     last = int(rows['step'][-1])
     files = {int(p.parts[-3]): p for p in path.glob('checkpoints/*/run/metadata')
              if p.parts[-3].isdecimal()}  # fmt: skip

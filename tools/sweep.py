@@ -28,11 +28,11 @@ from etils import epath
 
 from configs import schema
 from configs.schema import Config
-from errors import UserError
+from errors import REQUEUE, UserError
 from input_pipeline.examples import not_among
 from reporting.summary import read_summary
 from runtime.command_line import Arguments, refuse, usable_workdir
-from runtime.preemption import EXIT_CODE, SIGNALS
+from runtime.preemption import SIGNALS
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
 LONGEST_NAME = 200  # of a folder, named after its settings
@@ -116,9 +116,9 @@ def carry_out(runs: Sequence[Run], config: Config, command: Sequence[str]) -> in
             options = run.settings | {'seed': run.seed}
             flags = [f'--config.{name}={value}' for name, value in options.items()]
             code = call([*command, f'--workdir={run.workdir}', *flags], asked)
-            if asked or code == EXIT_CODE:
+            if asked or code == REQUEUE:
                 print('stopped; the same command goes on', flush=True)
-                return EXIT_CODE
+                return REQUEUE
             if code:
                 print(f'{run.workdir.name}: exit code {code}', file=sys.stderr, flush=True)
                 worst = 1
