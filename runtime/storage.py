@@ -139,9 +139,10 @@ def access_error(error: BaseException) -> type[KeyfoldError] | None:
         text = f'{type(link).__module__} {link}'
         if isinstance(link, PermissionError) or REFUSED.search(text):
             return UserError
-        if isinstance(link, OSError | MemoryError | RuntimeError) or UNANSWERED.search(text):
-            if not isinstance(link, FileNotFoundError):
-                return Unavailable
+        missing = isinstance(link, FileNotFoundError)
+        blocked = isinstance(link, OSError | MemoryError | RuntimeError) and not missing
+        if blocked or UNANSWERED.search(text):
+            return Unavailable
         link = link.__cause__ or link.__context__
     return None
 

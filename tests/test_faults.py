@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,7 +186,7 @@ def test_damaged_lock_holds_nothing_and_a_holder_without_a_name_still_refuses(
     (workdir / 'lock.json').write_text(text)
     with lock.exclusive_workdir(workdir):
         (workdir / 'lock.json').write_text(text)
-        with pytest.raises(UserError, match='held by .*process'), lock.exclusive_workdir(workdir):
+        with pytest.raises(UserError, match=r'held by .*process'), lock.exclusive_workdir(workdir):
             pass
 
 
