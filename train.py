@@ -30,7 +30,7 @@ from reporting import log, summary
 from reporting.profile import Profile
 from reporting.start_report import start_report
 from runtime import backend, command_line, processes, resume
-from runtime.checkpoints import Checkpoints, RunRecord
+from runtime.checkpoints import Checkpoints
 from runtime.ledger import Ledger, checked
 from runtime.lock import exclusive_workdir
 from runtime.preemption import StopRequest
@@ -39,7 +39,7 @@ from training.evaluation import make_evaluate
 from training.mesh import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.row import row_columns
-from training.state import TrainState, abstract_state, make_create_state
+from training.state import abstract_state, make_create_state
 from training.step import make_train_step
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file like those in configs/.')
@@ -122,13 +122,14 @@ def train(
 
     train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
-    ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start)
+    writes = jax.process_index() == 0
+    ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start, writes)
     loggers = log.default_loggers(workdir, start)
     run_log = log.RunLog(loggers, task.metrics, schedule, config, ledger)
     metrics = None
     with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
-            save(checkpoints, ledger, run_log, state, run_record)  # this root key is now the run's
+            checkpoints.save(state, run_record)  # from here on, this root key is the run's
         for step, batch in enumerate(batches, start + 1):
             with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))
@@ -145,7 +146,8 @@ def train(
                     metrics, samples = evaluate(state.params), task.samples(state.params)
                 run_log.evaluation(step, metrics, samples)
             if due:
-                save(checkpoints, ledger, run_log, state, run_record, metrics)
+                # The ledger is written first, so that no checkpoint lacks its past.
+                checkpoints.save(state, run_record, metrics, (ledger.write_segment, run_log.flush))
             if stopping:
                 logging.info('stopped after step %d as asked; start again to resume', step)
                 sys.exit(REQUEUE)
@@ -153,21 +155,6 @@ def train(
     metrics = metrics or evaluate(state.params)
     speed = run_log.examples_per_second
     return summary.write_summary(workdir, state, layout, evaluation_data, metrics, speed)
-
-
-def save(
-    checkpoints: Checkpoints,
-    ledger: Ledger,
-    run_log: log.RunLog,
-    state: TrainState,
-    run_record: RunRecord,
-    metrics: dict[str, float] | None = None,
-) -> None:
-    """Starts to save a checkpoint. `metrics` are those of an evaluation after the same step."""
-    with checkpoints.tolerate_write_errors():
-        ledger.write_segment()  # before the checkpoint, so that none lacks its past
-        run_log.flush()
-        checkpoints.save(state, run_record, metrics)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""Checkpoints: written while training goes on, committed atomically, checked when read.
+"""Saves checkpoints while training continues, commits them atomically, verifies them when read.
 
-A checkpoint `checkpoints/STEP` holds two Orbax items: `state`, the arrays of a TrainState with the
-root key among them, and `run`, JSON: config, task facts (vocabulary) and a manifest with the
-fingerprint of the state. Nothing in it is code.
+A checkpoint `checkpoints/STEP` holds two Orbax items: `state`, the arrays of a TrainState with its
+root keys, and `run`, the run record as JSON: config, task facts (such as the vocabulary) and a
+manifest with the fingerprint of the state. Nothing in it is code.
 """
 
 import contextlib
@@ -10,8 +10,9 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from typing import Any
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,31 @@ from jax.experimental import multihost_utils
 
 from errors import KeyfoldError, SaveFailed, UserError
 from runtime import processes
-from runtime.storage import brief, is_access_error, write_whole
+from runtime.storage import (
+    access_checked,
+    access_error,
+    brief,
+    in_bucket,
+    read_through,
+    write_whole,
+)
 from training import keys
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
 
-RunRecord = dict[str, Any]  # what the `run` item holds: 'config', 'task', 'manifest', 'sha256'
+RunRecord = dict[str, Any]  # the `run` item: 'config', 'task', 'manifest', 'sha256'
+Found = TypeVar('Found')
+
+
+class Damaged(UserError):
+    """A checkpoint whose files can be read and are not what was written."""
+
+
+class Save(NamedTuple):
+    """The last save: under way, or committed, or failed with a problem."""
+
+    step: int
+    committed: bool = False
+    problem: str = ''
 
 
 class Checkpoints:
@@ -39,12 +60,13 @@ class Checkpoints:
         metric: str = '',
         read_only: bool = False,
     ) -> None:
-        """`metric`: evaluation metric, larger is better, by which the best are kept.
+        """`metric`: the evaluation metric, larger is better, by which the best are kept.
 
-        `read_only` leaves alone what a run may be writing at the moment.
+        `read_only` does not touch what a run may be writing at the moment. Otherwise raises
+        UserError where an existing `checkpoints/` cannot be written.
         """
         self._directory = workdir / 'checkpoints'
-        self._set_aside = workdir / 'damaged'
+        self._quarantine = workdir / 'damaged'
         policies = ocp.checkpoint_managers
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(
@@ -62,80 +84,75 @@ class Checkpoints:
             read_only=read_only,
         )
         self._manager: ocp.CheckpointManager | None = None
-        self._newest: int | None = None  # step of the last save or restore
-        self._whole: int | None = None  # of the last that is known to be committed
-        self.problem = ''  # of the last save; empty where it is committed, or still on its way
+        self._save: Save | None = None
+        self._committed: int | None = None  # the newest step known to be committed
+        if not read_only and not in_bucket(workdir):
+            with access_checked(self._directory):
+                if self._directory.exists():
+                    tempfile.TemporaryFile(dir=self._directory).close()
 
     def steps(self) -> list[int]:
-        """The steps of the committed checkpoints, in order."""
-        return sorted(ocp.utils.checkpoint_steps(self._directory))
+        """Returns the steps of the committed checkpoints, in order."""
+        with access_checked(self._directory):
+            return sorted(ocp.utils.checkpoint_steps(self._directory))
 
     def newest_record(self) -> RunRecord | None:
-        """The run_record of the newest checkpoint that has a whole one; None without a checkpoint."""
-        return self._newest_whole(self.record)
+        """Returns the newest undamaged run record, or None without a checkpoint."""
+        return self._newest_undamaged(self.record)
 
     def record(self, step: int) -> RunRecord:
-        """What a checkpoint tells of its run. Raises ValueError when it is damaged."""
-        return read_record(self._directory / str(step))
+        """Returns the run record of a step. Raises as `damage_proved` does."""
+        checkpoint = self._directory / str(step)
+        with damage_proved(checkpoint):
+            return read_record(checkpoint)
 
     def restore(self, target: TrainState) -> TrainState:
-        """The newest checkpoint that is whole, in the shapes and shardings of `target`.
+        """Returns the newest undamaged state, in the shapes and shardings of `target`.
 
-        A damaged one is named in a warning and moved to `damaged/`, never deleted. Raises UserError
-        when `target` is another model's state, or when no checkpoint is whole.
+        A damaged one is logged and moved to `damaged/`, never deleted. Raises UserError when
+        `target` is another model's state, or when every checkpoint is damaged.
         """
-        restored = self._newest_whole(lambda step: self.read(step, target))
+        restored = self._newest_undamaged(lambda step: self.read(step, target))
         assert restored is not None, 'restore without a checkpoint'
         self._open().reload()
-        self._newest = self._whole = int(restored.step)
+        self._committed = int(restored.step)
         return restored
 
     def read(self, step: int, target: TrainState) -> TrainState:
-        """The state of a step. Raises ValueError, or what Orbax makes of it, when it is damaged."""
-        run_record = self.record(step)
-        refuse_other_model(run_record['manifest']['structure'], structure(target))
+        """Returns the state of a step. Raises as `record` does, and UserError for another model."""
+        manifest = self.record(step)['manifest']
+        refuse_other_model(manifest['structure'], structure(target))
         # Version 0.1 saved one root key for all streams.
-        one_root = '.root_key' in run_record['manifest']['structure']
+        one_root = '.root_key' in manifest['structure']
         fields = {name: getattr(target, name) for name in ('step', 'params', 'opt_state')}
         saved_as = fields | {'root_key': target.root_keys.params} if one_root else target
         items = ocp.args.Composite(state=ocp.args.StandardRestore(saved_as))
-        state = self._open().restore(step, args=items)['state']
-        if one_root:
-            root = state.pop('root_key')
-            roots = keys.RootKeys(*(jnp.copy(root) for _ in keys.Stream))
-            state = TrainState(root_keys=roots, **state)
-        found = (root_key_hex(state), state_fingerprint(state))
-        expected = (run_record['manifest']['root_key'], run_record['manifest']['state_fingerprint'])
-        if found != expected:
-            raise ValueError(f'fingerprint of the state is {found[1]}, expected {expected[1]}')
+        with damage_proved(self._directory / str(step)):
+            state = self._open().restore(step, args=items)['state']
+            if one_root:
+                root = state.pop('root_key')
+                roots = keys.RootKeys(*(jnp.copy(root) for _ in keys.Stream))
+                state = TrainState(root_keys=roots, **state)
+            found = (root_key_hex(state), state_fingerprint(state))
+            if found != (manifest['root_key'], manifest['state_fingerprint']):
+                expected = manifest['state_fingerprint']
+                raise ValueError(f'fingerprint of the state is {found[1]}, expected {expected}')
         return state
 
-    @contextlib.contextmanager
-    def tolerate_write_errors(self) -> Iterator[None]:
-        """A failure to write inside is told, remembered in `problem`, and survived.
-
-        Not in a pod, where the other processes would wait for what this one did not write.
-        """
-        try:
-            yield
-        except KeyfoldError:
-            raise
-        except Exception as error:  # OSError, or whatever Orbax and TensorStore make of it
-            self.problem = brief(error)
-            if jax.process_count() > 1:
-                raise SaveFailed(self._told()) from error
-            logging.error('a checkpoint could not be written: %s', self.problem)
-
-    def _told(self) -> str:
-        return (
-            f'{self._directory}: the last checkpoint could not be written ({self.problem}); '
-            'the ones before are whole: mend the storage and start again'
-        )
-
     def save(
-        self, state: TrainState, run_record: RunRecord, metrics: dict[str, float] | None
+        self,
+        state: TrainState,
+        run_record: RunRecord,
+        metrics: dict[str, float] | None = None,
+        before: Sequence[Callable[[], object]] = (),
     ) -> None:
-        """Copies the state to the host and returns; files are written and committed meanwhile."""
+        """Copies the state to the host and returns; writing and committing go on in threads.
+
+        `before` are called first; what they write, no checkpoint may lack. A failure to write is
+        logged and retried by the next save. With several processes it raises SaveFailed, since the
+        others would wait for what this one did not write.
+        """
+        self._finish()
         manifest = run_record['manifest'] | {
             'structure': structure(state),
             'root_key': root_key_hex(state),
@@ -145,103 +162,130 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),
             run=ocp.args.JsonSave(seal(run_record | {'manifest': manifest})),
         )
-        with self.tolerate_write_errors():
-            self._open().wait_until_finished()
-        self.problem = ''
-        step = int(jax.device_get(state.step))
-        self._open().save(step, args=items, metrics=metrics, force=True)
-        self._newest = step
+        self._save = Save(int(jax.device_get(state.step)))
+        try:
+            for write in before:
+                write()
+            self._open().save(self._save.step, args=items, metrics=metrics, force=True)
+        except Exception as error:  # OSError, or what Orbax and TensorStore turn it into
+            self._failed(error)
 
     def check(self) -> int | None:
-        """The newest step that is committed. Tells of a save that has failed meanwhile."""
-        if self._newest != self._whole and not self._open().is_saving_in_progress():
-            with self.tolerate_write_errors():
-                self._open().wait_until_finished()  # it has ended: raises what it ended with
-                self._whole = self._newest
-            self._newest = self._whole
-        return self._whole
+        """Returns the newest committed step. Logs a save that has failed since the last call."""
+        if self._save and not self._open().is_saving_in_progress():
+            self._finish()
+        return self._committed
 
     def close(self) -> None:
-        """Waits until the last save is committed."""
+        """Waits for the last save. Raises SaveFailed if it failed and nothing else ends the run."""
+        self._finish()
         if self._manager is not None:
-            with self.tolerate_write_errors():
-                self._manager.wait_until_finished()
-            with self.tolerate_write_errors():
+            with contextlib.suppress(Exception):  # raises the failure of the last save again
                 self._manager.close()
         ending_in = sys.exc_info()[1]
-        if self.problem and (ending_in is None or isinstance(ending_in, SystemExit)):
-            raise SaveFailed(self._told())
+        if self._save and self._save.problem and isinstance(ending_in, SystemExit | None):
+            raise SaveFailed(self._not_saved())
+
+    def _finish(self) -> None:
+        """Waits for the save under way, if there is one."""
+        if self._save is None or self._save.committed or self._save.problem:
+            return
+        try:
+            self._open().wait_until_finished()  # raises what ended the save
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._save = self._save._replace(committed=True)
+            self._committed = self._save.step
+
+    def _failed(self, error: Exception) -> None:
+        assert self._save is not None
+        self._save = self._save._replace(problem=brief(error))
+        if jax.process_count() > 1:
+            raise SaveFailed(self._not_saved()) from error
+        logging.error('checkpoint: could not be written: %s', self._save.problem)
+
+    def _not_saved(self) -> str:
+        assert self._save is not None
+        return (
+            f'{self._directory}: the last checkpoint could not be written ({self._save.problem}); '
+            'earlier ones are intact: fix the storage and start again'
+        )
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             self._manager = ocp.CheckpointManager(self._directory, options=self._options)
         return self._manager
 
-    def _newest_whole(self, read: Any) -> Any:
-        """`read(step)` of the newest step for which no process raises; the others are set aside."""
-        steps = self.steps()
-        for step in reversed(steps):
+    def _newest_undamaged(self, read: Callable[[int], Found]) -> Found | None:
+        """Returns `read(step)` of the newest step undamaged on every process; moves newer ones."""
+        for step in reversed(self.steps()):
             result, problem = None, ''
             try:
                 result = read(step)
-            except KeyfoldError:
-                raise
-            except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
-                problem = brief(error)
-                if kind := is_access_error(error):
-                    raise kind(f'{self._directory / str(step)}: {problem}') from error
+            except Damaged as error:
+                problem = str(error)
             if processes.all_processes(not problem):
                 return result
-            logging.warning(
-                'checkpoint %s is damaged (%s): moved to %s, using the one before',
-                self._directory / str(step), problem or 'on another process', self._set_aside,
-            )  # fmt: skip
-            self._move_aside(step, problem)
-        if self._set_aside.exists() and any(self._set_aside.iterdir()):
-            raise UserError(
-                f'{self._set_aside}: none of the checkpoints is whole; mend one and '
-                f'move it back to {self._directory}, or start over in another workdir'
-            )
+            problem = problem or f'{self._directory / str(step)}: damaged on another process'
+            logging.warning('%s; moved to %s, using the one before', problem, self._quarantine)
+            with access_checked(self._quarantine):
+                self._move(step, problem)
+        with access_checked(self._quarantine):
+            if self._quarantine.exists() and any(self._quarantine.iterdir()):
+                raise UserError(
+                    f'{self._quarantine}: none of the checkpoints is whole; repair one and move '
+                    f'it back to {self._directory}, or start over in another workdir'
+                )
         return None
 
-    def _move_aside(self, step: int, problem: str) -> None:
+    def _move(self, step: int, problem: str) -> None:
         if jax.process_index() == 0:
-            alike = self._set_aside.glob(f'{step}*')
+            alike = self._quarantine.glob(f'{step}*')
             number = sum(path.name.partition('.')[0] == str(step) for path in alike)
             name = f'{step}.{number}' if number else str(step)
-            # First why: in a bucket a folder is there only with something in it.
-            why = problem or 'on another process'
-            write_whole(self._set_aside / f'why-{name}.txt', f'{why}\n'.encode())
-            (self._directory / str(step)).rename(self._set_aside / name)
+            # The reason first: in a bucket a folder exists only once something is in it.
+            write_whole(self._quarantine / f'why-{name}.txt', f'{problem}\n'.encode())
+            (self._directory / str(step)).rename(self._quarantine / name)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f'set aside {step}')
+            multihost_utils.sync_global_devices(f'moved {step}')
 
 
 @contextlib.contextmanager
-def damage_as_user_error(run: epath.Path) -> Iterator[None]:
-    """Inside, whatever Orbax and TensorStore make of a damaged file becomes UserError."""
+def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
+    """Turns an error inside into Damaged where that is proved, else into UserError or Unavailable.
+
+    Orbax and TensorStore raise alike for a file that is cut and for one they could not open. Damage
+    is proved if no error in the chain is one of access and every file can be read from end to end.
+    """
     try:
         yield
     except KeyfoldError:
         raise
     except Exception as error:
-        kind = is_access_error(error)
-        what = 'can not be read' if kind else 'the checkpoint is damaged'
-        raise (kind or UserError)(f'{run}: {what} ({brief(error)})') from error
+        problem, kind = error, access_error(error)
+        if not kind:
+            try:
+                read_through(checkpoint)
+            except Exception as unreadable:  # OSError, or an exception of a bucket's client
+                problem, kind = unreadable, access_error(unreadable) or UserError
+        if kind:
+            raise kind(f'{checkpoint}: cannot be read ({brief(problem)})') from error
+        raise Damaged(f'{checkpoint} is damaged ({brief(error)})') from error
 
 
 def seal(run_record: RunRecord) -> RunRecord:
-    """The run_record with the SHA-256 of its canonical JSON."""
+    """Returns the run record with the SHA-256 of its canonical JSON."""
     body = json.loads(json.dumps({k: v for k, v in run_record.items() if k != 'sha256'}))
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return body | {'sha256': digest}
 
 
 def read_record(checkpoint: epath.Path) -> RunRecord:
-    """A checkpoint's `run` item. Raises ValueError when a bit of it is not as it was written."""
-    run_record = json.loads((checkpoint / 'run' / 'metadata').read_text())
+    """Returns a checkpoint's run record. Raises ValueError if a bit of it has changed."""
+    run_record = json.loads((checkpoint / 'run' / 'metadata').read_bytes())
     if not isinstance(run_record, dict) or seal(run_record) != run_record:
-        raise ValueError('the run description (config, vocabulary, manifest) is not as written')
+        raise ValueError('the run record (config, vocabulary, manifest) is not as written')
     return run_record
 
 
@@ -251,6 +295,6 @@ def refuse_other_model(saved: dict[str, str], now: dict[str, str]) -> None:
         if not path.startswith('.root_key') and saved.get(path) != now.get(path):
             raise UserError(
                 f'this model does not fit the checkpoint: {path} was '
-                f'{saved.get(path, "not there")}, is {now.get(path, "not there")}; '
-                'start another model in another workdir'
+                f'{saved.get(path, "missing")}, is {now.get(path, "missing")}; '
+                'use another workdir for another model'
             )

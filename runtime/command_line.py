@@ -13,7 +13,7 @@ from etils import epath
 
 from configs.schema import Config, check, did_you_mean, options
 from errors import KeyfoldError, UserError
-from runtime.paths import in_bucket, open_location
+from runtime.storage import in_bucket, open_location
 
 MOST_CHARACTERS = 400  # of an error
 

@@ -1,22 +1,22 @@
-"""The run's book: one row of exact bits for every step, in files that are never changed.
+"""The ledger: one row of exact bits for every step, in files that never change.
 
 A row is a NumPy record: the finished step, fingerprints of batch, dropout keys and parameters
-(uint32), gradient norm and loss sums (float32). A segment `ledger/FIRST-LAST.npy` is written when
-a checkpoint is, before it, so the rows up to a checkpoint exist whenever the checkpoint does.
+(uint32), gradient norm and sums of losses (float32). A segment `ledger/FIRST-LAST.npy` is written
+before each checkpoint, so that no checkpoint lacks its past. Tools read it without importing JAX.
 """
 
 import collections
 import contextlib
 import io
 import logging
+import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
 from errors import NonFinite, UserError
-from runtime.ledger_files import read, segments
 from runtime.storage import write_whole
 
 IN_FLIGHT = 2  # steps that the device may have queued before the host waits for a row
@@ -51,48 +51,83 @@ def checked(
         yield row
 
 
+def segments(directory: epath.Path) -> list[tuple[epath.Path, int, int]]:
+    """Returns (file, first step, last step) of every segment, in order."""
+    if not directory.exists():
+        return []
+    names = (re.fullmatch(r'(\d+)-(\d+)\.npy', path.name) for path in directory.iterdir())
+    steps = sorted((int(name[1]), int(name[2]), name[0]) for name in names if name)
+    return [(directory / name, first, last) for first, last, name in steps]
+
+
+def read(directory: epath.Path, first: int = 1) -> np.ndarray:
+    """Returns the rows from step `first` on. Raises UserError for a missing or damaged segment."""
+    parts: list[np.ndarray] = []
+    expected = first
+    for path, start, stop in segments(directory):
+        if stop < first:
+            continue
+        if start > expected or (parts and start < expected):
+            raise UserError(f'{path}: expected a segment from step {expected}; one is missing')
+        try:
+            rows = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        except Exception as error:  # NumPy evaluates the header, so a damaged one raises anything
+            problem = ' '.join(str(error).split())
+            raise UserError(f'{path}: not a ledger segment, damaged or cut ({problem})') from error
+        if 'step' not in (rows.dtype.names or ()) or rows.dtype != (parts or [rows])[0].dtype:
+            raise UserError(f'{path}: expected the columns of a ledger, as in the segments before')
+        if rows['step'].tolist() != list(range(start, stop + 1)):
+            raise UserError(f'{path}: expected the rows of steps {start} to {stop}')
+        parts.append(rows)
+        expected = stop + 1
+    if not parts:
+        raise UserError(f'{directory}: expected ledger segments (FIRST-LAST.npy), found none')
+    rows = np.concatenate(parts)
+    return rows[rows['step'] >= first]
+
+
 class Ledger:
-    """Takes the rows of steps as they are dispatched, gives them back as they are finished."""
+    """Takes the rows of steps as they are dispatched, and returns them once they are computed."""
 
-    def __init__(self, directory: epath.Path, columns: dict[str, str], start: int) -> None:
-        """`columns`: the words of a step's row, name -> NumPy type.
+    def __init__(
+        self, directory: epath.Path, columns: dict[str, str], start: int, writes: bool = True
+    ) -> None:
+        """`columns`: name -> NumPy type of a row's words. `writes`: on one process of a run.
 
-        Continues after `start` finished steps: rows beyond are of a future that was lost.
+        Continues after `start` finished steps, and removes rows of later ones, which were lost.
         """
-        self._directory, self.start = directory, start
+        self._directory, self.start, self._writes = directory, start, writes
         self._dtype = np.dtype(list(columns.items()))
-        self._pending: collections.deque[jax.Array] = collections.deque()
+        self._pending = collections.deque[Any]()  # jax.Array uint32[columns] of each step
         self._unwritten: list[np.ndarray] = []
-        self._writes = jax.process_index() == 0
-        if self._writes:
-            for path, first, _ in segments(directory):
-                if first > start:
-                    path.unlink()
+        for path, first, _ in segments(directory) if writes else ():
+            if first > start:
+                path.unlink()
 
     def tail(self, every: int) -> list[np.ndarray]:
-        """The rows since the last multiple of `every` steps, which a resumed run stands on."""
+        """Returns the rows since the last multiple of `every` steps before `start`."""
         first = self.start - self.start % every + 1
-        if first > self.start or not self._writes:  # the writer has removed the lost future
+        if first > self.start or not self._writes:  # only the writer has removed lost rows
             return []
         try:
             return list(read(self._directory, first))
         except UserError as problem:
-            logging.warning('%s; the run goes on without these rows', problem)
+            logging.warning('%s; training continues without these rows', problem)
             return []
 
-    def add(self, row: jax.Array) -> list[np.ndarray]:
-        """Takes the newest step's row; returns the rows that are finished, without a bubble."""
+    def add(self, row: Any) -> list[np.ndarray]:
+        """Takes the newest step's row and returns finished rows, without stalling the device."""
         self._pending.append(row)
         return self._finish(IN_FLIGHT)
 
     def drain(self) -> list[np.ndarray]:
-        """Waits for every step dispatched and returns the rows not returned yet."""
+        """Waits for every dispatched step and returns the rows not returned yet."""
         return self._finish(0)
 
     def _finish(self, keep: int) -> list[np.ndarray]:
         done = []
         while len(self._pending) > keep:
-            words = jax.device_get(self._pending.popleft()).astype('<u4')
+            words = np.asarray(self._pending.popleft()).astype('<u4')
             done.append(words.view(self._dtype)[0])
         self._unwritten += done
         return done
@@ -109,6 +144,6 @@ class Ledger:
         self._unwritten = []
 
     def close(self) -> None:
-        """Writes the rows of a run that ends before its next checkpoint, for people and tools."""
-        with contextlib.suppress(Exception):  # storage that fails was told of by a save
+        """Writes the rows since the last checkpoint, for people and tools."""
+        with contextlib.suppress(Exception):  # failed storage has been reported by a save
             self.write_segment()

@@ -1,147 +1,167 @@
-"""One run in a workdir at a time: a lease that is renewed while its owner lives.
+"""Lets one run at a time into a workdir.
 
-A file and no lock of the operating system, so that it works on an object store too. An owner that
-is dead holds it no longer: on the same machine it is looked for, from another its lease runs out.
+On a file system the operating system keeps the lock and frees it when its holder dies. A bucket has
+no locks. There a run holds a lease: an object that it renews while it lives, always on condition
+that nobody else has written the object since.
 """
 
 import contextlib
+import importlib
 import json
-import logging
 import os
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 from etils import epath
 
-from errors import UserError
+from errors import TakenOver, UserError
 from runtime import processes
-from runtime.paths import in_bucket
-from runtime.storage import brief, write_whole
+from runtime.storage import brief, in_bucket, write_whole
 
-LEASE_SECONDS = 60.0  # without renewal, after which another machine takes over
-RENEWALS = 6  # in one lease
-SETTLED_SECONDS = 0.2  # in which runs that start at the same moment see whose lease stands
-LOST = 4  # exit code of a run whose workdir another took over
+LEASE_SECONDS = 60.0  # without a renewal, after which another run may take over
+RENEWALS = 6  # in that time
 
 
 @contextlib.contextmanager
 def exclusive_workdir(workdir: epath.Path) -> Iterator[None]:
-    """Holds the workdir inside. Raises UserError where another run holds it.
+    """Holds the workdir inside; process 0 holds it for all. Removes it if nothing was written.
 
-    Process 0 holds it for all processes of a pod. A folder that stays empty is removed again.
+    Raises UserError where another run holds it, or where it cannot be written.
     """
-    file, problem, released = workdir / 'lock.json', '', threading.Event()
-    me = {'id': uuid.uuid4().hex, 'host': socket.gethostname(), 'process': identity(os.getpid())}
-    made: list[epath.Path] = []
-    if jax.process_index() == 0:
-        if not in_bucket(workdir):
-            made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-        try:
-            problem = refusal(file) or taken(file, me)
-        except Exception as error:  # OSError, or whatever the client of a bucket makes of it
-            problem = f'can not be written ({brief(error)})'
-    if not processes.all_processes(not problem):
-        raise UserError(f'{workdir}: {problem or "process 0 can not hold it"}')
-    if jax.process_index() != 0:
+    problem = ''
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            try:
+                held.enter_context((_leased if in_bucket(workdir) else _locked)(workdir))
+            except UserError as error:
+                problem = str(error)
+            except Exception as error:  # OSError, or an exception of a bucket's client
+                problem = f'{workdir}: cannot be written ({brief(error)})'
+        if not processes.all_processes(not problem):
+            raise UserError(problem or f'{workdir}: process 0 cannot hold it')
         yield
-        return
 
-    def renew() -> None:
-        while not released.wait(LEASE_SECONDS / RENEWALS):
-            with contextlib.suppress(Exception):  # storage that fails is told by a save
-                owner = read(file)
-                if owner and owner['id'] != me['id']:
-                    processes.end_now(f'error: {workdir}: another run took it over', LOST)
-                write(file, me)
 
-    thread = threading.Thread(target=renew, daemon=True)
+def _refusal(workdir: epath.Path, holder: dict[str, Any]) -> UserError:
+    who = f'process {holder.get("pid")} on {holder.get("host")}' if holder else 'another process'
+    return UserError(f'{workdir}: held by {who}; stop that run or use another --workdir')
+
+
+def _me() -> dict[str, Any]:
+    return {'host': socket.gethostname(), 'pid': os.getpid()}
+
+
+def _parsed(text: str | bytes) -> dict[str, Any]:
+    """Returns the holder that lock.json names; empty where it is cut."""
+    try:
+        holder = json.loads(text)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+@contextlib.contextmanager
+def _locked(workdir: epath.Path) -> Iterator[None]:
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock, named = filelock.FileLock(workdir / 'lock', blocking=False), workdir / 'lock.json'
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        holder = _parsed(named.read_text()) if named.exists() else {}
+        raise _refusal(workdir, holder) from error
+    try:
+        write_whole(named, json.dumps(_me()).encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # failed storage has been reported by a save
+            named.unlink(missing_ok=True)
+            (workdir / 'lock').unlink(missing_ok=True)  # safe: filelock notices a removed file
+        lock.release()
+        with contextlib.suppress(OSError, ValueError):  # a folder that is not empty stays
+            for folder in made:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _leased(workdir: epath.Path) -> Iterator[None]:
+    lease, released = Lease(workdir), threading.Event()
+    lease.acquire()
+    thread = threading.Thread(target=lease.keep, args=(released,), daemon=True)
     thread.start()
     try:
         yield
     finally:
         released.set()
         thread.join(LEASE_SECONDS / RENEWALS)
-        if not thread.is_alive():  # else storage hangs, and the lease runs out by itself
-            with contextlib.suppress(Exception):  # epath says ValueError where it is not empty
-                if (read(file) or me)['id'] == me['id']:
-                    file.unlink(missing_ok=True)
-                for folder in made:
-                    folder.rmdir()
+        if not thread.is_alive():  # otherwise the bucket hangs, and the lease expires
+            with contextlib.suppress(Exception):
+                lease.release()
 
 
-def taken(file: epath.Path, me: dict[str, Any]) -> str:
-    """Takes the lease; returns why it can not be, or nothing.
+class Lease:
+    """The object `lock.json` of a workdir in a bucket, written only on the generation last seen."""
 
-    The last that writes has it. Where a write takes long, so may that of another run.
-    """
-    began = time.monotonic()
-    write(file, me)
-    time.sleep(SETTLED_SECONDS + 2 * (time.monotonic() - began))
-    owner = read(file)
-    return '' if owner and owner['id'] == me['id'] else 'another run has just started in it'
+    def __init__(self, workdir: epath.Path) -> None:
+        """Names the object; asks nothing."""
+        storage = importlib.import_module('google.cloud.storage')
+        self._conflict = importlib.import_module('google.api_core.exceptions').PreconditionFailed
+        bucket, _, folder = str(workdir).removeprefix('gs://').partition('/')
+        name = f'{folder}/lock.json'.lstrip('/')
+        self._blob = storage.Client().bucket(bucket).blob(name)
+        self._workdir, self._me, self._generation = workdir, _me() | {'id': uuid.uuid4().hex}, 0
 
+    def acquire(self) -> None:
+        """Takes the lease, if need be once its holder has not renewed it for its whole length.
 
-def refusal(file: epath.Path) -> str:
-    """Why the workdir can not be taken from the owner its lock names; nothing where it can.
+        Watching for a renewal needs no clocks that agree. Raises UserError where another has it.
+        """
+        holder, self._generation = self._read()
+        limit = time.monotonic() + LEASE_SECONDS
+        while self._generation and time.monotonic() < limit:
+            time.sleep(min(1.0, LEASE_SECONDS / RENEWALS))
+            _, now = self._read()
+            if now and now != self._generation:
+                raise _refusal(self._workdir, holder)
+            self._generation = now
+        try:
+            self._write()
+        except self._conflict as error:
+            raise _refusal(self._workdir, self._read()[0]) from error
 
-    On this machine a dead owner is known at once. From another machine it is watched: alive, it
-    renews its lease soon; what the clocks of the two say does not matter.
-    """
-    owner = read(file)
-    if not owner:
-        return ''
-    number, *machine = owner['process'].split()
-    told = f'process {number} on {owner["host"]} is at work in it; stop it or use another --workdir'
-    if owner['host'] == socket.gethostname() and machine[:1] == identity(os.getpid()).split()[1:2]:
-        return told if identity(int(number)) == owner['process'] else ''
-    logging.warning('%s names a run on %s: watching if it lives', file, owner['host'])
-    last = time.monotonic() + LEASE_SECONDS
-    while time.monotonic() < last:
-        time.sleep(min(1.0, LEASE_SECONDS / RENEWALS))
-        now = read(file)
-        if not now:
-            return ''
-        if now != owner:
-            return told
-    return ''
+    def keep(self, released: threading.Event) -> None:
+        """Renews the lease until it is released. Ends the process where another run has it."""
+        while not released.wait(LEASE_SECONDS / RENEWALS):
+            with contextlib.suppress(Exception):  # a bucket that fails is reported by a save
+                self.renew()
 
+    def renew(self) -> None:
+        """Renews the lease once."""
+        try:
+            self._write()
+        except self._conflict:
+            holder, self._generation = self._read()
+            # Our own id: an earlier renewal was written, and its answer lost.
+            if holder and holder.get('id') != self._me['id']:
+                problem = f'error: {self._workdir}: another run took it over'
+                processes.end_now(problem, TakenOver.exit_code)
 
-def identity(process: int) -> str:
-    """A process by number, boot of its machine and start, since numbers come again.
+    def release(self) -> None:
+        """Deletes the lease, unless another run has it."""
+        self._blob.delete(if_generation_match=self._generation)
 
-    'NUMBER dead' if it is not alive; where there is no /proc, 'NUMBER alive' must do.
-    """
-    try:
-        boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
-    except OSError:
-        with contextlib.suppress(ProcessLookupError):
-            with contextlib.suppress(PermissionError):
-                os.kill(process, 0)
-            return f'{process} alive'
-        return f'{process} dead'
-    try:
-        state, *fields = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
-    except OSError:
-        state = 'X'
-    return f'{process} dead' if state in 'ZX' else f'{process} {boot} {fields[18]}'
+    def _read(self) -> tuple[dict[str, Any], int]:
+        """Returns the holder and the generation of the lease; ({}, 0) where there is none."""
+        blob = self._blob.bucket.get_blob(self._blob.name)
+        return (_parsed(blob.download_as_bytes()), blob.generation) if blob else ({}, 0)
 
-
-def read(file: epath.Path) -> dict[str, Any] | None:
-    """The owner that a lock file names; None without one, or where it is cut."""
-    try:
-        owner = json.loads(file.read_text())
-        whole = all(isinstance(owner[name], str) for name in ('id', 'host', 'process'))
-        return owner if whole and int(owner['process'].split()[0]) else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError, IndexError):
-        return None
-
-
-def write(file: epath.Path, owner: dict[str, Any]) -> None:
-    """Takes or renews the lease."""
-    write_whole(file, json.dumps(owner | {'renewed': time.time()}).encode(), owner['id'])
+    def _write(self) -> None:
+        data = json.dumps(self._me | {'renewed': time.time()})
+        self._blob.upload_from_string(data, if_generation_match=self._generation)
+        self._generation = self._blob.generation

@@ -1,8 +1,8 @@
-"""Asked to stop, a run saves its newest finished step and ends, with a code that says: go on later.
+"""Saves the newest finished step and exits with REQUEUE when the run is asked to stop.
 
-SIGTERM comes from a scheduler that takes the machine back, SIGINT from Ctrl-C. A thread hears of
-them even while the main one compiles or reads. The processes of a pod are told at different
-moments, or only some of them are: they count votes in each step, and stop after the same one.
+A scheduler that reclaims the machine sends SIGTERM, Ctrl-C sends SIGINT. A thread hears both, even
+while the main thread compiles or reads. The processes of a run get a signal at different times, or
+only some of them do: they vote at every step, and all stop after the same one.
 """
 
 import collections
@@ -15,31 +15,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from errors import REQUEUE
 from runtime import processes
 from training.mesh import Layout
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, worth another try
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-VOTES_IN_FLIGHT = 2  # steps after which a vote is read, when it is long counted
+VOTES_IN_FLIGHT = 2  # a vote is read this many steps later, so that nobody waits for it
 
 
 class StopRequest:
-    """Whether the run was asked to stop. Before its first step, and twice: it ends at once."""
+    """Whether the run was asked to stop. Asked twice, or before its first step, it ends at once."""
 
     def __init__(self) -> None:
-        """Nobody listens yet."""
+        """Starts deaf: call `listen` to hear signals."""
         self._asked, self._training, self._timeout = False, False, 0
         self._votes: collections.deque[jax.Array] = collections.deque()
 
     def listen(self, timeout_seconds: int) -> None:
-        """From now on. From the first signal on, the run has `timeout_seconds` to stop."""
+        """Hears signals from now on. After the first one, the run has `timeout_seconds` to stop."""
         self._timeout = timeout_seconds
-        heard, told = os.pipe()
-        os.set_blocking(told, False)
-        signal.set_wakeup_fd(told)
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end)
         for number in SIGNALS:
-            signal.signal(number, lambda *_: None)  # the pipe has it
-        threading.Thread(target=self._hear, args=(heard,), daemon=True).start()
+            signal.signal(number, lambda *_: None)  # the pipe gets its number
+        threading.Thread(target=self._hear, args=(read_end,), daemon=True).start()
 
     def _hear(self, pipe: int) -> None:
         while True:
@@ -48,16 +48,14 @@ class StopRequest:
                 continue
             name = signal.Signals(number).name
             if self._asked or not self._training:
-                processes.end_now(f'{name}: stopped at once; start again to go on', EXIT_CODE)
+                processes.end_now(f'{name}: stopped at once; start again to resume', REQUEUE)
             self._asked = True
-            logging.warning('%s: saving and stopping; once more to stop at once', name)
-            problem = f'{name}: not saved within {self._timeout} s; an older checkpoint goes on'
-            late = threading.Timer(self._timeout, processes.end_now, (problem, EXIT_CODE))
-            late.daemon = True
-            late.start()
+            logging.warning('%s: saving and stopping; a second signal stops at once', name)
+            problem = f'{name}: not saved within {self._timeout} s; resume from an older checkpoint'
+            processes.end_after(self._timeout, problem, REQUEUE)
 
     def agreed(self, layout: Layout) -> bool:
-        """Whether to stop after this step, the same on all processes. Call it after every step."""
+        """Returns whether to stop after this step, the same on all processes. Call every step."""
         self._training = True
         if jax.process_count() == 1:
             return self._asked

@@ -1,4 +1,4 @@
-"""The other processes of a run: joining them, agreeing with them, not waiting for them for ever."""
+"""Joins the processes of a run, checks that they agree, and never lets one wait forever."""
 
 import contextlib
 import hashlib
@@ -26,19 +26,15 @@ LEAVE_SECONDS = 10  # from the end of a run to the end of its process
 def join(timeout_seconds: int) -> None:
     """Joins the other processes of this run, if the environment says that there are any.
 
-    JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID say so outright; under Slurm,
-    Open MPI and on TPU slices JAX asks the cluster.
+    JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID say so explicitly. Under Slurm
+    and Open MPI and on TPU slices JAX asks the cluster. Raises UserError for a mistake in these.
     """
     env = os.environ
     address = env.get('JAX_COORDINATOR_ADDRESS')
-    cluster = (
-        int(env.get('SLURM_STEP_NUM_TASKS', '1')) > 1
-        or int(env.get('OMPI_COMM_WORLD_SIZE', '1')) > 1
-        or in_tpu_slice()
-    )
-    if not address and not cluster:
+    tasks = (env.get('SLURM_STEP_NUM_TASKS', '1'), env.get('OMPI_COMM_WORLD_SIZE', '1'))
+    if not address and max(map(int, tasks)) <= 1 and not in_tpu_slice():
         return
-    logging.getLogger('jax').setLevel(logging.WARNING)  # it tells each process's way to the others
+    logging.getLogger('jax').setLevel(logging.WARNING)  # it logs how each process connects
     jax.config.update('jax_enable_preemption_service', False)  # runtime/preemption.py hears SIGTERM
     explicit: dict[str, Any] = {}
     if address:
@@ -53,13 +49,12 @@ def join(timeout_seconds: int) -> None:
     problem = (
         f'JAX_COORDINATOR_ADDRESS = {address or "from the cluster"}: could not join the others'
     )
-    # When JAX's own time is up it ends the process from C++ with SIGABRT: be there before it.
-    told = f'within {timeout_seconds} s; see that all processes are started and reach it'
-    late = threading.Timer(
-        timeout_seconds, end_now, (f'error: {problem} {told}', Unavailable.exit_code)
+    # At its own timeout JAX aborts the process from C++ (SIGABRT), so ours must come first.
+    late = end_after(
+        timeout_seconds,
+        f'error: {problem} within {timeout_seconds} s; check that all are started and reach it',
+        Unavailable.exit_code,
     )
-    late.daemon = True
-    late.start()
     try:
         jax.distributed.initialize(initialization_timeout=timeout_seconds + 60, **explicit)
         meet()
@@ -72,10 +67,10 @@ def join(timeout_seconds: int) -> None:
 
 
 def in_tpu_slice() -> bool:
-    """Whether to ask which TPU hosts are the others. Never true where JAX uses no TPU.
+    """Returns whether this may be one of several TPU hosts. Never true where JAX uses no TPU.
 
-    Kubernetes lists them in the environment. A TPU VM asks its metadata server, and may learn that
-    it is alone; where there is no such server TPU_SKIP_MDS_QUERY says so.
+    Kubernetes lists the hosts in the environment. A TPU VM asks its metadata server, which may say
+    that it is alone; TPU_SKIP_MDS_QUERY says that there is no such server.
     """
     env = os.environ
     if 'tpu' not in (jax.config.jax_platforms or '').split(','):  # type: ignore[attr-defined]
@@ -85,22 +80,22 @@ def in_tpu_slice() -> bool:
 
 
 def meet() -> None:
-    """Connects all processes, and all devices, of a pod with each other.
+    """Connects all processes and devices while they are side by side.
 
-    On CPU they have 30 seconds for it, counted from when the first one needs the others. Now they
-    are side by side; later one may still be reading data or compiling.
+    On CPU they have 30 seconds to connect, counted from the first use of the others. Later, one may
+    still be reading data or compiling.
     """
     mesh = jax.sharding.Mesh(np.array(jax.devices()), 'all')
     parts = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('all'))
     ones = jax.make_array_from_process_local_data(parts, np.ones(jax.local_device_count()))
     jax.block_until_ready(jnp.sum(ones))
-    multihost_utils.process_allgather(np.zeros(1))
+    all_processes(True)
 
 
 def refuse_bad_address(address: str) -> None:
     """Raises UserError unless it is HOST:PORT and, on process 0, the port is free.
 
-    On a port that is in use JAX's coordinator would crash.
+    JAX's coordinator would crash on a port in use.
     """
     port = address.rpartition(':')[2]
     if ':' not in address or not port.isdecimal():
@@ -116,7 +111,7 @@ def refuse_bad_address(address: str) -> None:
 
 
 def number_in(variable: str) -> int:
-    """An environment variable's whole number. Raises UserError when it is none."""
+    """Returns an environment variable's whole number. Raises UserError if it is not one."""
     text = os.environ.get(variable, '')
     if not text.isdecimal():
         raise UserError(f'{variable} = {text!r}: expected a whole number')
@@ -124,19 +119,27 @@ def number_in(variable: str) -> int:
 
 
 def end_now(problem: str, code: int) -> NoReturn:
-    """Ends the process from any thread, with one line. Every file is whole or not there."""
-    below = '\n' if sys.stderr.isatty() else ''  # a live line that nobody wipes off
-    sys.stderr.write(f'{below}{problem}\n')
+    """Ends the process from any thread, with one line. No file is left half-written."""
+    newline = '\n' if sys.stderr.isatty() else ''  # below the live line, which nobody erases
+    sys.stderr.write(f'{newline}{problem}\n')
     sys.stderr.flush()
     os._exit(code)
 
 
+def end_after(seconds: float, problem: str, code: int) -> threading.Timer:
+    """Starts a timer that ends the process, unless it is cancelled."""
+    timer = threading.Timer(seconds, end_now, (problem, code))
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
 @contextlib.contextmanager
 def bounded_end() -> Iterator[None]:
-    """After what is inside, this process ends soon, whatever still waits in it.
+    """Ends the process soon after what is inside, even if threads or a barrier still wait.
 
-    JAX leaves a pod through a barrier. When all fail alike they meet there; else time runs out.
-    Orbax has threads that wait ten minutes for a save that has failed.
+    JAX leaves a run of several processes through a barrier, which only meets if all fail alike.
+    Orbax has threads that wait ten minutes for a failed save.
     """
     code: Any = 0
     try:
@@ -145,28 +148,29 @@ def bounded_end() -> Iterator[None]:
         code = error.code if isinstance(error, SystemExit) else getattr(error, 'exit_code', 1)
         raise
     finally:
-        if code or jax.process_count() == 1:  # else the others may still be at work
-            end = threading.Timer(LEAVE_SECONDS, os._exit, (code,))
-            end.daemon = True
-            end.start()
+        if code or jax.process_count() == 1:  # otherwise the others may still be working
+            timer = threading.Timer(LEAVE_SECONDS, os._exit, (code,))
+            timer.daemon = True
+            timer.start()
 
 
 def require_same(*facts: dict[str, Any]) -> None:
-    """Raises UserError, on every process, where any of these or the code is not what others have."""
+    """Raises UserError, on every process, where the code or a fact differs between processes."""
     if jax.process_count() == 1:
         return
     named = {name: json.dumps(value) for some in facts for name, value in some.items()}
+    # First what decides how many facts there are: all processes must gather as many.
     code = hashlib.sha256(repr(code_files()).encode()).hexdigest()
     refuse_differences({'the code': code, 'the kind of task': ' '.join(named)})
     refuse_differences(named)
 
 
 def refuse_differences(named: dict[str, str]) -> None:
-    """Raises UserError where a text is not that of all processes, which have the same names."""
+    """Raises UserError for the first text that differs; all processes have the same names."""
     digests = np.array([zlib.crc32(text.encode()) for text in named.values()], np.uint32)
     for process, theirs in enumerate(multihost_utils.process_allgather(digests)):
-        for (name, text), mine, other in zip(named.items(), digests, theirs, strict=True):
-            if mine != other:
+        for (name, text), differs in zip(named.items(), digests != theirs, strict=True):
+            if differs:
                 raise UserError(
                     f'{name} is not the same on process {process} and on process '
                     f'{jax.process_index()}, which has {text[:200]}; start all processes with '
@@ -175,7 +179,7 @@ def refuse_differences(named: dict[str, str]) -> None:
 
 
 def all_processes(ok: bool) -> bool:
-    """Whether `ok` holds on every process."""
+    """Returns whether `ok` holds on every process."""
     if jax.process_count() == 1:
         return ok
     return bool(multihost_utils.process_allgather(np.asarray(ok)).all())

@@ -1,30 +1,108 @@
-"""What a run writes besides its checkpoints, and what storage answers, in one line."""
+"""Files of a run, on this machine or in a bucket (gs://BUCKET/FOLDER), and why storage fails.
+
+epath reads and writes both. A bucket holds objects, not folders, and is behind a network.
+"""
 
 import contextlib
+import importlib
+import logging
+import os
 import re
+import threading
+from collections.abc import Iterator
 
+import fsspec.config
 from etils import epath
 
 from errors import KeyfoldError, Unavailable, UserError
-from runtime.paths import in_bucket
 
-# Of a bucket: the package that an error is from, or what gcsfs or TensorStore say in it.
+PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}  # that epath needs to read a bucket
+ANSWER_SECONDS = 60.0  # for the first answer; clients retry and look for credentials for longer
+
+# gcsfs and TensorStore have no exception types for these: we search for their modules and codes.
 REFUSED = re.compile(r'^google\.auth\b|Forbidden|PERMISSION_DENIED|UNAUTHENTICATED')
 UNANSWERED = re.compile(
-    r'^(aiohttp|gcsfs|google\.api_core|requests)\b|UNAVAILABLE|DEADLINE_EXCEEDED'
+    r'^(aiohttp|gcsfs|google\.api_core|requests)\b'
+    r'|\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|INTERNAL|UNKNOWN):'
 )
 
 
-def write_whole(file: epath.Path, data: bytes, mark: str = 'partial') -> None:
-    """Writes a file that is seen whole or not at all, and its folder where that is missing.
+def in_bucket(path: object) -> bool:
+    """Returns whether a path is in an object store."""
+    return '://' in str(path)
 
-    An object of a bucket is so by itself. Elsewhere `mark` tells apart who writes at the same time.
+
+def absolute(text: str) -> epath.Path:
+    """Returns the absolute path; nothing needs to exist there.
+
+    Raises UserError for a bucket that epath cannot read, and for a name that is not the same bytes
+    to Python as to TensorStore, which takes UTF-8: each would see another file.
     """
-    if in_bucket(file):
+    if in_bucket(text):
+        scheme, _, place = text.partition('://')
+        if scheme not in PACKAGES or place[:1] in ('', '/'):
+            raise UserError(f'{text}: expected a path, or one in a bucket: gs://BUCKET/FOLDER')
+        return epath.Path(text)
+    path = epath.Path(text).expanduser().resolve()
+    if os.fsencode(path) != str(path).encode(errors='replace'):
+        raise UserError(
+            f'{str(path)!r}: expected a name in UTF-8 and a UTF-8 locale; rename the folder, '
+            'or set LC_ALL=C.UTF-8'
+        )
+    return path
+
+
+def open_location(text: str, for_checkpoints: bool = False) -> epath.Path:
+    """Returns the absolute path, after a bucket has answered once.
+
+    Raises UserError for a bucket that refuses or lacks its package and, `for_checkpoints`, for one
+    that does not exist; Unavailable for one that does not answer in time.
+    """
+    path = absolute(text)
+    if not in_bucket(path):
+        return path
+    scheme, _, place = text.partition('://')
+    package = PACKAGES[scheme]
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f'{text}: needs {package}; pip install -c requirements.txt {package}'
+        ) from error
+    for verbose in (package, 'fsspec', 'google'):  # they log what they also raise
+        logging.getLogger(verbose).setLevel(logging.CRITICAL)
+    for store in ('gcs', 's3'):  # a cached listing never shows what another process wrote
+        fsspec.config.conf.setdefault(store, {})['use_listings_cache'] = False
+    failure: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            path.exists()
+            if for_checkpoints:  # Orbax needs this permission when it removes the first checkpoint
+                client = importlib.import_module('google.cloud.storage').Client()
+                client.get_bucket(place.partition('/')[0])
+            failure.append(None)
+        except Exception as error:  # of the network, the store, or the search for credentials
+            failure.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if not failure:
+        raise Unavailable(f'{text}: no answer within {ANSWER_SECONDS:.0f} s; see docs/launch.md')
+    if failure[0]:
+        problem = ' '.join(str(failure[0]).split())[:300] or type(failure[0]).__name__
+        raise UserError(f'{text}: cannot be reached ({problem}); see docs/launch.md')
+    return path
+
+
+def write_whole(file: epath.Path, data: bytes) -> None:
+    """Writes a file so that readers see all of it or none of it; makes its folder if needed."""
+    if in_bucket(file):  # an object is written whole anyway
         file.write_bytes(data)
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.parent / f'{file.name}.{mark}'
+    partial = file.parent / f'{file.name}.partial'
     try:
         partial.write_bytes(data)
         partial.replace(file)
@@ -34,18 +112,46 @@ def write_whole(file: epath.Path, data: bytes, mark: str = 'partial') -> None:
         raise
 
 
+def read_through(path: epath.Path) -> None:
+    """Reads every file of a folder once. Raises OSError where one exists and cannot be read."""
+    if path.is_dir():
+        for child in path.iterdir():  # rglob would pass over a folder without permission
+            read_through(child)
+        return
+    with contextlib.suppress(FileNotFoundError), path.open('rb') as file:
+        while file.read(1 << 24):
+            pass
+
+
 def brief(error: BaseException) -> str:
-    """An exception's first line, or else its name."""
+    """Returns an exception's first line, or its name if it has none."""
     return (str(error).splitlines() or [''])[0][:300] or type(error).__name__
 
 
-def is_access_error(error: BaseException) -> type[KeyfoldError] | None:
-    """What an error is that says nothing of a file but of the way to it: no memory, no permission
-    (UserError), no network (Unavailable). None for an error of the file itself.
+def access_error(error: BaseException) -> type[KeyfoldError] | None:
+    """Classifies an error of access, as opposed to one in what a file contains.
+
+    Returns UserError for a missing permission; Unavailable for memory, threads, descriptors,
+    devices and the network, since a restart may help; None for a missing file or bad contents.
     """
-    if isinstance(error, MemoryError | PermissionError):
-        return UserError
-    if isinstance(error, ConnectionError | TimeoutError):
-        return Unavailable
-    told = f'{type(error).__module__} {error}'
-    return UserError if REFUSED.search(told) else Unavailable if UNANSWERED.search(told) else None
+    link: BaseException | None = error
+    while link is not None:
+        text = f'{type(link).__module__} {link}'
+        if isinstance(link, PermissionError) or REFUSED.search(text):
+            return UserError
+        missing = isinstance(link, FileNotFoundError)
+        blocked = isinstance(link, OSError | MemoryError | RuntimeError) and not missing
+        if blocked or UNANSWERED.search(text):
+            return Unavailable
+        link = link.__cause__ or link.__context__
+    return None
+
+
+@contextlib.contextmanager
+def access_checked(path: epath.Path) -> Iterator[None]:
+    """Turns an OSError inside into one line that names `path` and the cause."""
+    try:
+        yield
+    except OSError as error:
+        kind = access_error(error) or UserError
+        raise kind(f'{path}: cannot be read or written ({brief(error)})') from error

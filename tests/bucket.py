@@ -24,7 +24,8 @@ PLACES = {  # what is called, by the path of a request
     'move': r'/storage/v1/b/([^/]+)/o/([^/]+)/moveTo/o/([^/]+)',
 }
 KNOWN = {
-    'alt', 'delimiter', 'ifGenerationMatch', 'ifGenerationNotMatch', 'maxResults', 'name', 'prefix',
+    'alt', 'delimiter', 'generation', 'ifGenerationMatch', 'ifGenerationNotMatch', 'maxResults',
+    'name', 'prefix',
     'prettyPrint', 'projection', 'tensorstore', 'uploadType', 'upload_id',
 }  # fmt: skip
 
@@ -141,6 +142,8 @@ class Request(http.server.BaseHTTPRequestHandler):
         if name not in self.objects:
             return self.refuse(404, f'No such object: {self.bucket}/{name}')
         (generation, data), facts = self.objects[name], self.facts(name)
+        if self.query.get('generation', facts['generation']) != facts['generation']:
+            return self.refuse(404, f'No such object: {self.bucket}/{name}')
         if self.query.get('ifGenerationNotMatch') == str(generation):
             return self.answer(304)
         if self.query.get('alt') != 'media':
@@ -156,8 +159,13 @@ class Request(http.server.BaseHTTPRequestHandler):
         return self.answer(206, data[first : last + 1], **headers)
 
     def delete_object(self, name: str) -> None:
-        """Deletes it."""
-        if self.objects.pop(name, None) is None:
+        """Deletes it, if it is as the call wants it to be."""
+        if self.query.get('ifGenerationMatch', '') not in (
+            '',
+            str(self.objects.get(name, (0,))[0]),
+        ):
+            self.refuse(412, 'At least one of the pre-conditions did not hold.')
+        elif self.objects.pop(name, None) is None:
             self.refuse(404, f'No such object: {self.bucket}/{name}')
         else:
             self.answer(204)
@@ -167,6 +175,14 @@ class Request(http.server.BaseHTTPRequestHandler):
         match self.query.get('uploadType'), self.headers.get('Content-Range'):
             case 'media', None:
                 self.store(self.query['name'], self.body)
+            case 'multipart', None:  # JSON with the name, then the data
+                mark = (
+                    b'--'
+                    + self.headers['Content-Type'].partition('boundary=')[2].strip('"').encode()
+                )
+                _, facts, data, _ = self.body.split(mark)
+                _, _, facts = facts.partition(b'\r\n\r\n')
+                self.store(json.loads(facts)['name'], data.partition(b'\r\n\r\n')[2][:-2])
             case 'resumable', None:
                 self.answer(200, Location=f'{self.server.url}{self.path}&upload_id=1')
             case 'resumable', str(span) if not span.endswith('*'):

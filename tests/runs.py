@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from runtime import ledger_files
+from runtime import ledger
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILED = tempfile.mkdtemp(prefix='keyfold-compiled-')  # shared by the processes of one session
@@ -119,5 +119,5 @@ def outcome(workdir: Path) -> dict[str, Any]:
     """All that two runs must share to be the same run: summary, and the bits of every step."""
     summary = json.loads((workdir / 'summary.json').read_text())
     kept = ('step', 'eval', 'state_fingerprint', 'root_key', 'num_shards')
-    book = ledger_files.read(epath.Path(workdir) / 'ledger')
+    book = ledger.read(epath.Path(workdir) / 'ledger')
     return {name: summary[name] for name in kept} | {'ledger': book.tobytes()}

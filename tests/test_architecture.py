@@ -99,7 +99,7 @@ def task_modules() -> list[str]:
 
 @pytest.mark.parametrize('task', task_modules())
 def test_every_option_is_read(task: str) -> None:
-    """An option is read as an attribute of its section or of a config, or with its whole section."""
+    """An option is read as an attribute of its section or of a config, or with its section."""
     read = set()
     for file in files(*CORE):
         for node in ast.walk(parsed(file)) if file != 'configs/schema.py' else ():

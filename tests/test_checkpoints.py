@@ -1,9 +1,18 @@
-"""A checkpoint gives back exactly what was saved, or is seen to be damaged."""
+"""A checkpoint gives back exactly what was saved, or is seen to be damaged; a good one never is."""
 
+import builtins
+import contextlib
+import errno
 import gc
+import os
+import re
+import resource
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +23,9 @@ import optax
 import pytest
 from etils import epath
 
-from errors import SaveFailed, UserError
+from errors import KeyfoldError, SaveFailed, Unavailable, UserError
 from runtime import checkpoints
-from runtime.checkpoints import Checkpoints
+from runtime.checkpoints import Checkpoints, Damaged
 from training import keys, state
 from training.state import TrainState, abstract_state
 
@@ -171,3 +180,190 @@ def test_changed_description_is_noticed(saved: Any) -> None:
     path.write_text(path.read_text().replace('good', 'gold'))
     with pytest.raises(ValueError, match='not as written'):
         checkpoints.read_record(epath.Path(path.parent.parent))
+
+
+# A good checkpoint is never called damaged
+
+CODES = ('EACCES', 'EIO', 'EMFILE', 'ENFILE', 'ENOMEM', 'ESTALE', 'EDQUOT', 'ETIMEDOUT', 'EROFS')
+
+
+def refused(workdir: Path, layout: Any) -> KeyfoldError:
+    """Returns the one-line error of a restore that must move nothing."""
+    before = {path: path.lstat().st_mtime for path in workdir.rglob('*')}
+    with pytest.raises(KeyfoldError) as caught:
+        restore(workdir, layout)
+    assert not isinstance(caught.value, Damaged)
+    assert '\n' not in str(caught.value)
+    assert 'damaged' not in str(caught.value)
+    assert {path: path.lstat().st_mtime for path in workdir.rglob('*')} == before
+    return caught.value
+
+
+@pytest.mark.parametrize('code', CODES)
+@pytest.mark.parametrize('victim', ['run/metadata', 'state/_METADATA'])
+def test_file_that_cannot_be_opened_ends_the_run_with_the_cause(
+    saved: Any, monkeypatch: pytest.MonkeyPatch, victim: str, code: str
+) -> None:
+    workdir, layout = saved
+    path, number = str(workdir / 'checkpoints' / '2' / victim), getattr(errno, code)
+    opened, os_opened = builtins.open, os.open
+
+    def fail(opener: Any) -> Any:
+        def injected(file: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(file, str | os.PathLike) and os.fspath(file) == path:
+                raise OSError(number, os.strerror(number), path)
+            return opener(file, *args, **kwargs)
+
+        return injected
+
+    monkeypatch.setattr('io.open', fail(opened))
+    monkeypatch.setattr(builtins, 'open', fail(opened))
+    monkeypatch.setattr(os, 'open', fail(os_opened))
+    error = refused(workdir, layout)
+    assert f'[Errno {number}]' in str(error)
+    assert isinstance(error, UserError if code == 'EACCES' else Unavailable)
+    monkeypatch.undo()
+    assert int(restore(workdir, layout).step) == 2
+
+
+@pytest.mark.parametrize(
+    ('status', 'kind'),
+    [('PERMISSION_DENIED', UserError), ('RESOURCE_EXHAUSTED', Unavailable),
+     ('UNAVAILABLE', Unavailable), ('ABORTED', Unavailable)],
+)  # fmt: skip
+def test_status_of_tensorstore_that_is_of_access_ends_the_run(
+    saved: Any, monkeypatch: pytest.MonkeyPatch, status: str, kind: type[KeyfoldError]
+) -> None:
+    """It reads in C++, out of the reach of a patched open: it raises ValueError for all."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ValueError(f'{status}: Error opening "zarr" driver: Failed to open: "d/1"')
+
+    workdir, layout = saved
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, 'restore', fail)
+    assert isinstance(refused(workdir, layout), kind)
+
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError("can't start new thread")])
+def test_lack_of_memory_or_threads_ends_the_run(
+    saved: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ValueError('while reading an array') from error
+
+    workdir, layout = saved
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, 'restore', fail)
+    assert isinstance(refused(workdir, layout), Unavailable)
+
+
+def test_error_without_a_known_cause_is_damage_only_if_every_file_can_be_read(
+    saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ValueError('something is wrong with an array')
+
+    workdir, layout = saved
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, 'restore', fail)
+    loop = workdir / 'checkpoints' / '2' / 'state' / 'd' / 'loop'
+    loop.symlink_to(loop)
+    assert 'Too many levels of symbolic links' in str(refused(workdir, layout))
+    loop.unlink()
+    keeper = Checkpoints(epath.Path(workdir), read_only=True)
+    with pytest.raises(Damaged, match='something is wrong with an array'):
+        keeper.read(2, abstract_state(lambda _: small_state(layout, 0), 'rbg', layout))
+
+
+@pytest.mark.parametrize('spare', range(6))
+def test_good_checkpoint_is_not_called_damaged_without_file_descriptors(
+    saved: Any, spare: int
+) -> None:
+    """However few descriptors are left, it is restored or the cause is reported."""
+    workdir, layout = saved
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    filled = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while filled[-1] < 200:
+            filled.append(os.open(os.devnull, os.O_RDONLY))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (filled[-1] + 1 + spare, hard))
+        if spare < 1:
+            with pytest.raises(Unavailable, match='Too many open files'):
+                restore(workdir, layout)
+        else:
+            with contextlib.suppress(Unavailable):
+                assert int(restore(workdir, layout).step) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in filled:
+            os.close(descriptor)
+    assert not (workdir / 'damaged').exists()
+    assert int(restore(workdir, layout).step) == 2
+
+
+NAMES = """
+import os, sys
+from errors import UserError
+from runtime.storage import open_location
+for name in os.listdir(b'.'):
+    try:
+        print(open_location(os.fsdecode(name)).name.encode())
+    except UserError as error:
+        print('refused', ascii(str(error)))
+"""
+
+
+@pytest.mark.parametrize(
+    ('locale', 'name', 'works'),
+    [
+        ('C.UTF-8', 'café'.encode(), True),
+        ('C.UTF-8', 'caf\xe9'.encode('latin-1'), False),
+        ('C', b'run', True),
+        ('C', 'café'.encode(), False),  # Python sees other characters than TensorStore
+    ],
+)
+def test_workdir_that_python_and_tensorstore_see_differently_is_refused_at_once(
+    tmp_path: Path, locale: str, name: bytes, works: bool
+) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b'/' + name)
+    plain = {'LC_ALL': locale, 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, '-c', NAMES],
+        cwd=tmp_path,
+        env=os.environ | plain | {'PYTHONPATH': root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = repr(name) if works else r'refused .*expected a name in UTF-8 and a UTF-8 locale'
+    assert re.match(re.escape(expected) if works else expected, done.stdout), done
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A workdir whose `checkpoints/` is there and cannot be written."""
+    folder = tmp_path / 'checkpoints'
+    folder.mkdir()
+    if os.geteuid() != 0:
+        folder.chmod(0o500)
+        yield tmp_path
+        return
+    mount = ['mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('root writes anywhere, and may not mount here')
+    yield tmp_path
+    subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def test_checkpoints_that_cannot_be_written_are_found_before_the_first_step(
+    read_only: Path,
+) -> None:
+    workdir = epath.Path(read_only)
+    with pytest.raises(KeyfoldError, match=rf'^{workdir}/checkpoints: cannot be .* written \('):
+        Checkpoints(workdir)
+    Checkpoints(workdir, read_only=True)
+
+
+def test_file_in_the_place_of_checkpoints_is_found_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / 'checkpoints').write_text('')
+    with pytest.raises(KeyfoldError, match=r'checkpoints: cannot be .*Not a directory'):
+        Checkpoints(epath.Path(tmp_path))

@@ -11,13 +11,17 @@ import yaml
 from absl import flags
 
 import train
-from errors import NonFinite, SaveFailed, UserError
+from errors import REQUEUE, NonFinite, SaveFailed, TakenOver, UserError
 from launch import local_pod
-from runtime import lock, preemption
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'launch' / 'k8s').glob('*.yaml'))
-MENDED_BY_PEOPLE = [UserError.exit_code, NonFinite.exit_code, lock.LOST, SaveFailed.exit_code]
+MENDED_BY_PEOPLE = [
+    UserError.exit_code,
+    NonFinite.exit_code,
+    TakenOver.exit_code,
+    SaveFailed.exit_code,
+]
 
 
 def parts(file: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -55,7 +59,7 @@ def test_only_what_a_new_start_can_mend_starts_again(file: Path) -> None:
         'values': codes['values'],
     }
     assert codes['values'] == MENDED_BY_PEOPLE
-    assert preemption.EXIT_CODE not in codes['values']
+    assert REQUEUE not in codes['values']
     (of_jobs,) = jobset['spec']['failurePolicy']['rules']
     assert of_jobs['action'] == 'FailJobSet'
     assert of_jobs['onJobFailureReasons'] == ['PodFailurePolicy']  # of FailJob; others: restart
@@ -68,8 +72,8 @@ def test_all_launchers_know_the_same_exit_codes() -> None:
     script = (ROOT / 'launch' / 'tpu_vm.sh').read_text()
     (final,) = re.findall("^FINAL='(.*)'", script, re.MULTILINE)
     assert [int(code) for code in final.split()] == [0, *MENDED_BY_PEOPLE]
-    assert f'\nASKED_TO_STOP={preemption.EXIT_CODE}\n' in script
-    assert list(local_pod.FINAL) == [0, *MENDED_BY_PEOPLE, preemption.EXIT_CODE]
+    assert f'\nASKED_TO_STOP={REQUEUE}\n' in script
+    assert list(local_pod.FINAL) == [0, *MENDED_BY_PEOPLE, REQUEUE]
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.name)

@@ -15,7 +15,7 @@ from etils import epath
 
 import train
 from input_pipeline import reviews
-from runtime import ledger_files
+from runtime import ledger
 from tasks.classification import DataConfig
 from tests.test_resume import small_config
 from tools import curves, plot, report
@@ -170,7 +170,7 @@ def test_texts_of_the_data_stay_text_and_lost_data_is_told(tmp_path: Path) -> No
 def test_curves_are_those_of_ledger_and_summary(classifier_run: Trained, tmp_path: Path) -> None:
     run, summary = classifier_run
     found = curves.read(epath.Path(run))
-    rows = ledger_files.read(epath.Path(run) / 'ledger')
+    rows = ledger.read(epath.Path(run) / 'ledger')
     steps, losses = found['step/loss'].T
     assert steps.tolist() == list(range(1, 13))
     assert losses.tolist() == (rows['loss'].astype(float) / rows['weight']).tolist()

@@ -24,8 +24,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from errors import REQUEUE
 from runtime import processes
-from runtime.preemption import EXIT_CODE
 from tests import runs
 
 pytestmark = pytest.mark.long
@@ -205,9 +205,9 @@ def test_stopped_killed_and_preempted_it_goes_on_to_the_same_bits(
     wait_for((run / 'checkpoints' / '2').exists, first)
     assert cloud.run('stop')[0] == 0
     code, output, errors = ended(first)
-    assert code == EXIT_CODE, output + errors
+    assert code == REQUEUE, output + errors
     assert not (run / 'lock.json').exists()
-    assert f'ended with exit code {EXIT_CODE}' in cloud.run('status')[1]
+    assert f'ended with exit code {REQUEUE}' in cloud.run('status')[1]
 
     again = cloud.start('watch', *flags)
     saved = set((run / 'checkpoints').iterdir())
@@ -231,7 +231,7 @@ AWKWARD = ["--config.a=it's $HOME", '--config.b=two  spaces "and" `quotes`', '--
 
 
 def test_flags_arrive_on_the_workers_as_they_were_given(cloud: Cloud) -> None:
-    record = f'import json, sys; print(json.dumps(sys.argv[1:]))\nprint({EXIT_CODE})'
+    record = f'import json, sys; print(json.dumps(sys.argv[1:]))\nprint({REQUEUE})'
     cloud.put('worker-python', record, sys.executable)
     code, output, errors = cloud.run('resume', *RUN, *AWKWARD)
     assert code == 0, errors
@@ -244,7 +244,7 @@ def test_flags_arrive_on_the_workers_as_they_were_given(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize(
     ('codes', 'end', 'starts'),
-    [([2, 0], 2, 1), ([EXIT_CODE, 137, 0, 1], 0, 3), ([1, EXIT_CODE, 1, 1, 1, 0], 1, 5)],
+    [([2, 0], 2, 1), ([REQUEUE, 137, 0, 1], 0, 3), ([1, REQUEUE, 1, 1, 1, 0], 1, 5)],
 )
 def test_watch_starts_again_what_may_go_better(
     cloud: Cloud, codes: list[int], end: int, starts: int
@@ -405,6 +405,7 @@ def test_other_hosts_are_asked_for_only_where_there_is_a_tpu(
 ON_A_TPU_VM = """
 import os, jax
 from jax._src.clusters import cloud_tpu_cluster
+from errors import REQUEUE
 from runtime import processes
 
 cloud_tpu_cluster.running_in_cloud_tpu_vm = True  # as where there are TPU chips, and libtpu

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from runtime import ledger_files
+from runtime import ledger
 from tests import runs
 
 OTHER = os.environ.get('KEYFOLD_OTHER_PYTHON', '')
@@ -85,7 +85,7 @@ def test_both_stacks_train_on_the_same_batches_and_keys_and_agree_to_rounding(
     books = []
     for name, python in (('here', sys.executable), ('there', OTHER)):
         train(python, tmp_path / name)
-        books.append(ledger_files.read(epath.Path(tmp_path / name) / 'ledger'))
+        books.append(ledger.read(epath.Path(tmp_path / name) / 'ledger'))
     here, there = books
     for column in ('step', 'batch', 'keys', 'tokens', 'weight'):
         np.testing.assert_array_equal(here[column], there[column], err_msg=column)
@@ -102,7 +102,7 @@ def test_a_checkpoint_of_one_stack_is_resumed_by_the_other_with_a_warning(
     printed = train(order[1], tmp_path / 'moved', devices=4, optimizer__decay_steps=24)
     assert 'rung 4' in printed
     whole, moved = (
-        ledger_files.read(epath.Path(tmp_path / name) / 'ledger') for name in ('whole', 'moved')
+        ledger.read(epath.Path(tmp_path / name) / 'ledger') for name in ('whole', 'moved')
     )
     for column in ('step', 'batch', 'keys'):
         np.testing.assert_array_equal(whole[column], moved[column], err_msg=column)

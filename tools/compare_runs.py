@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from errors import KeyfoldError, UserError
-from runtime import ledger_files
+from runtime import ledger
 from runtime.command_line import existing_run, refuse
 from tools.arguments import Arguments
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 def load(workdir: str) -> Run:
     """Loads a run. Raises UserError if there is none or its ledger is incomplete."""
     path = existing_run(workdir)
-    rows = ledger_files.read(path / 'ledger')
+    rows = ledger.read(path / 'ledger')
     last = int(rows['step'][-1])
     files = {int(p.parts[-3]): p for p in path.glob('checkpoints/*/run/metadata')
              if p.parts[-3].isdecimal()}  # fmt: skip

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from errors import UserError
 from reporting.tensorboard import Event
-from runtime import ledger_files
+from runtime import ledger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +39,8 @@ def read(run: epath.Path) -> Curves:
                 if value.HasField('simple_value'):  # a resumed run repeats what it had lost
                     points[value.tag][event.step] = value.simple_value
     found = {name: np.array(sorted(by_step.items())) for name, by_step in points.items()}
-    if ledger_files.segments(run / 'ledger'):
-        rows = ledger_files.read(run / 'ledger')
+    if ledger.segments(run / 'ledger'):
+        rows = ledger.read(run / 'ledger')
         with np.errstate(invalid='ignore', divide='ignore'):  # a step may be not finite
             loss = rows['loss'].astype(np.float64) / rows['weight']
         found['step/loss'] = np.column_stack([rows['step'], loss])

@@ -21,9 +21,9 @@ from etils import epath
 import tasks
 from errors import KeyfoldError, UserError
 from reporting import log as logs
-from runtime.checkpoints import Checkpoints, RunRecord, damage_as_user_error
+from runtime.checkpoints import Checkpoints, RunRecord
 from runtime.command_line import existing_run, refuse
-from runtime.paths import open_location
+from runtime.storage import open_location
 from tasks.task import Predictor
 from tools.arguments import Arguments
 from training.mesh import make_layout, make_mesh
@@ -78,25 +78,21 @@ def newest(run: epath.Path) -> tuple[Checkpoints, int, RunRecord]:
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f'{run}: expected the workdir of a run, found no checkpoint')
-    with damage_as_user_error(run):
-        return checkpoints, steps[-1], checkpoints.record(steps[-1])
+    return checkpoints, steps[-1], checkpoints.record(steps[-1])
 
 
 def load(run: epath.Path) -> tuple[Predictor, Any, RunRecord]:
-    """The predictor of a run, its parameters, and the run_record of the checkpoint that they are from.
+    """Returns a run's predictor and parameters, and the run record that they are from.
 
     Raises UserError without a whole checkpoint.
     """
     checkpoints, step, run_record = newest(run)
-    with damage_as_user_error(run):
-        config, predictor = tasks.predictor_from_record(run_record)
-        layout = make_layout(
-            config, run_record['manifest']['num_shards'], make_mesh(jax.devices()[:1])
-        )
-        optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1))
-        create_state = make_create_state(predictor.init, optimizer, layout)
-        target = abstract_state(create_state, config.prng_impl, layout)
-        return predictor, checkpoints.read(step, target).params, run_record
+    config, predictor = tasks.predictor_from_record(run_record)
+    layout = make_layout(config, run_record['manifest']['num_shards'], make_mesh(jax.devices()[:1]))
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1))
+    create_state = make_create_state(predictor.init, optimizer, layout)
+    target = abstract_state(create_state, config.prng_impl, layout)
+    return predictor, checkpoints.read(step, target).params, run_record
 
 
 def predictions(

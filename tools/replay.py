@@ -23,8 +23,8 @@ import tasks
 from errors import KeyfoldError, UserError
 from input_pipeline.batches import batch_order, train_batches
 from reporting import log as logs
-from runtime import backend, ledger_files, resume
-from runtime.checkpoints import Checkpoints, damage_as_user_error
+from runtime import backend, ledger, resume
+from runtime.checkpoints import Checkpoints
 from runtime.command_line import existing_run, refuse
 from tasks.task import Task
 from tools.arguments import Arguments
@@ -62,8 +62,7 @@ def replay(run: epath.Path, step: int) -> bool:
     before = max((s for s in steps if s < step), default=None)
     if before is None:
         raise UserError(f'{run}: expected a checkpoint from before step {step}, found {steps}')
-    with damage_as_user_error(run):
-        saved = checkpoints.record(before)
+    saved = checkpoints.record(before)
     config = tasks.config_from_record(saved)
     backend.prepare(resume.recorded_cpu_threads(saved), config.matmul_precision)
     backend.check()
@@ -73,8 +72,7 @@ def replay(run: epath.Path, step: int) -> bool:
     layout = make_layout(config, run_record['manifest']['num_shards'], mesh)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
     create_state = make_create_state(task.init, optimizer, layout)
-    with damage_as_user_error(run):
-        state = checkpoints.read(before, abstract_state(create_state, config.prng_impl, layout))
+    state = checkpoints.read(before, abstract_state(create_state, config.prng_impl, layout))
 
     # A copy: the loader's threads use it while the state's buffers are donated.
     epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))
@@ -149,7 +147,7 @@ def worst(losses: np.ndarray) -> list[int]:
 
 def same_as_ledger(run: epath.Path, step: int, row: np.ndarray, columns: dict[str, str]) -> bool:
     """Says which of the words of a step's row are not those of the run's ledger."""
-    book = ledger_files.read(run / 'ledger')
+    book = ledger.read(run / 'ledger')
     if not book['step'][0] <= step <= book['step'][-1]:
         print(f'the ledger ends at step {book["step"][-1]}: nothing to compare with')
         return True
