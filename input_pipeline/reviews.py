@@ -1,4 +1,6 @@
-"""Film reviews from a grammar and a seed: a sentiment task that needs no download.
+"""Generates film reviews from a grammar and a seed: a sentiment task that needs no download.
+
+These are generated sentences, not reviews that people wrote.
 
 A label is computed, never guessed: a clause starts with an opinion word, each frame around it keeps
 or flips its polarity ('no one could say that ...'), and of two clauses at odds the frame says which
@@ -10,6 +12,7 @@ in its fifth. Other seeds give word counts 63 to 68%.
 
 import random
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 LABEL_NAMES = ('negative', 'positive')
@@ -25,84 +28,10 @@ def _rules(text: str) -> dict[str, list[str]]:
     return {name: options.split(' | ') for name, options in rules}
 
 
-# A slot {x} is filled with an option of rule x: {+x} with one of the polarity at hand, where 'x-'
-# blames and 'x+' praises, and {-x} with one of the other. A frame keeps the polarity of the words
-# put into it, a flipped frame turns it round. Nouns in -s are plural, the others singular.
-RULES = _rules("""
-film: film | movie | picture;
-film-: boring | tedious | hollow | shallow; film+: enjoyable | absorbing | charming | memorable;
-story: plot | story | script | premise | ending | twists | subplots | final scenes;
-story-: dull | muddled | stale | contrived; story+: gripping | clever | touching | inventive;
-acting: cast | acting | lead actor | heroine | actors | performances | characters;
-acting-: wooden | stiff | lifeless | bland; acting+: convincing | likeable | lively | engaging;
-look: photography | camera work | set design | animation | costumes | special effects | images;
-look-: ugly | murky | drab | garish; look+: handsome | striking | elegant | stylish;
-sound: music | score | soundtrack | title song | songs | musical numbers;
-sound-: grating | shrill | intrusive | monotonous; sound+: haunting | rousing | lovely | tuneful;
-humour: humour | comedy | dialogue | banter | jokes | gags | punchlines;
-humour-: lame | crude | laboured | witless; humour+: witty | funny | sharp | amusing;
-pace: pacing | editing | direction | rhythm | action scenes | chases;
-pace-: sluggish | clumsy | uneven | sloppy; pace+: brisk | assured | confident | graceful;
-
-strong-: dreadful | awful | terrible | dismal; strong+: superb | wonderful | brilliant | terrific;
-adj: {+mild} | {+mild} | {+strong}; degree: {+very} {+mild} | {utterly} {+strong};
-very-: very | really | rather | quite | a little; very+: very | really | rather | quite | truly;
-utterly: absolutely | truly | simply | utterly; trailer: trailer | opening | prologue;
-shine-: disappoint | annoy | irritate | bore | misfire | fall flat | fall apart | wear thin;
-shine+: convince | delight | shine | charm | dazzle | ring true | hold up | win you over;
-love-: hate | dislike | resent | detest; love+: love | enjoy | admire | adore;
-beats-: is {+better} than | is a step down from | is no match for | falls short of;
-beats+: is {+better} than | is a step up from | improves on | outclasses;
-better-: worse | weaker; better+: better | stronger;
-any: {+strong} | {-strong}; dull: {+film} | {+film} | {+strong}; dull film: a {dull} {film};
-the dull plot: the {adj} {noun} | its {adj} {noun};
-
-original: original | first film | novel | stage play | television series;
-genre: comedy | thriller | drama | western | musical | war film | ghost story;
-name: keller | moreau | tanaka | okafor | lindgren | rossi | silva | novak | haddad | byrne;
-place: lisbon | oslo | cairo | montreal | a small village | the desert | the alps;
-job: nurse | teacher | sailor | farmer | pianist | detective | baker;
-number: eighty | ninety | one hundred; day: monday | tuesday | thursday | friday | saturday;
-
-plain: {np} {is} {adj} | {np} {is} {adj} | {np} {is} {degree} | {np} {shines} | {np} always {shines}
-    | {np} {is} {adj} from start to finish;
-plain flipped: {np} {is} not {adj} | {np} {is} not very {+mild} | {np} {is} never {adj}
-    | {np} {is} hardly {adj} | {np} {is} anything but {adj} | {np} {is} far from {adj}
-    | {np} {does} not {shine} | {np} never {shines} | {np} hardly ever {shines};
-framed: i {loved} {np} | i really {loved} {np} | i found {np} {adj} | i found {np} {degree}
-    | there is something {adj} about {np} | {np} {is} nothing short of {+strong}
-    | both the {trailer} and {np} {shine} | {np} {is} never less than {adj}
-    | it is easy to {love} {np} | it is hard not to {love} {np};
-framed flipped: i did not {love} {np} | i never found {np} {adj} | no one could call {np} {adj}
-    | there is nothing {adj} about {np} | neither the {trailer} nor {np} {shines}
-    | it is hard to {love} {np} | no one will {love} {np};
-whole: this is {dull film} | it is {dull film} | {np} {+beats} the {any} {original}
-    | this version {+beats} the {any} {original};
-whole flipped: this is not {dull film} | no one could call it {dull film}
-    | {np} is no {+better} than the {-strong} {original}
-    | this version is no {+better} than the {-strong} {original};
-fragment: {dull film} | what {dull film} | a {dull} {genre} | what a {dull} {genre}
-    | a {dull} {genre} about a {job} | {degree} | {+mild} and {+strong};
-fragment flipped: not {dull film} | hardly a {dull} {genre} | never {adj} | not {adj} at all
-    | far from {adj} | not a {dull} {genre} about a {job};
-report: there is no denying that {} | no one will deny that {} | i have no doubt that {};
-report flipped: no one could say that {} | it is not true that {} | it is wrong to say that {};
-
-contrast: {lost} , but {} | {lost} , but {} | {lost} , yet {} | {lost} . even so , {}
-    | although {lost} , {} | though {lost} , {} | despite {the dull plot} , {}
-    | for all the talk of {the dull plot} , {} | i had heard of {the dull plot} , yet {}
-    | critics called it {dull film} , yet {} | i expected {dull film} , but {}
-    | the poster promised {dull film} , but {} | my friends {loved} it , yet {}
-    | {} , although {lost} | {} , though {lost} | {} , even if {lost}
-    | {} , despite {the dull plot} | {} , whatever the critics say about {the dull plot};
-aside: it was directed by {name} . {} | {} . it runs for {number} minutes
-    | it was shot in {place} . {} | {} . we saw it on a {day} evening
-    | it is set in {place} . {} | {} . {name} wrote the {original}
-    | it is not a {genre} . {} | {} . it was never shown in {place}
-    | it was not filmed in {place} . {} | {} . no one in it is a {job}
-    | it follows a {job} in {place} . {} | {} . {name} plays the {job}
-    | in this {genre} from {place} , {} | in the new {genre} by {name} , {}
-""")
+# The grammar. A slot {x} is filled with an option of rule x: {+x} with one of the current polarity,
+# where 'x-' blames and 'x+' praises, and {-x} with one of the other. A frame keeps the polarity of
+# the words put into it; a flipped frame reverses it. Nouns in -s are plural, the others singular.
+RULES = _rules((Path(__file__).parent / 'reviews.txt').read_text())
 ASPECTS = ['story', 'acting', 'look', 'sound', 'humour', 'pace']
 
 

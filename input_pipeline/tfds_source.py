@@ -1,14 +1,13 @@
 """Texts and labels from TensorFlow Datasets (TFDS), without TensorFlow.
 
 Only the ArrayRecord file format can be read that way; data sets are prepared in it on first use.
-TFDS is imported where it is needed: it loads slowly, and other sources do without it.
+TFDS is imported when it is used, because it loads slowly and other sources do not need it.
 """
 
 import contextlib
 import difflib
 import socket
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from errors import UserError
 from input_pipeline.examples import Rows, not_among
 
 _FORMAT = 'array_record'
-_PROBE_SECONDS = 5.0
+_PROBE_SECONDS = 4.0
 _PORTS = {'https': 443, 'http': 80, 'ftp': 21}
 
 
@@ -56,14 +55,14 @@ def read(name: str, split: str, texts: Sequence[str], label: str = '', data_dir:
 
 def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
-    import tensorflow_datasets.text  # Which TFDS itself only gets to where TensorFlow is there.
+    import tensorflow_datasets.text  # TFDS itself imports it only if TensorFlow is installed
 
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     if data_dir and not root.is_dir():
         raise UserError(f'{data_dir}: no such folder here, expected one of prepared TFDS data sets')
     try:
         return tfds.builder(name, data_dir=root)
-    except Exception as error:  # TFDS has no common base, and raises AssertionError among others.
+    except Exception as error:  # TFDS's errors share no base class
         unversioned = name.partition(':')[0]
         base = unversioned.partition('/')[0]
         known = set(tfds.list_builders(with_community_datasets=False))
@@ -71,7 +70,7 @@ def _builder(name: str, data_dir: str) -> Any:
             known.update(f'{base}/{config}' for config in tfds.builder_cls(base).builder_configs)
         with contextlib.suppress(OSError):
             known.update(folder.name for folder in root.iterdir())
-        reason = _first_line(error).rpartition('": ')[2]  # Less TFDS's prefix of all arguments.
+        reason = _first_line(error).rpartition('": ')[2]  # without TFDS's prefix of all arguments
         if unversioned not in known:
             sought = unversioned if base in known else base
             nearest = difflib.get_close_matches(sought, sorted(known))
@@ -85,7 +84,7 @@ def _prepare(builder: Any) -> None:
         _require_network(builder)
         try:
             builder.download_and_prepare(file_format=_FORMAT)
-        except Exception as error:  # Whatever the data set's own code and its downloads raise.
+        except Exception as error:  # the data set's own code can raise anything
             raise UserError(f'{folder}: TFDS cannot prepare it: {_first_line(error)}') from error
     if not builder.info.splits:
         raise UserError(f'{folder}: {name!r} is prepared only in part; delete this folder')
@@ -98,33 +97,31 @@ def _prepare(builder: Any) -> None:
 
 
 def _require_network(builder: Any) -> None:
-    """Fails within seconds where TFDS, which retries its downloads, would take minutes."""
+    """Fails within seconds without a network, where TFDS would retry its downloads for minutes."""
     urls = [urlsplit(url) for url in builder.url_infos or ()]
     ports = {url.hostname: url.port or _PORTS[url.scheme] for url in urls if url.scheme in _PORTS}
-    hosts = list(ports.items())[:4]
+    hosts = list(ports.items())[:2]
     if not hosts or urllib.request.getproxies().keys() & {*_PORTS, 'all'}:
-        return  # Nothing known to download, or nothing that need be reachable but for the proxy.
-    reached: list[str] = []
+        return  # nothing known to download, or only the proxy has to be reachable
+    reached: list[tuple[str, int]] = []
 
-    def connect(host: str, port: int) -> None:
-        with contextlib.suppress(OSError):
-            socket.create_connection((host, port), _PROBE_SECONDS).close()
-            reached.append(host)
+    def connect() -> None:
+        for host in hosts:
+            with contextlib.suppress(OSError):
+                socket.create_connection(host, _PROBE_SECONDS).close()
+                reached.append(host)
 
-    # In threads that may be left behind, as looking up a host's name has no time limit.
-    threads = [threading.Thread(target=connect, args=host, daemon=True) for host in hosts]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + _PROBE_SECONDS
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    if not reached:
-        tried = ' or '.join(host for host, _ in hosts)
-        raise UserError(
-            f'TFDS data set {builder.info.full_name!r} is not prepared in {builder.data_dir} and '
-            f'cannot be downloaded: no connection to {tried}; prepare it where there is '
-            'one, copy the folder, and set TFDS_DATA_DIR or --config.data.data_dir to the copy'
-        )
+    # In a thread, because looking up the name of a host has no time limit.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(len(hosts) * _PROBE_SECONDS)
+    if reached:
+        return
+    raise UserError(
+        f'TFDS data set {builder.info.full_name!r} is not prepared in {builder.data_dir} and '
+        f'cannot be downloaded: no connection to {" or ".join(host for host, _ in hosts)}; prepare '
+        'it where there is one, copy the folder, and set TFDS_DATA_DIR or --config.data.data_dir'
+    )
 
 
 def _require_feature(builder: Any, name: str, kind: str) -> None:
@@ -160,7 +157,7 @@ def _records(builder: Any, where: str, split: str) -> Sequence[bytes]:
             split, file_format=_FORMAT, deserialize_method=DeserializeMethod.RAW_BYTES
         )
         records: Sequence[bytes] = source.__getitems__(range(len(source)))
-    except (ValueError, RuntimeError) as error:  # No such split; a file damaged or missing.
+    except (ValueError, RuntimeError) as error:  # no such split; a damaged or missing file
         raise UserError(f'{where}: {_first_line(error)}') from error
     return records
 
