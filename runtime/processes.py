@@ -119,7 +119,7 @@ def number_in(variable: str) -> int:
 
 
 def end_now(problem: str, code: int) -> NoReturn:
-    """Ends the process from any thread, with one line unless it is ''. Leaves no half-written file."""
+    """Ends the process from any thread, with a line unless `problem` is empty. Files stay whole."""
     newline = '\n' if sys.stderr.isatty() else ''  # below the live line, which nobody erases
     sys.stderr.write(f'{newline}{problem}\n' if problem else '')
     sys.stderr.flush()

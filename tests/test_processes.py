@@ -394,18 +394,4 @@ def test_exactness_names_the_layouts_and_leaves_out_what_does_not_divide(tmp_pat
     assert len(re.findall(r' s  [0-9a-f]{16} the same bits', output)) == 2
     code, output = ended(start([*command, '--config.reduction=psum', '--config.num_shards=8']))
     assert code == 1, output
-    assert 'not the bits of 1. The runs part at step' in output
-
-
-# seq2seq: from here to the end (docs/fork.md)
-
-
-@pytest.mark.long
-def test_processes_with_different_tasks_are_named(tmp_path: Path) -> None:
-    """They have other facts, and another number of them."""
-    run, other = tmp_path / 'run', {'config': 'configs/addition.py'}
-    for code, output in start_by_hand([run, run], {}, other):
-        assert code == 2, output
-        (told,) = errors(output)
-        assert 'the kind of task is not the same on process' in told
-    assert not run.exists()
+    assert 'not the bits of 1. The runs differ from step' in output
