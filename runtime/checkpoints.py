@@ -21,15 +21,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from errors import KeyfoldError, SaveFailed, UserError
-from runtime import processes
-from runtime.storage import (
-    access_checked,
-    access_error,
-    brief,
-    in_bucket,
-    read_through,
-    write_whole,
-)
+from runtime import processes, storage
 from training import keys
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
 
@@ -68,17 +60,14 @@ class Checkpoints:
         self._directory = workdir / 'checkpoints'
         self._quarantine = workdir / 'damaged'
         policies = ocp.checkpoint_managers
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[metric],
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        kept = [policies.LatestN(keep_newest), best]
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep_newest),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: metrics[metric],
-                        n=keep_best,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
@@ -86,14 +75,14 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._save: Save | None = None
         self._committed: int | None = None  # the newest step known to be committed
-        if not read_only and not in_bucket(workdir):
-            with access_checked(self._directory):
+        if not read_only and not storage.in_bucket(workdir):
+            with storage.access_checked(self._directory):
                 if self._directory.exists():
                     tempfile.TemporaryFile(dir=self._directory).close()
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, in order."""
-        with access_checked(self._directory):
+        with storage.access_checked(self._directory):
             return sorted(ocp.utils.checkpoint_steps(self._directory))
 
     def newest_record(self) -> RunRecord | None:
@@ -200,7 +189,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> None:
         assert self._save is not None
-        self._save = self._save._replace(problem=brief(error))
+        self._save = self._save._replace(problem=storage.brief(error))
         if jax.process_count() > 1:
             raise SaveFailed(self._not_saved()) from error
         logging.error('checkpoint: could not be written: %s', self._save.problem)
@@ -229,9 +218,9 @@ class Checkpoints:
                 return result
             problem = problem or f'{self._directory / str(step)}: damaged on another process'
             logging.warning('%s; moved to %s, using the one before', problem, self._quarantine)
-            with access_checked(self._quarantine):
+            with storage.access_checked(self._quarantine):
                 self._move(step, problem)
-        with access_checked(self._quarantine):
+        with storage.access_checked(self._quarantine):
             if self._quarantine.exists() and any(self._quarantine.iterdir()):
                 raise UserError(
                     f'{self._quarantine}: none of the checkpoints is whole; repair one and move '
@@ -245,7 +234,7 @@ class Checkpoints:
             number = sum(path.name.partition('.')[0] == str(step) for path in alike)
             name = f'{step}.{number}' if number else str(step)
             # The reason first: in a bucket a folder exists only once something is in it.
-            write_whole(self._quarantine / f'why-{name}.txt', f'{problem}\n'.encode())
+            storage.write_whole(self._quarantine / f'why-{name}.txt', f'{problem}\n'.encode())
             (self._directory / str(step)).rename(self._quarantine / name)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'moved {step}')
@@ -263,15 +252,15 @@ def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
     except KeyfoldError:
         raise
     except Exception as error:
-        problem, kind = error, access_error(error)
+        problem, kind = error, storage.access_error(error)
         if not kind:
             try:
-                read_through(checkpoint)
+                storage.read_through(checkpoint)
             except Exception as unreadable:  # OSError, or an exception of a bucket's client
-                problem, kind = unreadable, access_error(unreadable) or UserError
+                problem, kind = unreadable, storage.access_error(unreadable) or UserError
         if kind:
-            raise kind(f'{checkpoint}: cannot be read ({brief(problem)})') from error
-        raise Damaged(f'{checkpoint} is damaged ({brief(error)})') from error
+            raise kind(f'{checkpoint}: cannot be read ({storage.brief(problem)})') from error
+        raise Damaged(f'{checkpoint} is damaged ({storage.brief(error)})') from error
 
 
 def seal(run_record: RunRecord) -> RunRecord:

@@ -74,7 +74,7 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        holder = _parsed(named.read_text()) if named.exists() else {}
+        holder = _parsed(named.read_bytes()) if named.exists() else {}
         raise _refusal(workdir, holder) from error
     try:
         write_whole(named, json.dumps(_me()).encode())

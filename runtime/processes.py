@@ -119,9 +119,9 @@ def number_in(variable: str) -> int:
 
 
 def end_now(problem: str, code: int) -> NoReturn:
-    """Ends the process from any thread, with one line. No file is left half-written."""
+    """Ends the process from any thread, with a line unless `problem` is empty. Files stay whole."""
     newline = '\n' if sys.stderr.isatty() else ''  # below the live line, which nobody erases
-    sys.stderr.write(f'{newline}{problem}\n')
+    sys.stderr.write(f'{newline}{problem}\n' if problem else '')
     sys.stderr.flush()
     os._exit(code)
 
@@ -149,9 +149,7 @@ def bounded_end() -> Iterator[None]:
         raise
     finally:
         if code or jax.process_count() == 1:  # otherwise the others may still be working
-            timer = threading.Timer(LEAVE_SECONDS, os._exit, (code,))
-            timer.daemon = True
-            timer.start()
+            end_after(LEAVE_SECONDS, '', code)
 
 
 def require_same(*facts: dict[str, Any]) -> None:

@@ -115,6 +115,20 @@ def test_checkpoint_is_told_of_when_it_is_committed_and_never_if_that_fails(
         keeper.close()
 
 
+def test_failed_save_of_a_pod_ends_it_at_once_since_the_others_would_wait(
+    tmp_path: Path, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    keeper = Checkpoints(epath.Path(tmp_path))
+    keeper.save(small_state(layout(2), 1), HEADER, None, before=[full])
+    assert keeper.check() is None  # one process trains on
+    monkeypatch.setattr(checkpoints.jax, 'process_count', lambda: 2)
+    with pytest.raises(SaveFailed, match=r'No space left on device.*earlier ones are intact'):
+        keeper.save(small_state(layout(2), 2), HEADER, None, before=[full])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('damage', ['flipped bit', 'cut', 'emptied', 'deleted'])
 def test_damage_to_any_file_is_harmless_or_noticed(saved: Any, damage: str) -> None:

@@ -97,7 +97,12 @@ def test_time_to_stop_in_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('case', 'phases'),
     [
-        (faults.Case('configs/reviews.py', 1, signal.SIGTERM), faults.PHASES),
+        (faults.Case('configs/reviews.py', 1, signal.SIGTERM), ('step', 'save')),
+        pytest.param(
+            faults.Case('configs/reviews.py', 1, signal.SIGTERM),
+            faults.PHASES,
+            marks=pytest.mark.long,
+        ),
     ],
     ids=lambda part: Path(part.config).stem if isinstance(part, faults.Case) else '-'.join(part),
 )
@@ -248,7 +253,7 @@ def test_step_that_is_not_finite_stops_the_run_and_is_replayed(
     assert runs.outcome(tmp_path) == runs.outcome(tmp_path / 'undisturbed')
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_step_of_a_finished_run_is_replayed_on_another_device_count(tmp_path: Path) -> None:
     runs.finish(tmp_path / 'run', data__window_batches=1)  # so the order is asked for all the time
     before = sorted(path for path in tmp_path.rglob('*'))
@@ -298,7 +303,7 @@ def test_full_disk_is_told_and_loses_no_older_checkpoint(full_disk: Path, tmp_pa
     assert runs.outcome(run) == runs.outcome(tmp_path / 'undisturbed')
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pod_on_a_full_disk_ends_with_the_same_exit_code_and_loses_nothing(
     full_disk: Path, tmp_path: Path
 ) -> None:
@@ -330,7 +335,7 @@ def longer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('mended', [True, False])
+@pytest.mark.parametrize('mended', [pytest.param(True, marks=pytest.mark.long), False])
 def test_lost_permission_is_told_and_survived(
     tmp_path: Path, longer: dict[str, Any], mended: bool
 ) -> None:

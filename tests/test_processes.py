@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from errors import REQUEUE
+from errors import REQUEUE, UserError
+from runtime import processes
 from tests import runs
 
 ONE_PROCESS = (1, 2, 4, 8)
@@ -103,7 +104,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_same_bits_on_1_2_4_8_devices_and_on_2x4_and_4x2_processes(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -126,7 +127,7 @@ def test_same_bits_on_1_2_4_8_devices_and_on_2x4_and_4x2_processes(
         assert manifest['manifest']['device_count'] == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_same_bits_in_bfloat16(tmp_path: Path) -> None:
     short = {'num_steps': 6, 'data__bucket_lengths': '(42,)', 'model__compute_dtype': 'bfloat16'}
     runs.finish(tmp_path / 'one', devices=1, **short)
@@ -136,7 +137,7 @@ def test_same_bits_in_bfloat16(tmp_path: Path) -> None:
         assert runs.outcome(tmp_path / layout) == runs.outcome(tmp_path / 'one'), layout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sharded_optimizer_state_keeps_the_bits_on_any_layout_and_moves_with_the_run(
     tmp_path: Path,
 ) -> None:
@@ -171,7 +172,7 @@ def test_run_moved_between_layouts_equals_undisturbed_run(
     assert runs.outcome(run) == runs.outcome(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dead_process_stops_the_others_and_nothing_is_lost(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -202,7 +203,9 @@ def test_pod_with_a_dead_process_starts_again_and_equals_the_undisturbed_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    'number', [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL]
+)
 def test_no_process_outlives_the_launcher(tmp_path: Path, number: signal.Signals) -> None:
     if not sys.platform.startswith('linux'):
         pytest.skip('looks for processes in /proc')
@@ -319,32 +322,46 @@ def test_unreachable_coordinator_fails_in_bounded_time(tmp_path: Path, process: 
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.slow
+def pod_of_two(port: int, **env: str) -> dict[str, str]:
+    """Returns the environment of process 1 of 2, changed by `env`."""
+    return {
+        'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
+        'JAX_NUM_PROCESSES': '2',
+        'JAX_PROCESS_ID': '1',
+    } | env
+
+
 @pytest.mark.parametrize(
     ('env', 'told'),
     [
         ({'JAX_COORDINATOR_ADDRESS': 'localhost'}, 'localhost: expected HOST:PORT'),
         ({'JAX_PROCESS_ID': 'one'}, "JAX_PROCESS_ID = 'one': expected a whole number"),
         ({'JAX_NUM_PROCESSES': ''}, "JAX_NUM_PROCESSES = '': expected a whole number"),
-        ({'JAX_PROCESS_ID': '2'}, 'Got process_id=2, num_processes=2'),
         ({'JAX_PROCESS_ID': '0'}, 'the port is not free'),
     ],
 )
-def test_a_mistake_in_the_environment_is_one_line(
-    tmp_path: Path, env: dict[str, str], told: str
+def test_a_mistake_in_the_environment_is_found_before_anything_connects(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], told: str
 ) -> None:
+    monkeypatch.setattr(processes.jax.distributed, 'initialize', pytest.fail)
+    monkeypatch.setattr(processes.jax.config, 'update', lambda *_: None)
     with socket.create_server(('', 0)) as taken:
-        address = f'127.0.0.1:{taken.getsockname()[1]}'
-        pod = {
-            'JAX_COORDINATOR_ADDRESS': address,
-            'JAX_NUM_PROCESSES': '2',
-            'JAX_PROCESS_ID': '1',
-        }
-        process = start(['train.py', *small(tmp_path / 'run')], **(pod | env))
-        code, output = ended(process)
+        for name, value in pod_of_two(taken.getsockname()[1], **env).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError) as caught:
+            processes.join(60)
+    assert told in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_mistake_that_jax_finds_in_the_environment_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(('', 0)) as taken:
+        pod = pod_of_two(taken.getsockname()[1], JAX_PROCESS_ID='2')
+        code, output = ended(start(['train.py', *small(tmp_path / 'run')], **pod))
     assert code == 2, output
     (line,) = errors(output)
-    assert told in line
+    assert 'Got process_id=2, num_processes=2' in line
 
 
 @pytest.mark.parametrize(
@@ -366,7 +383,7 @@ def test_a_mistake_in_the_launchers_flags_is_one_line(flags: list[str]) -> None:
     assert "after ' -- '" in line
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_exactness_names_the_layouts_and_leaves_out_what_does_not_divide(tmp_path: Path) -> None:
     flags = small(tmp_path, num_shards=2, data__bucket_lengths='(42,)')
     flags = [flag for flag in flags if not flag.startswith('--workdir')]

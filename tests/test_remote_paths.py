@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -27,7 +27,7 @@ from runtime import command_line, lock, processes, storage
 from runtime.checkpoints import Checkpoints
 from tests import runs
 from tests.bucket import Storage
-from tests.test_processes import finish_pod, wait_for
+from tests.test_processes import finish_pod
 from tools import compare_runs, predict
 
 NUMBERS = itertools.count()
@@ -67,6 +67,14 @@ def objects(store: Storage, folder: epath.Path) -> dict[str, bytes]:
         for name, (_, data) in store.buckets[bucket].copy().items()
         if name.startswith(prefix)
     }
+
+
+def soon(condition: Callable[[], object]) -> None:
+    """Waits until a condition holds, and fails after half a minute."""
+    limit = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
 
 
 # A run
@@ -236,7 +244,7 @@ def test_run_whose_lease_was_taken_over_exits_with_4_and_leaves_the_new_lease(
     other = b'{"host": "elsewhere", "pid": 7, "id": "x"}'
     with lock.exclusive_workdir(workdir):
         store.put(workdir.parts[2], 'a/run/lock.json', other)
-        wait_for(lambda: ended)
+        soon(lambda: ended)
     assert ended[0] == (f'error: {workdir}: another run took it over', 4)
 
 
@@ -260,10 +268,10 @@ def test_lease_is_renewed_again_when_a_bucket_that_failed_is_back(
     with lock.exclusive_workdir(workdir):
         store.refused = '.'
         asked = len(store.calls)
-        wait_for(lambda: len(store.calls) > asked + 1)
+        soon(lambda: len(store.calls) > asked + 1)
         store.refused = '^$'
         before = objects(store, workdir)['lock.json']
-        wait_for(lambda: objects(store, workdir)['lock.json'] != before)
+        soon(lambda: objects(store, workdir)['lock.json'] != before)
 
 
 # What is in the way
