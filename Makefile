@@ -33,7 +33,7 @@ PIP_INSTALL := PIP_REQUIRE_VIRTUALENV=1 \
 # Written when a set-up is complete, so an interrupted one does not count.
 READY := $(VENV)/ready-$(ACCELERATOR)$(if $(EXTRAS),-$(EXTRAS))
 
-.PHONY: help setup train test test-all test-fast lint lock docs exactness gpu-check faults \
+.PHONY: help setup train test test-all test-fast lint lock exactness gpu-check faults \
     compile-check bench clean
 
 help:  ## list the targets
@@ -70,9 +70,6 @@ lock: $(READY)  ## write requirements*.txt from pyproject.toml; newer versions w
 	  sed $(STRIP) $(VENV)/base.txt; } >requirements.txt
 	{ echo '$(LOCK_HEADER) What only extras need.'; \
 	  grep -vxFf $(VENV)/base.txt $(VENV)/all.txt | sed $(STRIP); } >requirements-extras.txt
-
-docs: $(READY)  ## write docs/config.md from the fields that configs/ declares
-	$(VENV)/bin/python -m tools.knob_table >docs/config.md
 
 exactness: $(READY)  ## train CONFIG on several layouts and compare the bits
 	$(VENV)/bin/python -m tools.exactness --config="$(CONFIG)" $(ARGS)
