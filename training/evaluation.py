@@ -1,12 +1,12 @@
 """Exact evaluation: counts every example once, sums on the devices, divides once at the end."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
 
 from training.mesh import Layout
+from training.row import Tree
 from training.step import EvalSums, make_eval_step
 
 Metrics = dict[str, float]
@@ -17,14 +17,14 @@ def make_evaluate(
     metrics: Callable[[Metrics], Metrics],
     layout: Layout,
     batches: Callable[[], Iterator[dict[str, np.ndarray]]],
-) -> Callable[[Any], Metrics]:
+) -> Callable[[Tree], Metrics]:
     """Returns the function params -> metrics over all `batches()`.
 
     `batches()` yields this process's rows of global batches, all of one shape.
     """
     eval_step = make_eval_step(eval_sums, layout)
 
-    def evaluate(params: Any) -> Metrics:
+    def evaluate(params: Tree) -> Metrics:
         sums = jax.device_get([eval_step(params, layout.put(batch)) for batch in batches()])
         # Each float32 sum is the same on every layout, and float64 additions in a fixed order
         # keep it so.

@@ -1,15 +1,16 @@
 """Fingerprints of large values: on the device inside a step, on the host for files."""
 
 import hashlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from training.row import Tree
 
-def fingerprint(tree: Any, start: jax.Array | int = 0) -> jax.Array:
+
+def fingerprint(tree: Tree, start: jax.Array | int = 0) -> jax.Array:
     """Returns uint32 over all bits of a tree of 32-bit or 16-bit arrays, cheap enough per step.
 
     It adds each element, mixed, times an odd weight that depends on its position (`start` + index).
@@ -22,7 +23,7 @@ def fingerprint(tree: Any, start: jax.Array | int = 0) -> jax.Array:
     return total
 
 
-def shared_fingerprint(tree: Any, axis: str, devices: int) -> jax.Array:
+def shared_fingerprint(tree: Tree, axis: str, devices: int) -> jax.Array:
     """Returns the `fingerprint` of a replicated tree; each device of a mesh axis reads a part.
 
     Call it inside shard_map.
@@ -33,7 +34,7 @@ def shared_fingerprint(tree: Any, axis: str, devices: int) -> jax.Array:
     return jax.lax.psum(total, axis)
 
 
-def fingerprint_of_slices(slices: Any, axis: str) -> jax.Array:
+def fingerprint_of_slices(slices: Tree, axis: str) -> jax.Array:
     """Returns the `fingerprint` of a tree that is spread in slices [S/n, k] over a mesh axis.
 
     Zeros that pad the last slices do not count. Call it inside shard_map.
@@ -86,7 +87,7 @@ def on_host(leaf: jax.Array | np.ndarray) -> np.ndarray:
     return np.asarray(jax.device_get(leaf))
 
 
-def sha256_of(tree: Any) -> str:
+def sha256_of(tree: Tree) -> str:
     """Returns the hex SHA-256 of a tree of arrays, computed on the host.
 
     It covers the leaves in tree order: path, dtype, shape and little-endian bytes of each.

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs.schema import Config
 from errors import UserError
+from training.row import Tree
 
 DATA = 'data'
 
@@ -88,12 +88,12 @@ def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:
 
 
 def jit_on_mesh(
-    program: Callable[..., Any],
+    program: Callable[..., Tree],
     layout: Layout,
-    in_specs: Any,
-    out_specs: Any,
+    in_specs: Tree,
+    out_specs: Tree,
     donate: tuple[int, ...] = (),
-) -> Callable[..., Any]:
+) -> Callable[..., Tree]:
     """Compiles `program` to run on every device of the mesh, the same for any number of them.
 
     With check_vma=False the program owns every collective. Otherwise shard_map itself would sum

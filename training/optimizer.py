@@ -1,12 +1,11 @@
 """The update rule of a config, as an optax chain, and how a step applies it."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from configs.schema import OptimizerConfig
+from training.row import Tree
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -39,7 +38,7 @@ def make_optimizer(
     )
 
 
-def is_matrix(params: Any) -> Any:
+def is_matrix(params: Tree) -> Tree:
     """Returns True for kernels and embeddings, by name, because a ZeRO slice has lost its shape."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key in ('kernel', 'embedding'), params
@@ -61,11 +60,11 @@ def gradient_scale(weight: jax.Array, norm: jax.Array, clip_norm: float) -> jax.
 def update_if(
     finite: jax.Array,
     optimizer: optax.GradientTransformation,
-    grads: Any,
+    grads: Tree,
     scale: jax.Array,
     opt_state: optax.OptState,
-    params: Any,
-) -> tuple[Any, optax.OptState]:
+    params: Tree,
+) -> tuple[Tree, optax.OptState]:
     """Returns the next parameters and optimizer state if `finite`, otherwise the same ones.
 
     A branch, not a `where` on every array: with `where` XLA computes the new moments twice, once
@@ -74,7 +73,7 @@ def update_if(
     around it is fused into.
     """
 
-    def update(params: Any, opt_state: optax.OptState) -> tuple[Any, optax.OptState]:
+    def update(params: Tree, opt_state: optax.OptState) -> tuple[Tree, optax.OptState]:
         mean = jax.tree.map(lambda g: g * scale, grads)
         updates, new_state = optimizer.update(mean, opt_state, params)
         return optax.apply_updates(params, updates), new_state

@@ -11,17 +11,18 @@ Each device adds P values. At most 2 log2(S/n) + 1 partial sums are in memory.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from training.row import Tree
+
 LANES = 128  # a TPU vector register's width: a slice in whole registers moves as a true all-gather
 ROWS = 8
 
 
-def tree_sum_local(partial: Callable[[jax.Array], Any], first: jax.Array, count: int) -> Any:
+def tree_sum_local(partial: Callable[[jax.Array], Tree], first: jax.Array, count: int) -> Tree:
     """Adds `partial(shard)` in tree order over shards first .. first + count - 1, one at a time.
 
     Nested scans over two halves: O(log count) memory, and `partial` is compiled once.
@@ -30,7 +31,7 @@ def tree_sum_local(partial: Callable[[jax.Array], Any], first: jax.Array, count:
         return partial(first)
     half = count // 2
 
-    def sum_half(_: None, start: jax.Array) -> tuple[None, Any]:
+    def sum_half(_: None, start: jax.Array) -> tuple[None, Tree]:
         return None, tree_sum_local(partial, start, half)
 
     starts = first + half * jnp.arange(2, dtype=jnp.int32)
@@ -38,7 +39,7 @@ def tree_sum_local(partial: Callable[[jax.Array], Any], first: jax.Array, count:
     return jax.tree.map(lambda pair: pair[0] + pair[1], halves)
 
 
-def select_shard(parts: Any, index: jax.Array) -> Any:
+def select_shard(parts: Tree, index: jax.Array) -> Tree:
     """Selects the part [...] of one shard from a tree of arrays [S/n, ...], one row per shard."""
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), parts)
 

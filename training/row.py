@@ -1,9 +1,12 @@
-"""The row of a step: what the ledger keeps of it, as exact bits."""
+"""The row of a step: what the ledger keeps of it, as exact bits. Also the types of a step."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+Tree = Any  # a tree of arrays: parameters, gradients, optimizer state, their shapes or specs
 Sums = dict[str, jax.Array]  # float32[] sums over examples; 'loss' / 'weight' is minimised
 
 

@@ -1,7 +1,6 @@
 """The state of a run: everything that changes from step to step, and the root keys."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -10,19 +9,20 @@ import optax
 
 from training import fingerprint, keys, zero
 from training.mesh import COMPILER_OPTIONS, Layout
+from training.row import Tree
 
 
 class TrainState(flax.struct.PyTreeNode):
     """Holds what a step takes and returns, which is exactly what a checkpoint saves."""
 
     step: jax.Array  # int32[], finished steps
-    params: Any
+    params: Tree
     opt_state: optax.OptState  # for whole parameters, or for slices of them (training/zero.py)
     root_keys: keys.RootKeys  # never advance: step and shard are folded into them
 
 
 def make_create_state(
-    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, layout: Layout
+    init: Callable[[jax.Array], Tree], optimizer: optax.GradientTransformation, layout: Layout
 ) -> Callable[[keys.RootKeys], TrainState]:
     """Returns the function root keys -> state before the first step, on the mesh."""
 
@@ -41,7 +41,7 @@ def make_create_state(
     )
 
 
-def placed(layout: Layout, everywhere: Any, by_shard: Any) -> Any:
+def placed(layout: Layout, everywhere: Tree, by_shard: Tree) -> Tree:
     """Builds a state-shaped tree that says which parts are replicated and which are sharded."""
     opt_state = by_shard if layout.shard_state else everywhere
     return TrainState(everywhere, everywhere, opt_state, everywhere)

@@ -9,7 +9,6 @@ gradient, differently for each number of devices, and the last bits of the param
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +21,12 @@ from training import keys, reduction, zero
 from training.fingerprint import fingerprint, shared_fingerprint
 from training.mesh import DATA, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, update_if
-from training.row import Sums, make_row
+from training.row import Sums, Tree, make_row
 from training.state import TrainState
 
 Batch = dict[str, jax.Array]  # every array [B, ...]
-LossSums = Callable[[Any, Batch, dict[str, jax.Array], jax.Array], Sums]  # (..., rngs, step)
-EvalSums = Callable[[Any, Batch], Sums]
+LossSums = Callable[[Tree, Batch, dict[str, jax.Array], jax.Array], Sums]  # (..., rngs, step)
+EvalSums = Callable[[Tree, Batch], Sums]
 
 
 def make_train_step(
@@ -51,23 +50,23 @@ def make_train_step(
 
 def make_gradient(
     loss_sums: LossSums, layout: Layout
-) -> Callable[..., tuple[Any, Sums, jax.Array]]:
+) -> Callable[..., tuple[Tree, Sums, jax.Array]]:
     """Returns (params, root keys, step, global batch) -> (summed gradient, sums, fingerprints).
 
     The fingerprints uint32[2] are of the batch and of its dropout keys. With ZeRO-1 the gradient
     comes in slices, each on the device of its shard.
     """
 
-    def loss(params: Any, *rest: Any) -> tuple[jax.Array, Sums]:
+    def loss(params: Tree, *rest: Tree) -> tuple[jax.Array, Sums]:
         sums = loss_sums(params, *rest)
         return sums['loss'], sums
 
     def device_gradient(
-        params: Any, roots: keys.RootKeys, step: jax.Array, batch: Batch
-    ) -> tuple[Any, Sums, jax.Array]:
+        params: Tree, roots: keys.RootKeys, step: jax.Array, batch: Batch
+    ) -> tuple[Tree, Sums, jax.Array]:
         shards, first = local_shards(batch, layout.shards_per_device)
 
-        def shard_gradient(shard: jax.Array) -> tuple[Any, Sums, jax.Array]:
+        def shard_gradient(shard: jax.Array) -> tuple[Tree, Sums, jax.Array]:
             rows = reduction.select_shard(shards, shard - first)
             rngs = keys.shard_rngs(roots, step, shard)
             (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, rows, rngs, step)
@@ -101,7 +100,7 @@ def make_update(
     """
 
     def update(
-        state: TrainState, grads: Any, sums: Sums, fingerprints: jax.Array
+        state: TrainState, grads: Tree, sums: Sums, fingerprints: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         norm = optax.tree.norm(grads) / sums['weight']
         finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
@@ -119,10 +118,10 @@ def make_update(
     return jit_on_mesh(update, layout, in_specs=P(), out_specs=P(), donate=(0,))
 
 
-def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Any, Batch], Sums]:
+def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Tree, Batch], Sums]:
     """Returns (params, global batch) -> sums over the batch. It draws no random number."""
 
-    def device_sums(params: Any, batch: Batch) -> Sums:
+    def device_sums(params: Tree, batch: Batch) -> Sums:
         shards, first = local_shards(batch, layout.shards_per_device)
 
         def shard_sums(shard: jax.Array) -> Sums:
@@ -143,7 +142,7 @@ def local_shards(batch: Batch, count: int) -> tuple[Batch, jax.Array]:
     return shards, lax.axis_index(DATA) * count
 
 
-def reduce_over_devices(tree: Any, layout: Layout) -> Any:
+def reduce_over_devices(tree: Tree, layout: Layout) -> Tree:
     """Sums a tree of float32 arrays over devices, in one message per device and direction."""
     if layout.mesh.size == 1:
         return tree  # the flat vector would cost two copies

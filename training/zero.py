@@ -14,7 +14,7 @@ that look at whole leaves (LAMB, Adafactor) would see slices: use rules that wor
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from training import reduction
 from training.fingerprint import fingerprint_of_slices
 from training.mesh import DATA, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, update_if
-from training.row import Sums, make_row
+from training.row import Sums, Tree, make_row
 
 
 class GradientFacts(NamedTuple):
@@ -44,13 +44,13 @@ class SlicedUpdate:
     In one program they would round differently on another number of devices.
     """
 
-    measure: Callable[..., tuple[Any, GradientFacts]]
-    apply: Callable[..., tuple[Any, Any]]
-    finish: Callable[..., tuple[Any, jax.Array, jax.Array]]
+    measure: Callable[..., tuple[Tree, GradientFacts]]
+    apply: Callable[..., tuple[Tree, Tree]]
+    finish: Callable[..., tuple[Tree, jax.Array, jax.Array]]
 
     def __call__(
-        self, state: Any, grads: Any, sums: Sums, fingerprints: jax.Array
-    ) -> tuple[Any, jax.Array]:
+        self, state: Tree, grads: Tree, sums: Sums, fingerprints: jax.Array
+    ) -> tuple[Tree, jax.Array]:
         """Returns the next state and the row of the step; donates the state."""
         slices, facts = self.measure(state.params, grads, sums)
         slices, opt_state = self.apply(slices, state.opt_state, grads, facts)
@@ -64,14 +64,19 @@ def make_sliced_update(
 ) -> SlicedUpdate:
     """Returns (state, summed gradient in slices, sums, fingerprints) -> (next state, row)."""
 
-    def measure(params: Any, grads: Any, sums: Sums) -> tuple[Any, GradientFacts]:
+    def measure(params: Tree, grads: Tree, sums: Sums) -> tuple[Tree, GradientFacts]:
         norm = jnp.sqrt(squared_norm(grads, layout)) / sums['weight']
         finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
         return local_slices(params, layout), GradientFacts(sums['weight'], norm, finite)
 
     def finish(
-        old: Any, slices: Any, step: jax.Array, norm: jax.Array, sums: Sums, fingerprints: jax.Array
-    ) -> tuple[Any, jax.Array, jax.Array]:
+        old: Tree,
+        slices: Tree,
+        step: jax.Array,
+        norm: jax.Array,
+        sums: Sums,
+        fingerprints: jax.Array,
+    ) -> tuple[Tree, jax.Array, jax.Array]:
         after = fingerprint_of_slices(slices, DATA)
         row = make_row(step + 1, [*fingerprints, after], norm, sums)
         return gathered(slices, old), step + 1, row
@@ -86,13 +91,15 @@ def make_sliced_update(
 
 def make_apply(
     optimizer: optax.GradientTransformation, clip_norm: float, layout: Layout
-) -> Callable[[Any, Any, Any, GradientFacts], tuple[Any, Any]]:
+) -> Callable[[Tree, Tree, Tree, GradientFacts], tuple[Tree, Tree]]:
     """Returns (parameter slices, optimizer state, summed gradient, facts) -> the next two.
 
     It donates slices and state, and returns them unchanged where the facts are not finite.
     """
 
-    def apply(slices: Any, opt_state: Any, grads: Any, facts: GradientFacts) -> tuple[Any, Any]:
+    def apply(
+        slices: Tree, opt_state: Tree, grads: Tree, facts: GradientFacts
+    ) -> tuple[Tree, Tree]:
         scale = gradient_scale(facts.weight, facts.norm, clip_norm)
         # Optax counts steps in every slice, all alike; the update of all slices needs one count.
         one = jax.tree.map(lambda leaf: leaf[0] if leaf.ndim == 1 else leaf, opt_state)
@@ -102,7 +109,7 @@ def make_apply(
 
     on_device = jax.jit(apply, donate_argnums=(0, 1))
 
-    def on_local_devices(slices: Any, opt_state: Any, *rest: Any) -> tuple[Any, Any]:
+    def on_local_devices(slices: Tree, opt_state: Tree, *rest: Tree) -> tuple[Tree, Tree]:
         leaves, structure = jax.tree.flatten((slices, opt_state, *rest))
         parts = list(zip(*map(on_each_device, leaves), strict=True))
         news = [jax.tree.leaves(on_device(*jax.tree.unflatten(structure, p))) for p in parts]
@@ -122,7 +129,7 @@ def on_each_device(array: jax.Array) -> list[jax.Array]:
     return [part.data for part in parts]
 
 
-def to_slices(tree: Any, count: int) -> Any:
+def to_slices(tree: Tree, count: int) -> Tree:
     """Cuts every leaf [...] into `count` slices [count, k]."""
 
     def cut(leaf: jax.Array) -> jax.Array:
@@ -132,7 +139,7 @@ def to_slices(tree: Any, count: int) -> Any:
     return jax.tree.map(cut, tree)
 
 
-def local_slices(tree: Any, layout: Layout) -> Any:
+def local_slices(tree: Tree, layout: Layout) -> Tree:
     """Returns the slices [S/n, k] of this device's shards. Call it inside shard_map."""
     count = layout.shards_per_device
     first = lax.axis_index(DATA) * count
@@ -140,7 +147,7 @@ def local_slices(tree: Any, layout: Layout) -> Any:
     return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, count), slices)
 
 
-def scattered_sum(tree: Any, layout: Layout) -> Any:
+def scattered_sum(tree: Tree, layout: Layout) -> Tree:
     """Sums a tree over devices in tree order; each device gets its own slices [S/n, k]."""
     slices = to_slices(tree, layout.num_shards)
     if layout.mesh.size == 1:
@@ -149,7 +156,7 @@ def scattered_sum(tree: Any, layout: Layout) -> Any:
     return unpacked(own.reshape(layout.shards_per_device, -1), slices)
 
 
-def gathered(own: Any, like: Any) -> Any:
+def gathered(own: Tree, like: Tree) -> Tree:
     """Exchanges each device's slices [S/n, k] and returns whole leaves, shaped as in `like`."""
     rows = packed(own)
     whole = reduction.gathered(rows.reshape(-1, reduction.LANES), DATA)
@@ -159,7 +166,7 @@ def gathered(own: Any, like: Any) -> Any:
     )
 
 
-def squared_norm(own: Any, layout: Layout) -> jax.Array:
+def squared_norm(own: Tree, layout: Layout) -> jax.Array:
     """Returns float32[]: the squares of all values, added in one tree over the shards' slices."""
 
     def of_slice(index: jax.Array) -> jax.Array:
@@ -169,12 +176,12 @@ def squared_norm(own: Any, layout: Layout) -> jax.Array:
     return reduction.sum_gathered(total, DATA)
 
 
-def packed(slices: Any) -> jax.Array:
+def packed(slices: Tree) -> jax.Array:
     """Joins the slices of all leaves side by side, [N, K]."""
     return jnp.concatenate(jax.tree.leaves(slices), axis=1)
 
 
-def unpacked(rows: jax.Array, like: Any) -> Any:
+def unpacked(rows: jax.Array, like: Tree) -> Tree:
     """Undoes `packed`, for any number of rows."""
     leaves, structure = jax.tree.flatten(like)
     ends = list(itertools.accumulate(leaf.shape[1] for leaf in leaves))
