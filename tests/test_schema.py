@@ -1,0 +1,67 @@
+"""Run records outlive the code: an option added later orphans no run, one taken away is named."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+import tasks
+from configs import reviews
+from configs.schema import Config, options, to_dict, trajectory_changes
+from errors import UserError
+
+
+def record(config: Config) -> dict[str, Any]:
+    """Returns what a checkpoint holds of a config, as it comes back from JSON."""
+    manifest = {'task': tasks.task_name(config)}
+    return json.loads(json.dumps({'config': to_dict(config), 'manifest': manifest}))  # type: ignore
+
+
+OPTIONS = [(name, field.default) for name, _, field in options(reviews.get_config())]
+
+
+@pytest.mark.parametrize(('name', 'default'), OPTIONS, ids=[name for name, _ in OPTIONS])
+def test_record_from_before_an_option_loads_with_its_default(name: str, default: Any) -> None:
+    saved = record(reviews.get_config())
+    del saved['config'][name]
+    config = tasks.config_from_record(saved)
+    values = to_dict(config)
+    assert values.pop(name) == (list(default) if isinstance(default, tuple) else default)
+    assert values == saved['config']
+    assert trajectory_changes(config, saved['config']) == []
+
+
+def test_record_with_an_option_that_the_code_lacks_is_refused_by_name() -> None:
+    saved = record(reviews.get_config())
+    saved['config']['model.heads'] = 8
+    with pytest.raises(UserError, match=r'^config\.model\.heads is in the run record, but this'):
+        tasks.config_from_record(saved)
+
+
+def test_option_added_since_counts_as_changed_only_if_it_is_not_its_default() -> None:
+    config = reviews.get_config()
+    saved = record(config)['config']
+    del saved['data.affixes']
+    assert trajectory_changes(config, saved) == []
+    data = dataclasses.replace(config.data, affixes=(4, 3))
+    changed = trajectory_changes(dataclasses.replace(config, data=data), saved)
+    assert changed == ['data.affixes: () -> (4, 3)']
+
+
+@pytest.mark.parametrize('name', ['summarization', '../train', 'os', ''])
+def test_record_of_a_task_that_the_code_lacks_is_refused_by_name(name: str) -> None:
+    saved = record(reviews.get_config())
+    saved['manifest']['task'] = name
+    with pytest.raises(UserError, match='this code has no task'):
+        tasks.config_from_record(saved)
+
+
+def test_sections_of_two_tasks_do_not_make_a_config() -> None:
+    @dataclasses.dataclass
+    class ForeignModel(type(reviews.get_config().model)):  # type: ignore[misc]
+        """A section that another module declares."""
+
+    mixed = dataclasses.replace(reviews.get_config(), model=ForeignModel())
+    with pytest.raises(UserError, match='expected two sections of one task'):
+        tasks.task_name(mixed)
