@@ -1,6 +1,7 @@
 """Rungs 1 and 2 of the ladder: the same bits again, and the same bits after any kill."""
 
 import dataclasses
+import json
 import logging
 import random
 import re
@@ -19,6 +20,7 @@ import train
 from configs import reviews
 from configs.schema import Config
 from errors import UserError
+from input_pipeline.reviews import make_reviews
 from runtime import backend, resume
 from runtime.checkpoints import read_record
 from tasks.classification import DataConfig, ModelConfig
@@ -227,6 +229,34 @@ def resumed(run: Path, **manifest: Any) -> list[str]:
     assert planned == config
     assert run_record['manifest']['overrides'] == []
     return sorted(run_record['manifest']['code']['files'])
+
+
+@pytest.mark.slow
+def test_finished_run_is_evaluated_again_on_other_data(tmp_path: Path) -> None:
+    """A summary is only ever for the data that was evaluated."""
+    splits = make_reviews(80, 90)
+    for name, (texts, labels), rows in (
+        ('train', splits[0], slice(None)),
+        ('dev', splits[1], slice(40)),
+        ('other', splits[1], slice(40, None)),
+    ):
+        pairs = list(zip(texts, labels, strict=True))[rows]
+        lines = [f'{text}\t{label}\n' for text, label in pairs]
+        (tmp_path / f'{name}.tsv').write_text('text\tlabel\n' + ''.join(lines))
+
+    def summary(evaluation: str, **flags: bool) -> dict[str, Any]:
+        config = small_config()
+        config.num_steps, config.data.source = 2, 'files'
+        config.data.train = str(tmp_path / 'train.tsv')
+        config.data.evaluation = str(tmp_path / f'{evaluation}.tsv')
+        return train.train(config, epath.Path(tmp_path / 'run'), **flags)
+
+    first = summary('dev')
+    other = summary('other', allow_changes=True)
+    assert other['eval'] != first['eval']
+    assert other['state_fingerprint'] == first['state_fingerprint']
+    assert json.loads((tmp_path / 'run' / 'summary.json').read_text()) == other
+    assert summary('dev')['eval'] == first['eval']
 
 
 @pytest.mark.slow
