@@ -225,9 +225,7 @@ def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
     Raises UserError for a row without any text, or with a label that is not among `label_names`.
     """
     index = {name: position for position, name in enumerate(label_names)}
-    for position, (texts, label) in enumerate(zip(rows.texts, rows.labels, strict=True)):
-        if not any(texts):
-            raise UserError(f'{rows.place(position)}: expected some text')
+    for position, label in enumerate(rows.labels):
         if label not in index:
             raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
     joined = [f' {SEPARATOR} '.join(texts) for texts in rows.texts]

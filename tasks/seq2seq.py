@@ -11,7 +11,6 @@ import optax
 
 from configs import schema
 from configs.schema import Check, Config, at_least, fraction, one_of, option
-from errors import UserError
 from input_pipeline import addition
 from input_pipeline.examples import read_rows
 from input_pipeline.pairs import EncodedPairs, PairDataset, PairSplit, encode_sources
@@ -143,11 +142,7 @@ def read_pairs(data: DataConfig) -> PairDataset:
     features = (data.source_feature, data.target_feature)
     splits = []
     for split in (data.train, data.evaluation):
-        rows = read_rows(data, split, features)
-        for position, pair in enumerate(rows.texts):
-            if not all(pair):
-                empty = features[pair.index('')]
-                raise UserError(f'{rows.place(position)}: {empty!r} is empty, expected some text')
+        rows = read_rows(data, split, features, every=True)
         splits.append(PairSplit.of(rows.texts))
     return PairDataset(*splits)
 
