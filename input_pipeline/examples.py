@@ -10,7 +10,7 @@ from errors import UserError
 
 brief = reprlib.Repr()
 """`brief.repr(value)` shows a value from the data in one short line, however long or deep."""
-brief.maxlist = brief.maxtuple = 20
+brief.maxlist = brief.maxtuple = brief.maxdict = 20
 
 
 class Rows(NamedTuple):

@@ -15,7 +15,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from etils import epath
 
@@ -98,7 +98,9 @@ def _contents(file: str) -> str:
     return text
 
 
-def _table(file: str, text: str, delimiter: str = ',', quoting: int = csv.QUOTE_MINIMAL) -> _Table:
+def _table(
+    file: str, text: str, delimiter: str = ',', quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+) -> _Table:
     """Returns the rows of a table, each with the line it starts on: quoted cells span lines."""
     csv.field_size_limit(2**31 - 1)  # by default a text of more than 128 KiB is an error
     source = io.StringIO(text, newline='')
