@@ -106,6 +106,8 @@ def train(
     start = int(state.step)
     padding = padding_share(task.train.lengths, config)
     start_report(config, layout, task.summary, padding, state, workdir)
+    for warning in task.warnings:
+        logging.warning('%s', warning)
     finished = summary.read_summary(workdir, start) if start >= config.num_steps else {}
     if finished.get('evaluation_data') == evaluation_data:
         logging.info('the run is finished at step %d: %s', start, finished['eval'])

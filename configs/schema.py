@@ -88,8 +88,19 @@ class DataConfig:
         "tfds: folder of prepared data sets ('' = $TFDS_DATA_DIR or the TFDS default)",
         resumable=True,
     )
-    train: str = option('train', 'tfds: training split; files: path of a .tsv, .csv or .jsonl file')
+    train: str = option(
+        'train', 'tfds: training split; files: path of a .tsv, .csv or .jsonl file, or of its .gz'
+    )
     evaluation: str = option('validation', 'tfds: evaluation split; files: path')
+    columns: tuple[str, ...] = option(
+        (), 'files: names of the columns of tables without a header line, in order', resumable=True
+    )
+    bad_rows: str = option(
+        'stop',
+        'a row that cannot be used: stop, or skip it and count it',
+        one_of('stop', 'skip'),
+        resumable=True,
+    )
     bucket_lengths: tuple[int, ...] = option(
         (8, 16, 24, 32, 48),
         'padded lengths of training batches, in tokens, start and end marks included',
@@ -328,7 +339,9 @@ def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
         # Without a schedule that depends on it, num_steps only says when to stop.
         open_end = config.optimizer.schedule == 'constant' or config.optimizer.decay_steps > 0
         resumable = field.metadata['resumable'] or (name == 'num_steps' and open_end)
-        if not (same or resumable):
+        # Files may move: the fingerprints in the task's facts say whether the data is the same.
+        moved = name in ('data.train', 'data.evaluation') and config.data.source == 'files'
+        if not (same or resumable or moved):
             changed.append(f'{name}: {then!r} -> {value!r}')
     known = {name for name, _, _ in options(config)}
     gone = [f'{name}: {saved[name]!r} -> no such option' for name in sorted(saved.keys() - known)]

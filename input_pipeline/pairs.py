@@ -1,4 +1,4 @@
-"""Pairs of texts as arrays, any of which can be made into a padded batch."""
+"""Holds pairs of texts as ids, and makes padded batches of any of them."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -6,33 +6,34 @@ from typing import NamedTuple
 import numpy as np
 
 from errors import UserError
-from input_pipeline.encoded import HostBatch, Ragged, fingerprint
+from input_pipeline.encoded import HostBatch, Ragged, fingerprint, unknown_share
 from input_pipeline.examples import brief
 from input_pipeline.vocabulary import Vocabulary, units
 
 
 class PairSplit(NamedTuple):
-    """One split, read whole: N sources and N targets, in the source's order."""
+    """Holds one split, read whole: N sources and N targets, in the order of the data."""
 
     sources: list[str]
     targets: list[str]
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[str, ...]]) -> 'PairSplit':
-        """Makes a split from (source, target) one by one."""
+        """Makes a split of (source, target) tuples."""
         sources, targets = zip(*pairs, strict=True)
         return cls(list(sources), list(targets))
 
 
 class PairDataset(NamedTuple):
-    """A training split and an evaluation split of pairs."""
+    """Holds the training split and the evaluation split."""
 
     train: PairSplit
     evaluation: PairSplit
+    skipped: int = 0  # bad rows that were left out
 
 
 class EncodedPairs:
-    """A split of pairs, encoded once. Every sequence ends with EOS, and none begins with BOS.
+    """Holds a split of pairs, encoded once. Sequences end with EOS and do not begin with BOS.
 
     Both sides of a batch have one width, the bucket of the longest side of any of its pairs.
     Shapes: N examples, B rows of a batch, T padded width.
@@ -41,19 +42,19 @@ class EncodedPairs:
     def __init__(
         self, split: PairSplit, source: Vocabulary, target: Vocabulary, max_length: int, cut: bool
     ) -> None:
-        """Sides of more than `max_length` ids are cut off if `cut`, else refused with UserError."""
+        """Encodes the pairs. Sides longer than `max_length` ids are cut, or else refused."""
         self.num_truncated = num_too_long(split, source, target, max_length, cut)
         self._source, self._target = source, target
         self._sources = Ragged([source.encode_open(text, max_length) for text in split.sources])
         self._targets = Ragged([target.encode_open(text, max_length) for text in split.targets])
         self.lengths = np.maximum(self._sources.lengths, self._targets.lengths)
+        self.unknown = unknown_share(np.concatenate([self._sources.ids, self._targets.ids]))
 
     def __len__(self) -> int:
-        """N."""
         return self.lengths.size
 
     def batch(self, rows: np.ndarray, width: int) -> HostBatch:
-        """sources, targets int32[B, T], their lengths int32[B], weights float32[B] (ones)."""
+        """Returns sources and targets int32[B, T], lengths int32[B], weights float32[B] of ones."""
         return {
             'sources': self._sources.padded(rows, width),
             'source_lengths': self._sources.lengths[rows],
@@ -63,12 +64,12 @@ class EncodedPairs:
         }
 
     def text(self, row: int) -> str:
-        """A pair as the model sees it."""
+        """Returns a pair as the model sees it."""
         source, target = self._sources[row], self._targets[row]
         return f'{self._source.decode(source)!r} -> {self._target.decode(target)!r}'
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 of all ids and lengths."""
+        """Returns the SHA-256, in hex, of all ids and lengths."""
         return fingerprint(
             self._sources.ids, self._sources.lengths, self._targets.ids, self._targets.lengths
         )
@@ -77,7 +78,7 @@ class EncodedPairs:
 def num_too_long(
     split: PairSplit, source: Vocabulary, target: Vocabulary, max_length: int, cut: bool
 ) -> int:
-    """How many pairs have a side that does not fit. Raises UserError if any has, unless `cut`."""
+    """Counts the pairs with a side that does not fit. Raises UserError for one, unless `cut`."""
     widths = np.array(
         [
             1 + max(len(units(a, source.unit)), len(units(b, target.unit)))
@@ -99,10 +100,10 @@ def num_too_long(
 def encode_sources(
     texts: Sequence[str], vocabulary: Vocabulary, max_length: int, allow_unknown: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Texts to predict from -> sources int32[B, max_length], source_lengths int32[B].
+    """Encodes texts to predict from: sources int32[B, max_length], source_lengths int32[B].
 
-    Raises UserError for a text that is empty, too long or, unless `allow_unknown`, has a unit that
-    is not in the vocabulary.
+    Raises UserError for a text that is empty or too long or, unless `allow_unknown`, that has a
+    unit that is not in the vocabulary.
     """
     for number, text in enumerate(texts, start=1):
         where = f'text {number}, {brief.repr(text)}'

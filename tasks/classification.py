@@ -1,8 +1,8 @@
-"""Text classification: one label for each text."""
+"""Defines text classification: one label for each text."""
 
 import dataclasses
 from collections.abc import Callable, Sequence, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,8 +13,8 @@ import optax
 from configs import schema
 from configs.schema import Check, Config, at_least, fraction, names, one_of, option
 from errors import UserError
-from input_pipeline import reviews
-from input_pipeline.encoded import LabelledTexts
+from input_pipeline import checks, reviews
+from input_pipeline.encoded import LabelledTexts, unknown_share
 from input_pipeline.examples import Rows, brief, not_among, read_rows
 from input_pipeline.vocabulary import ALL_LETTERS, FIRST_WORD, UNK, Vocabulary
 from model.classifier import TextClassifier
@@ -73,20 +73,156 @@ class ModelConfig(schema.ModelConfig):
     )
 
 
+class LabelledSplit(NamedTuple):
+    """Holds one split, read whole: N texts and their labels."""
+
+    texts: list[str]
+    labels: np.ndarray  # int32[N], indices of the label names
+    skipped: int = 0  # bad rows that were left out
+
+
+def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[str, ...]]:
+    """Reads the training split, the evaluation split and the label names of a config.
+
+    Label names that the source does not declare are those of the training split.
+    """
+    if data.source == 'reviews':
+        try:
+            splits = reviews.make_reviews(data.num_train, data.num_eval)
+        except ValueError as error:
+            raise UserError(f'config.data.num_train = {data.num_train}: {error}') from error
+        train, evaluation = (
+            LabelledSplit(texts, np.array(labels, np.int32)) for texts, labels in splits
+        )
+        return train, evaluation, reviews.LABEL_NAMES
+    train_rows, eval_rows = (
+        read_rows(data, split, data.text_features, data.label_feature)
+        for split in (data.train, data.evaluation)
+    )
+    label_names = train_rows.classes or checks.class_names(train_rows)
+    train, evaluation = labelled(train_rows, label_names), labelled(eval_rows, label_names)
+    if len(label_names) == 1:
+        raise UserError(
+            f'{data.train}: only label {brief.repr(label_names[0])}, expected two or more'
+        )
+    return train, evaluation, label_names
+
+
+def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
+    """Joins the text features of each row and numbers its label.
+
+    Raises UserError for a label that is not among `label_names`.
+    """
+    index = {name: position for position, name in enumerate(label_names)}
+    for position, label in enumerate(rows.labels):
+        if label not in index:
+            raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
+    joined = [f' {SEPARATOR} '.join(texts) for texts in rows.texts]
+    labels = np.array([index[label] for label in rows.labels], np.int32)
+    return LabelledSplit(joined, labels, rows.skipped)
+
+
+def affix_letters(data: DataConfig) -> list[slice]:
+    """Returns which letters of a word have their own ids."""
+    if not data.affixes:
+        return []
+    first, last = data.affixes
+    return [slice(first), slice(-last, None)]
+
+
+def make_model(
+    options: ModelConfig, vocabularies: Sequence[Sized], num_classes: int
+) -> TextClassifier:
+    """Makes the model of a config, for words and affixes and a number of classes."""
+    vocab_size, *affix_sizes = map(len, vocabularies)
+    return TextClassifier(
+        vocab_size=vocab_size,
+        affix_sizes=tuple(affix_sizes),
+        num_classes=num_classes,
+        embedding_size=options.embedding_size,
+        hidden_size=options.hidden_size,
+        word_dropout=options.word_dropout,
+        embedding_dropout=options.embedding_dropout,
+        dropout=options.dropout,
+        unk_id=UNK,
+        first_word_id=FIRST_WORD,
+        dtype=jnp.dtype(options.compute_dtype),
+        remat=options.remat,
+    )
+
+
+def inputs(rows: Batch) -> dict[str, Any]:
+    """Selects what the model reads of a batch."""
+    return {name: rows[name] for name in ('token_ids', 'lengths', 'affix_ids') if name in rows}
+
+
+def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array], Any]:
+    """Returns key -> parameters, whose shapes do not depend on the width of a batch."""
+
+    def init(key: jax.Array) -> Any:
+        rows: dict[str, Any] = {'token_ids': jnp.zeros((1, 2), jnp.int32)}
+        rows['lengths'] = jnp.full(1, 2)
+        if affixes:
+            rows['affix_ids'] = jnp.zeros((1, 2, affixes), jnp.int32)
+        return model.init({'params': key}, **rows, train=False)['params']
+
+    return init
+
+
+def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[..., Sums]:
+    """Returns the sums over rows of cross entropy, right answers, tokens and weights.
+
+    Without rngs nothing is dropped: that is evaluation. Label smoothing spreads a share s of the
+    target over all classes and leaves 1 - s to the label (Szegedy et al., 2016).
+    """
+
+    def sums(
+        params: Any, batch: Batch, rngs: Rngs | None = None, _: jax.Array | None = None
+    ) -> Sums:
+        lengths, labels, weights = batch['lengths'], batch['labels'], batch['weights']
+        train = rngs is not None
+        logits = jnp.asarray(
+            model.apply({'params': params}, **inputs(batch), train=train, rngs=rngs)
+        )
+        one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+        losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, label_smoothing))
+        return {
+            'correct': jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels)),
+            'loss': jnp.sum(weights * losses),
+            'tokens': jnp.sum(weights * lengths),
+            'weight': jnp.sum(weights),
+        }
+
+    return sums
+
+
+def classifier_metrics(totals: dict[str, float]) -> dict[str, float]:
+    """Returns mean loss and accuracy per example."""
+    return {
+        'loss': totals['loss'] / totals['weight'],
+        'accuracy': totals['correct'] / totals['weight'],
+    }
+
+
 def make_task(config: Config) -> Task:
-    """The text classification task of a config. Raises UserError for data that can not be read."""
+    """Makes the task of a config. Raises UserError for data that cannot be used."""
     assert isinstance(config.data, DataConfig)
     assert isinstance(config.model, ModelConfig)
-    (train_texts, train_labels), (eval_texts, eval_labels), label_names = read_texts(config.data)
-    vocabulary, *affixes = (
-        Vocabulary.of(train_texts, config.data.min_frequency, letters=letters)
-        for letters in (ALL_LETTERS, *affix_letters(config.data))
+    data = config.data
+    train_split, eval_split, label_names = read_texts(data)
+    vocabulary, *affixes = vocabularies = [
+        Vocabulary.of(train_split.texts, data.min_frequency, letters=letters)
+        for letters in (ALL_LETTERS, *affix_letters(data))
+    ]
+    known = max(len(part.words) for part in vocabularies)
+    skipped = train_split.skipped + eval_split.skipped
+    checks.require_known(known, len(train_split.texts), 'word', data.min_frequency)
+    max_length = data.bucket_lengths[-1]
+    train, evaluation = (
+        LabelledTexts(split.texts, split.labels, vocabulary, max_length, affixes)
+        for split in (train_split, eval_split)
     )
-    max_length = config.data.bucket_lengths[-1]
-
-    train = LabelledTexts(train_texts, train_labels, vocabulary, max_length, affixes)
-    evaluation = LabelledTexts(eval_texts, eval_labels, vocabulary, max_length, affixes)
-    model = make_model(config.model, [vocabulary, *affixes], len(label_names))
+    model = make_model(config.model, vocabularies, len(label_names))
     return Task(
         train=train,
         evaluation=evaluation,
@@ -106,43 +242,23 @@ def make_task(config: Config) -> Task:
         files={'vocabulary.txt': vocabulary.file_text()},
         summary=(
             f'{len(train)} training and {len(evaluation)} evaluation examples, '
-            f'{len(label_names)} classes, {len(vocabulary)} word ids, '
+            f'{f"{skipped} bad rows skipped, " if skipped else ""}'
+            f'{len(label_names)} classes '
+            f'{brief.repr(checks.class_counts(train.labels, label_names))}, '
+            f'{len(vocabulary)} word ids, {train.unknown:.1%} of training and '
+            f'{evaluation.unknown:.1%} of evaluation words unknown, '
             f'{train.num_truncated + evaluation.num_truncated} texts cut to {max_length} ids'
+        ),
+        warnings=(
+            *checks.unknown_warnings(training=train.unknown, evaluation=evaluation.unknown),
+            *checks.label_warnings(train_split.texts, train.labels, label_names),
+            *checks.shared_warnings(train_split.texts, eval_split.texts),
         ),
     )
 
 
-def affix_letters(data: DataConfig) -> list[slice]:
-    """Which letters of a word have ids of their own."""
-    if not data.affixes:
-        return []
-    first, last = data.affixes
-    return [slice(first), slice(-last, None)]
-
-
-def make_model(
-    options: ModelConfig, vocabularies: Sequence[Sized], num_classes: int
-) -> TextClassifier:
-    """The model of a config, for words and affixes, and a number of classes."""
-    vocab_size, *affix_sizes = map(len, vocabularies)
-    return TextClassifier(
-        vocab_size=vocab_size,
-        affix_sizes=tuple(affix_sizes),
-        num_classes=num_classes,
-        embedding_size=options.embedding_size,
-        hidden_size=options.hidden_size,
-        word_dropout=options.word_dropout,
-        embedding_dropout=options.embedding_dropout,
-        dropout=options.dropout,
-        unk_id=UNK,
-        first_word_id=FIRST_WORD,
-        dtype=jnp.dtype(options.compute_dtype),
-        remat=options.remat,
-    )
-
-
 def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
-    """Labels with their probabilities, and how much attention each word got."""
+    """Makes what predicts labels, their probabilities, and the attention that each word got."""
     assert isinstance(config.model, ModelConfig)
     assert isinstance(config.data, DataConfig)
     vocabulary, labels = Vocabulary(resume_facts['vocabulary']), resume_facts['label_names']
@@ -179,109 +295,8 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
             'attention': list(zip(words, attention[1 : lengths - 1].tolist(), strict=True)),
         }
 
-    return Predictor(classifier_init(model, len(affixes)), encode, apply, show)
+    def notes(text: str) -> dict[str, Any]:
+        ids = vocabulary.encode(text, len(text) + 2)
+        return {'unknown': unknown_share(ids), 'cut': len(ids) > width}
 
-
-LabelledSplit = tuple[list[str], np.ndarray]  # N texts, and int32[N] indices of their labels
-
-
-def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[str, ...]]:
-    """Returns the training split, the evaluation split and the label names of a config.
-
-    Labels that the source does not declare are those of the training split, sorted as numbers if
-    all of them are, otherwise as text.
-    """
-    if data.source == 'reviews':
-        try:
-            splits = reviews.make_reviews(data.num_train, data.num_eval)
-        except ValueError as error:
-            raise UserError(f'config.data.num_train = {data.num_train}: {error}') from error
-        train, evaluation = ((texts, np.array(labels, np.int32)) for texts, labels in splits)
-        return train, evaluation, reviews.LABEL_NAMES
-    train_rows, eval_rows = (
-        read_rows(data, split, data.text_features, data.label_feature)
-        for split in (data.train, data.evaluation)
-    )
-    label_names = train_rows.classes or sorted_labels(set(train_rows.labels))
-    train, evaluation = labelled(train_rows, label_names), labelled(eval_rows, label_names)
-    if len(label_names) == 1:
-        raise UserError(
-            f'{data.train}: only label {brief.repr(label_names[0])}, expected two or more'
-        )
-    return train, evaluation, label_names
-
-
-def sorted_labels(labels: set[str]) -> tuple[str, ...]:
-    """Sorts labels as numbers if all of them are, otherwise as text."""
-    try:
-        return tuple(sorted(labels, key=lambda label: (int(label), label)))
-    except ValueError:
-        return tuple(sorted(labels))
-
-
-def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
-    """Joins the text features of each row and numbers its label.
-
-    Raises UserError for a row without any text, or with a label that is not among `label_names`.
-    """
-    index = {name: position for position, name in enumerate(label_names)}
-    for position, (texts, label) in enumerate(zip(rows.texts, rows.labels, strict=True)):
-        if not any(texts):
-            raise UserError(f'{rows.place(position)}: expected some text')
-        if label not in index:
-            raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
-    joined = [f' {SEPARATOR} '.join(texts) for texts in rows.texts]
-    return joined, np.array([index[label] for label in rows.labels], np.int32)
-
-
-def inputs(rows: Batch) -> dict[str, Any]:
-    """What of a batch the model reads."""
-    return {name: rows[name] for name in ('token_ids', 'lengths', 'affix_ids') if name in rows}
-
-
-def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array], Any]:
-    """key -> parameters. No parameter's shape depends on the width of a batch."""
-
-    def init(key: jax.Array) -> Any:
-        rows: dict[str, Any] = {'token_ids': jnp.zeros((1, 2), jnp.int32)}
-        rows['lengths'] = jnp.full(1, 2)
-        if affixes:
-            rows['affix_ids'] = jnp.zeros((1, 2, affixes), jnp.int32)
-        return model.init({'params': key}, **rows, train=False)['params']
-
-    return init
-
-
-def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[..., Sums]:
-    """Sums over rows of softmax cross entropy, right answers, tokens and weights.
-
-    Without rngs nothing is dropped, which is evaluation. No schedule follows the step. With label
-    smoothing the target is (1 - s) of the label and s of all classes alike (Szegedy et al., 2016).
-    """
-
-    def sums(
-        params: Any, batch: Batch, rngs: Rngs | None = None, _: jax.Array | None = None
-    ) -> Sums:
-        lengths, labels, weights = batch['lengths'], batch['labels'], batch['weights']
-        train = rngs is not None
-        logits = jnp.asarray(
-            model.apply({'params': params}, **inputs(batch), train=train, rngs=rngs)
-        )
-        one_hot = jax.nn.one_hot(labels, logits.shape[-1])
-        losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, label_smoothing))
-        return {
-            'correct': jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels)),
-            'loss': jnp.sum(weights * losses),
-            'tokens': jnp.sum(weights * lengths),
-            'weight': jnp.sum(weights),
-        }
-
-    return sums
-
-
-def classifier_metrics(totals: dict[str, float]) -> dict[str, float]:
-    """Mean loss and accuracy per example."""
-    return {
-        'loss': totals['loss'] / totals['weight'],
-        'accuracy': totals['correct'] / totals['weight'],
-    }
+    return Predictor(classifier_init(model, len(affixes)), encode, apply, show, notes)

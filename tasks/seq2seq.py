@@ -1,4 +1,4 @@
-"""Sequence to sequence: from one text another, by an encoder-decoder with scheduled sampling."""
+"""Defines sequence to sequence: an encoder-decoder writes one text for another."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import optax
 
 from configs import schema
 from configs.schema import Check, Config, at_least, fraction, one_of, option
-from errors import UserError
-from input_pipeline import addition
+from input_pipeline import addition, checks
+from input_pipeline.encoded import unknown_share
 from input_pipeline.examples import read_rows
 from input_pipeline.pairs import EncodedPairs, PairDataset, PairSplit, encode_sources
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
@@ -87,14 +87,148 @@ class ModelConfig(schema.ModelConfig):
     )
 
 
+def read_pairs(data: DataConfig) -> PairDataset:
+    """Reads the pairs that a config names. Raises UserError for a pair with an empty side."""
+    if data.source == 'addition':
+        return addition.make_additions(
+            data.operand_digits,
+            data.num_train,
+            data.num_eval,
+            data.split_seed,
+            data.bucket_lengths[-1],
+        )
+    features = (data.source_feature, data.target_feature)
+    train, evaluation = (
+        read_rows(data, split, features, every=True) for split in (data.train, data.evaluation)
+    )
+    splits = PairSplit.of(train.texts), PairSplit.of(evaluation.texts)
+    return PairDataset(*splits, train.skipped + evaluation.skipped)
+
+
+def make_model(options: ModelConfig, source_size: int, target_size: int) -> Seq2Seq:
+    """Makes the model of a config, for vocabularies of these sizes."""
+    return Seq2Seq(
+        source_vocab_size=source_size,
+        target_vocab_size=target_size,
+        embedding_size=options.embedding_size,
+        hidden_size=options.hidden_size,
+        word_dropout=options.word_dropout,
+        embedding_dropout=options.embedding_dropout,
+        dropout=options.dropout,
+        pad_id=PAD,
+        unk_id=UNK,
+        bos_id=BOS,
+        eos_id=EOS,
+        first_word_id=FIRST_WORD,
+        dtype=jnp.dtype(options.compute_dtype),
+        remat=options.remat,
+    )
+
+
+def seq2seq_init(model: Seq2Seq) -> Callable[[jax.Array], Any]:
+    """Returns key -> parameters, whose shapes do not depend on the width of a batch."""
+
+    def init(key: jax.Array) -> Any:
+        tokens, lengths = jnp.zeros((1, 2), jnp.int32), jnp.full(1, 2)
+        return model.init({'params': key}, tokens, lengths, tokens, train=False)['params']
+
+    return init
+
+
+def forcing_schedule(options: ModelConfig) -> Callable[[jax.Array], jax.Array] | None:
+    """Returns step -> probability float32[] of teacher forcing; None if it is always 1.
+
+    These are decays of Bengio et al. (2015): 1 - step / steps, and k / (k + exp(step / k)).
+    """
+    floor, steps = options.forcing_floor, options.forcing_steps
+    if floor == 1.0:
+        return None
+
+    def probability(step: jax.Array) -> jax.Array:
+        progress = step.astype(jnp.float32) / steps
+        if options.forcing == 'constant':
+            return jnp.float32(floor)
+        if options.forcing == 'linear':
+            return jnp.maximum(floor, 1 - progress)
+        return jnp.maximum(floor, steps / (steps + jnp.exp(progress)))
+
+    return probability
+
+
+def seq2seq_loss_sums(
+    model: Seq2Seq, probability: Callable[[jax.Array], jax.Array] | None
+) -> Callable[[Any, Batch, Rngs, jax.Array], Sums]:
+    """Returns the function that computes `token_sums` in training."""
+
+    def loss_sums(params: Any, batch: Batch, rngs: Rngs, step: jax.Array) -> Sums:
+        logits = model.apply(
+            {'params': params},
+            batch['sources'],
+            batch['source_lengths'],
+            batch['targets'],
+            probability(step) if probability else None,
+            train=True,
+            rngs=rngs,
+        )
+        return token_sums(jnp.asarray(logits), batch)
+
+    return loss_sums
+
+
+def seq2seq_eval_sums(model: Seq2Seq) -> Callable[[Any, Batch], Sums]:
+    """Returns what sums tokens with teacher forcing, pairs, and pairs decoded without a mistake."""
+
+    def eval_sums(params: Any, batch: Batch) -> Sums:
+        sources = batch['sources'], batch['source_lengths']
+        targets, weights = batch['targets'], batch['weights']
+        logits = model.apply({'params': params}, *sources, targets, train=False)
+        decoded = model.apply({'params': params}, *sources, targets.shape[1], method='greedy')
+        # Both are padded after EOS. An unknown unit is never right: it does not spell the text.
+        exact = jnp.all((decoded == targets) & (targets != UNK), axis=1)
+        return token_sums(jnp.asarray(logits), batch) | {
+            'exact': jnp.sum(weights * exact),
+            'pairs': jnp.sum(weights),
+        }
+
+    return eval_sums
+
+
+def token_sums(logits: jax.Array, batch: Batch) -> Sums:
+    """Sums over real target tokens, EOS included. logits: float32[B, U, V]."""
+    targets, lengths = batch['targets'], batch['target_lengths']
+    real = jnp.arange(targets.shape[1]) < lengths[:, None]
+    weights = batch['weights'][:, None] * real
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return {
+        'correct': jnp.sum(weights * (jnp.argmax(logits, axis=-1) == targets)),
+        'loss': jnp.sum(weights * losses),
+        'tokens': jnp.sum(batch['weights'] * (batch['source_lengths'] + lengths)),
+        'weight': jnp.sum(weights),
+    }
+
+
+def seq2seq_metrics(totals: dict[str, float]) -> dict[str, float]:
+    """Returns mean loss and accuracy per target token; in evaluation also of exact pairs."""
+    metrics = {
+        'loss': totals['loss'] / totals['weight'],
+        'token_accuracy': totals['correct'] / totals['weight'],
+    }
+    if 'exact' in totals:
+        metrics['exact_match'] = totals['exact'] / totals['pairs']
+    return metrics
+
+
 def make_task(config: Config) -> Task:
-    """The encoder-decoder task of a config. Raises UserError for data that can not be read."""
+    """Makes the task of a config. Raises UserError for data that cannot be used."""
     data, options = config.data, config.model
     assert isinstance(data, DataConfig)
     assert isinstance(options, ModelConfig)
     pairs = read_pairs(data)
+    examples = [list(zip(*split, strict=True)) for split in (pairs.train, pairs.evaluation)]
     source = Vocabulary.of(pairs.train.sources, data.min_frequency, data.unit)
     target = Vocabulary.of(pairs.train.targets, data.min_frequency, data.unit)
+    known = min(len(source.words), len(target.words))
+    checks.require_known(known, len(examples[0]), data.unit, data.min_frequency)
     max_length = data.bucket_lengths[-1]
 
     def encode(split: PairSplit) -> EncodedPairs:
@@ -123,178 +257,23 @@ def make_task(config: Config) -> Task:
         },
         summary=(
             f'{len(train)} training and {len(evaluation)} evaluation pairs, {len(source)} source '
-            f'and {len(target)} target ids ({data.unit}s), '
+            f'and {len(target)} target ids ({data.unit}s), {train.unknown:.1%} of training and '
+            f'{evaluation.unknown:.1%} of evaluation tokens unknown, '
+            f'{f"{pairs.skipped} bad rows skipped, " if pairs.skipped else ""}'
             f'{train.num_truncated + evaluation.num_truncated} pairs cut to {max_length} ids'
+        ),
+        warnings=(
+            *checks.unknown_warnings(training=train.unknown, evaluation=evaluation.unknown),
+            *checks.shared_warnings(*examples),
         ),
         samples=make_samples(model, evaluation, source, target, max_length),
     )
 
 
-def read_pairs(data: DataConfig) -> PairDataset:
-    """Reads the pairs that a config names. Raises UserError for a pair with an empty side."""
-    if data.source == 'addition':
-        return addition.make_additions(
-            data.operand_digits,
-            data.num_train,
-            data.num_eval,
-            data.split_seed,
-            data.bucket_lengths[-1],
-        )
-    features = (data.source_feature, data.target_feature)
-    splits = []
-    for split in (data.train, data.evaluation):
-        rows = read_rows(data, split, features)
-        for position, pair in enumerate(rows.texts):
-            if not all(pair):
-                empty = features[pair.index('')]
-                raise UserError(f'{rows.place(position)}: {empty!r} is empty, expected some text')
-        splits.append(PairSplit.of(rows.texts))
-    return PairDataset(*splits)
-
-
-def make_model(options: ModelConfig, source_size: int, target_size: int) -> Seq2Seq:
-    """The model of a config, for vocabularies of these sizes."""
-    return Seq2Seq(
-        source_vocab_size=source_size,
-        target_vocab_size=target_size,
-        embedding_size=options.embedding_size,
-        hidden_size=options.hidden_size,
-        word_dropout=options.word_dropout,
-        embedding_dropout=options.embedding_dropout,
-        dropout=options.dropout,
-        pad_id=PAD,
-        unk_id=UNK,
-        bos_id=BOS,
-        eos_id=EOS,
-        first_word_id=FIRST_WORD,
-        dtype=jnp.dtype(options.compute_dtype),
-        remat=options.remat,
-    )
-
-
-def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
-    """Greedily decoded texts."""
-    data, options = config.data, config.model
-    assert isinstance(data, DataConfig)
-    assert isinstance(options, ModelConfig)
-    source, target = (
-        Vocabulary(resume_facts[f'{side}_vocabulary'], data.unit) for side in ('source', 'target')
-    )
-    width = data.bucket_lengths[-1]
-    model = make_model(options, len(source), len(target))
-
-    def encode(texts: list[str]) -> dict[str, np.ndarray]:
-        # Where training had rare units, it has learned what an unknown one looks like.
-        sources, lengths = encode_sources(texts, source, width, data.min_frequency > 1)
-        return {'sources': sources, 'source_lengths': lengths}
-
-    def apply(params: Any, rows: Batch) -> Any:
-        rows_of = rows['sources'], rows['source_lengths']
-        return model.apply({'params': params}, *rows_of, width, method='greedy')
-
-    def show(decoded: Any, row: int) -> dict[str, Any]:
-        return {'prediction': target.decode(decoded[row])}
-
-    return Predictor(seq2seq_init(model), encode, apply, show)
-
-
-def seq2seq_init(model: Seq2Seq) -> Callable[[jax.Array], Any]:
-    """key -> parameters. No parameter's shape depends on the width of a batch."""
-
-    def init(key: jax.Array) -> Any:
-        tokens, lengths = jnp.zeros((1, 2), jnp.int32), jnp.full(1, 2)
-        return model.init({'params': key}, tokens, lengths, tokens, train=False)['params']
-
-    return init
-
-
-def forcing_schedule(options: ModelConfig) -> Callable[[jax.Array], jax.Array] | None:
-    """step -> probability float32[] of teacher forcing; None where it is always 1.
-
-    The decays of Bengio et al. (2015): 1 - step / steps, and k / (k + exp(step / k)).
-    """
-    floor, steps = options.forcing_floor, options.forcing_steps
-    if floor == 1.0:
-        return None
-
-    def probability(step: jax.Array) -> jax.Array:
-        progress = step.astype(jnp.float32) / steps
-        if options.forcing == 'constant':
-            return jnp.float32(floor)
-        if options.forcing == 'linear':
-            return jnp.maximum(floor, 1 - progress)
-        return jnp.maximum(floor, steps / (steps + jnp.exp(progress)))
-
-    return probability
-
-
-def seq2seq_loss_sums(
-    model: Seq2Seq, probability: Callable[[jax.Array], jax.Array] | None
-) -> Callable[[Any, Batch, Rngs, jax.Array], Sums]:
-    """Sums of the training loss, as `token_sums` has them."""
-
-    def loss_sums(params: Any, batch: Batch, rngs: Rngs, step: jax.Array) -> Sums:
-        logits = model.apply(
-            {'params': params},
-            batch['sources'],
-            batch['source_lengths'],
-            batch['targets'],
-            probability(step) if probability else None,
-            train=True,
-            rngs=rngs,
-        )
-        return token_sums(jnp.asarray(logits), batch)
-
-    return loss_sums
-
-
-def seq2seq_eval_sums(model: Seq2Seq) -> Callable[[Any, Batch], Sums]:
-    """`token_sums` with true tokens read; pairs, and pairs whose greedy decoding is all right."""
-
-    def eval_sums(params: Any, batch: Batch) -> Sums:
-        sources = batch['sources'], batch['source_lengths']
-        targets, weights = batch['targets'], batch['weights']
-        logits = model.apply({'params': params}, *sources, targets, train=False)
-        decoded = model.apply({'params': params}, *sources, targets.shape[1], method='greedy')
-        # Both end with padding after EOS. An unknown unit is never right: it is not the text.
-        exact = jnp.all((decoded == targets) & (targets != UNK), axis=1)
-        return token_sums(jnp.asarray(logits), batch) | {
-            'exact': jnp.sum(weights * exact),
-            'pairs': jnp.sum(weights),
-        }
-
-    return eval_sums
-
-
-def token_sums(logits: jax.Array, batch: Batch) -> Sums:
-    """logits: float32[B, U, V] -> sums over real target tokens, EOS among them."""
-    targets, lengths = batch['targets'], batch['target_lengths']
-    real = jnp.arange(targets.shape[1]) < lengths[:, None]
-    weights = batch['weights'][:, None] * real
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return {
-        'correct': jnp.sum(weights * (jnp.argmax(logits, axis=-1) == targets)),
-        'loss': jnp.sum(weights * losses),
-        'tokens': jnp.sum(batch['weights'] * (batch['source_lengths'] + lengths)),
-        'weight': jnp.sum(weights),
-    }
-
-
-def seq2seq_metrics(totals: dict[str, float]) -> dict[str, float]:
-    """Mean loss and accuracy per target token; in evaluation the share of exact pairs too."""
-    metrics = {
-        'loss': totals['loss'] / totals['weight'],
-        'token_accuracy': totals['correct'] / totals['weight'],
-    }
-    if 'exact' in totals:
-        metrics['exact_match'] = totals['exact'] / totals['pairs']
-    return metrics
-
-
 def make_samples(
     model: Seq2Seq, split: EncodedPairs, source: Vocabulary, target: Vocabulary, width: int
 ) -> Callable[[Any], list[str]]:
-    """parameters -> greedy decodings of the first evaluation pairs, each in a line."""
+    """Returns parameters -> greedy decodings of the first evaluation pairs, one in a line."""
     batch = split.batch(np.arange(min(SAMPLES, len(split))), width)
     decode = jax.jit(
         lambda params: model.apply(
@@ -312,3 +291,34 @@ def make_samples(
         return lines
 
     return samples
+
+
+def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
+    """Makes what decodes texts greedily."""
+    data, options = config.data, config.model
+    assert isinstance(data, DataConfig)
+    assert isinstance(options, ModelConfig)
+    source, target = (
+        Vocabulary(resume_facts[f'{side}_vocabulary'], data.unit) for side in ('source', 'target')
+    )
+    width = data.bucket_lengths[-1]
+    model = make_model(options, len(source), len(target))
+
+    def encode(texts: list[str]) -> dict[str, np.ndarray]:
+        # If training had rare units, the model has learned what an unknown one means.
+        sources, lengths = encode_sources(texts, source, width, data.min_frequency > 1)
+        return {'sources': sources, 'source_lengths': lengths}
+
+    def apply(params: Any, rows: Batch) -> Any:
+        rows_of = rows['sources'], rows['source_lengths']
+        return model.apply({'params': params}, *rows_of, width, method='greedy')
+
+    def show(decoded: Any, row: int) -> dict[str, Any]:
+        return {'prediction': target.decode(decoded[row])}
+
+    def notes(text: str) -> dict[str, Any]:
+        if data.min_frequency == 1:
+            return {}  # unknown units are refused
+        return {'unknown': unknown_share(source.encode_open(text, len(text) + 1))}
+
+    return Predictor(seq2seq_init(model), encode, apply, show, notes)

@@ -1,4 +1,4 @@
-"""What the trainer knows of a task: its examples, and pure functions of parameters and rows."""
+"""Defines what the trainer knows of a task: examples, and pure functions of parameters and rows."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,14 +15,19 @@ Sums = dict[str, jax.Array]  # float32[] sums over examples
 Params = Any  # a tree of arrays, as Linen makes it
 
 
+def no_notes(_: str) -> dict[str, Any]:
+    """Has nothing to say about a text."""
+    return {}
+
+
 def nothing_to_show(_: Any) -> list[str]:
-    """For a task whose metrics say it all."""
+    """Shows no samples: the metrics are enough."""
     return []
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """All that the trainer knows of what is learned. A new task is a function that makes one."""
+    """Holds all that the trainer knows of what is learned; every task module makes one."""
 
     train: Examples
     evaluation: Examples
@@ -42,16 +47,18 @@ class Task:
     work without the data."""
     files: dict[str, str]  # name -> text of files in the workdir, for people and tools
     summary: str  # one line for the start of the log
+    warnings: tuple[str, ...] = ()  # what is odd about the data, each in one line
     samples: Callable[[Any], list[str]] = nothing_to_show
     """parameters -> lines that show what the model does with a few examples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """What a trained task does with new texts: made from a checkpoint's config and facts alone."""
+    """Predicts on new texts; made from the config and the facts of a checkpoint alone."""
 
     init: Callable[[jax.Array], Any]  # key -> parameters
     encode: Callable[[list[str]], dict[str, np.ndarray]]
-    """N texts -> arrays [N, ...]. Raises UserError for a text that can not be predicted from."""
+    """N texts -> arrays [N, ...]. Raises UserError for a text that it cannot predict from."""
     apply: Callable[[Any, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
     show: Callable[[Any, int], dict[str, Any]]  # (these arrays on the host, row) -> JSON
+    notes: Callable[[str], dict[str, Any]] = no_notes  # text -> JSON of what the model cannot see

@@ -121,8 +121,8 @@ def test_very_long_texts_are_read_whole(tmp_path: Path, suffix: str) -> None:
 
 
 def test_integer_labels_sort_as_numbers_and_others_as_text(tmp_path: Path) -> None:
-    numbers = read(tmp_path, '.tsv', 'sentence\tlabel\na\t10\nb\t9\nc\t-1\n')
-    assert numbers.label_names == ('-1', '9', '10')
+    numbers = read(tmp_path, '.tsv', 'sentence\tlabel\na\t10\nb\t9\nc\t-2\n')
+    assert numbers.label_names == ('-2', '9', '10')
     np.testing.assert_array_equal(numbers.train[1], [2, 1, 0])
     padded = read(tmp_path, '.tsv', 'sentence\tlabel\na\t1\nb\t01\nc\t001\nd\t0001\n')
     assert padded.label_names == ('0001', '001', '01', '1')
@@ -176,7 +176,7 @@ HEADER = 'sentence\tlabel\n'
         ('.csv', 'sentence,label\na,0\n"b,1\nc,0\n', 'train.csv:3: unexpected end of data'),
         ('.csv', 'sentence,label\n"a"b,0\n', "train.csv:2: ',' expected after"),
         ('.tsv', f'{HEADER}a\t \n', "train.tsv:2: 'label' is ' ', expected some text or an int"),
-        ('.tsv', f'{HEADER} \t1\n', 'train.tsv:2: expected some text'),
+        ('.tsv', f'{HEADER} \t1\n', "train.tsv:2: 'sentence' is empty, expected some text"),
         ('.tsv', f'{HEADER}a\t1\nb\t1\n', "train.tsv: only label '1', expected two or more"),
         (
             '.tsv',

@@ -122,7 +122,7 @@ def predictions(
         arrays = jax.device_get(result)
         result = next(results, None)  # computed while this one is shown
         for row, (text, _) in enumerate(part):
-            yield {'text': text, **predictor.show(arrays, row)}
+            yield {'text': text, **predictor.show(arrays, row), **predictor.notes(text)}
 
 
 def encoded(

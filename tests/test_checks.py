@@ -1,0 +1,267 @@
+"""Nothing meaningless passes in silence: bad data is refused, odd data is reported."""
+
+import dataclasses
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.schema import Config
+from errors import UserError
+from tasks import classification
+from tasks.classification import DataConfig, ModelConfig
+from tasks.task import Task
+from tests.test_resume import small_config
+
+Cells = list[tuple[str, str]]  # text, label
+GOOD: Cells = [('good film', 'pos'), ('bad film', 'neg')] * 50
+
+
+def table(path: Path, cells: Cells) -> str:
+    """Writes texts and labels as a table, and returns its path."""
+    path.write_text('text\tlabel\n' + ''.join(f'{text}\t{label}\n' for text, label in cells))
+    return str(path)
+
+
+def make_task(folder: Path, train: Cells, evaluation: Cells = GOOD, /, **options: Any) -> Task:
+    """Makes the task that a run on these texts would have."""
+    paths = {
+        'train': table(folder / 'train.tsv', train),
+        'evaluation': table(folder / 'dev.tsv', evaluation),
+    }
+    data = DataConfig(**({'source': 'files'} | paths | options))
+    return classification.make_task(Config(data=data, model=ModelConfig()))
+
+
+def refusal(folder: Path, train: Cells, /, **options: Any) -> str:
+    """Returns the one line that the texts are refused with, without the folder."""
+    with pytest.raises(UserError) as caught:
+        make_task(folder, train, **options)
+    (message,) = str(caught.value).splitlines()
+    assert len(message) <= 400
+    return message.replace(f'{folder}/', '')
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ('first', 'second'),
+    [
+        ('Pos', 'pos'),
+        ('very good', 'very  good'),
+        ('pos', 'p\u200bos'),  # a zero-width space
+        ('pos', 'pos\ufeff.'[:-1]),
+        ('caf\u00e9', 'cafe\u0301'),  # composed and decomposed
+        ('ﬁne', 'fine'),
+        ('a\u00a0b', 'a b'),
+        ('1', '1.0'),
+        ('7', '007'),
+        ('100', '1e2'),
+        ('True', 'true'),
+        ('pos', "'pos'"),
+        ('x' * 5000, 'X' * 5000),
+    ],
+)
+def test_two_spellings_of_a_label_are_refused_with_both_lines(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    message = refusal(tmp_path, [('a', first), ('b', 'other'), ('c', first), ('d', second)])
+    assert message.startswith('train.tsv:5: label ')
+    assert 'but train.tsv:2 has ' in message
+    assert message.endswith('expected one spelling of a label')
+
+
+def test_labels_that_differ_by_more_than_spelling_are_classes(tmp_path: Path) -> None:
+    names = [
+        '1',
+        '-2',
+        '1.5',
+        '10',
+        'a',
+        'á',
+        '+',
+        '-',
+        'c',
+        'c++',
+        '❤',
+        '1/2',
+        '99999999999999999',
+    ]
+    names += ['99999999999999998', '1e999999', '1e999998']
+    task = make_task(tmp_path, [(f'w w w {n}', n) for n in names], [('w', 'a')])
+    assert task.resume_facts['label_names'] == sorted(names)
+
+
+@pytest.mark.parametrize('label', ['nan', 'NaN', 'NA', 'n/a', '<NA>', 'null', '-1', ' '])
+def test_missing_labels_are_refused_with_their_line(tmp_path: Path, label: str) -> None:
+    assert refusal(tmp_path, [*GOOD, ('x', label)]).startswith("train.tsv:102: 'label' is ")
+
+
+def test_json_label_of_minus_one_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / 'a.jsonl'
+    file.write_text('\n'.join(json.dumps({'text': 'a', 'label': n}) for n in (0, 1, -1)))
+    assert 'a.jsonl:3' in refusal(tmp_path, GOOD, train=str(file))
+
+
+@pytest.mark.parametrize('target', [lambda n: str(n), lambda n: f'{n / 7:.3f}'])
+def test_a_number_to_predict_is_not_taken_for_classes(tmp_path: Path, target: Any) -> None:
+    cells = [(f'a b c {n}', target(n)) for n in range(60)]
+    assert '60 different numbers' in refusal(tmp_path, cells)
+    few = [(f'a b c {n}', str(n % 30)) for n in range(90)]
+    assert len(make_task(tmp_path, few, few).resume_facts['label_names']) == 30
+
+
+def test_classes_are_counted_and_rare_ones_reported(tmp_path: Path) -> None:
+    task = make_task(tmp_path, [*GOOD, *[('a poor film', 'bad')] * 4])
+    assert "3 classes {'bad': 4, 'neg': 50, 'pos': 50}" in task.summary
+    (warning,) = (line for line in task.warnings if 'classes' in line)
+    assert warning.startswith('1 of 3 classes have fewer than 5 rows or under 1% of the')
+    assert "{'bad': 4}" in warning
+    many = [*GOOD * 10, *[('a poor film', 'bad')] * 9]  # under 1%
+    assert any("{'bad': 9}" in line for line in make_task(tmp_path, many).warnings)
+    assert not any('classes' in line for line in make_task(tmp_path, GOOD).warnings)
+
+
+# Texts
+
+
+def test_texts_in_both_splits_and_texts_with_two_labels_are_counted(tmp_path: Path) -> None:
+    train = [*GOOD, ('good film', 'neg')]
+    warnings = make_task(tmp_path, train, [('good film', 'pos'), ('new film', 'neg')]).warnings
+    assert "1 of 2 evaluation examples are in the training split too, such as 'good film'" in str(
+        warnings
+    )
+    assert "1 training texts have more than one label, such as 'good film'" in str(warnings)
+    assert not make_task(tmp_path, GOOD, [('film', 'pos'), ('good bad', 'neg')]).warnings
+
+
+def test_unknown_words_of_both_splits_are_reported(tmp_path: Path) -> None:
+    train = [*GOOD, ('a b c d e', 'pos')]
+    task = make_task(tmp_path, train, [('GOOD FILM , film', 'pos')] * 9)
+    assert '2.4% of training and 75.0% of evaluation words unknown' in task.summary
+    assert [line for line in task.warnings if 'unknown' in line] == [
+        '75% of the evaluation tokens are unknown to the vocabulary: do both splits have the same '
+        'language, case and spaces? (config.data.min_frequency)'
+    ]
+
+
+def test_a_vocabulary_without_words_is_refused(tmp_path: Path) -> None:
+    cells = [(f'word{n} other{n}', 'neg' if n % 2 else 'pos') for n in range(40)]
+    assert refusal(tmp_path, cells).startswith('config.data.min_frequency = 3: no word occurs that')
+    assert make_task(tmp_path, cells, cells, min_frequency=1)
+    assert make_task(tmp_path, cells, cells, affixes=(3, 2))  # 'wor' and 'oth' are known
+
+
+def test_prediction_notes_unknown_words_and_cut_texts() -> None:
+    config = dataclasses.replace(small_config(), data=DataConfig(bucket_lengths=(8,)))
+    facts = {'vocabulary': ['film', 'good'], 'label_names': ['neg', 'pos'], 'affixes': []}
+    notes = classification.make_predictor(config, facts).notes
+    assert notes('a good film') == {'unknown': pytest.approx(1 / 3), 'cut': False}
+    assert notes('good ' * 6) == {'unknown': 0.0, 'cut': False}
+    assert notes('good ' * 7) == {'unknown': 0.0, 'cut': True}
+
+
+# Files
+
+
+def test_a_second_header_line_is_refused_or_skipped(tmp_path: Path) -> None:
+    cells = [*GOOD, ('text', 'label'), *GOOD]
+    assert refusal(tmp_path, cells).startswith('train.tsv:102: the header line again')
+    task = make_task(tmp_path, cells, bad_rows='skip')
+    assert task.summary.startswith('200 training and 100 evaluation examples, 1 bad rows skipped')
+
+
+def test_bad_rows_are_skipped_and_counted_if_asked_for(tmp_path: Path) -> None:
+    cells = [*GOOD, ('', 'pos'), ('x', ''), ('a\tb', 'pos'), ('x', 'nan')]
+    assert refusal(tmp_path, cells).startswith("train.tsv:103: 'label' is ''")
+    assert refusal(tmp_path, cells[:101]).startswith("train.tsv:102: 'text' is empty")
+    task = make_task(tmp_path, cells, bad_rows='skip')
+    assert task.summary.startswith('100 training and 100 evaluation examples, 4 bad rows skipped')
+    lines = ['{"text": "good film", "label": "pos"}', '{', '[]', '{"text": "a"}']
+    (tmp_path / 'a.jsonl').write_text('\n'.join([*lines * 3, lines[0].replace('pos', 'neg')]))
+    task = make_task(tmp_path, GOOD, train=str(tmp_path / 'a.jsonl'), bad_rows='skip')
+    assert task.summary.startswith('4 training and 100 evaluation examples, 9 bad rows skipped')
+
+
+def test_a_file_of_bad_rows_alone_shows_the_first_problem(tmp_path: Path) -> None:
+    message = refusal(tmp_path, [('', 'pos'), ('', 'neg')], bad_rows='skip')
+    assert message.startswith('train.tsv: no usable row, the first problem is: train.tsv:2: ')
+
+
+def test_columns_of_a_file_without_a_header_are_named_by_the_config(tmp_path: Path) -> None:
+    file = tmp_path / 'a.csv'
+    file.write_text('"3","Shares rise","Stocks, ""up"""\n"1","Vote","Polls open"\n' * 9)
+    options: dict[str, Any] = {'train': str(file), 'evaluation': str(file)}
+    options |= {'text_features': ('title', 'body'), 'label_feature': 'class'}
+    message = refusal(tmp_path, GOOD, **options)
+    assert message.startswith("a.csv:1: column 'title' is not among ['3', 'Shares rise'")
+    assert message.endswith('without a header line, set config.data.columns')
+    options['columns'] = ('class', 'title', 'body')
+    task = make_task(tmp_path, GOOD, **options)
+    assert len(task.train) == 18
+    assert task.resume_facts['label_names'] == ['1', '3']
+    options['columns'] = ('class', 'title')
+    assert refusal(tmp_path, GOOD, **options).startswith("config.data.columns: column 'body' is")
+    options['columns'] = ('class', 'title', 'body', 'more')
+    assert 'a.csv:1: 3 column(s), expected 4' in refusal(tmp_path, GOOD, **options)
+
+
+@pytest.mark.parametrize('suffix', ['.tsv', '.csv', '.jsonl'])
+def test_gzip_files_are_read_as_their_contents(tmp_path: Path, suffix: str) -> None:
+    row = '{"text": "%s", "label": "%s"}' if suffix == '.jsonl' else '%s,%s'
+    lines = [] if suffix == '.jsonl' else ['text,label']
+    text = '\n'.join([*lines, *(row % cells for cells in GOOD)])
+    text = text.replace(',', '\t') if suffix == '.tsv' else text
+    plain, packed = tmp_path / f'a{suffix}', tmp_path / f'b{suffix}.gz'
+    plain.write_text(text)
+    packed.write_bytes(gzip.compress(text.encode()))
+    tasks = [make_task(tmp_path, GOOD, train=str(path)) for path in (plain, packed)]
+    assert tasks[0].resume_facts == tasks[1].resume_facts
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[: len(whole) // 2])
+    assert refusal(tmp_path, GOOD, train=str(packed)).startswith(f'b{suffix}.gz: damaged gzip data')
+    packed.write_text('plain')
+    assert refusal(tmp_path, GOOD, train=str(packed)).startswith(f'b{suffix}.gz: cannot be read (')
+
+
+QUOTED = '"she said ""hi"" and left"\t"pos"\nplain words\tpos\n"a tab\tinside"\tneg\n'
+
+
+def quoted_texts(folder: Path, contents: str) -> list[str]:
+    """Reads the texts of a .tsv file without its header line."""
+    file = folder / 'q.tsv'
+    file.write_text(f'text\tlabel\n{contents}')
+    data = DataConfig(source='files', train=str(file), evaluation=str(file))
+    return classification.read_texts(data)[0].texts
+
+
+def test_quoted_cells_of_a_tsv_file_are_read_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    assert quoted_texts(tmp_path, QUOTED) == [
+        'she said "hi" and left',
+        'plain words',
+        'a tab\tinside',
+    ]
+    assert quoted_texts(tmp_path, '"two\nlines"\tpos\n"x"\tneg\n') == ['two\nlines', 'x']
+
+
+def test_quotes_of_sentences_in_a_tsv_file_stay(tmp_path: Path) -> None:
+    contents = '"Brilliant", said everyone.\tpos\n"Bad\tneg\n5" disk\tneg\n'
+    assert quoted_texts(tmp_path, contents) == ['"Brilliant", said everyone.', '"Bad', '5" disk']
+
+
+@pytest.mark.parametrize(
+    ('contents', 'message'),
+    [
+        (f'{QUOTED}"Good", he said\tpos\n', "q.tsv:5: '\t' expected after '\"'"),
+        ('a\tpos\n"b\tneg\nc"\tpos\nd\tneg\n', 'q.tsv:3: a double quote that closes on a later'),
+    ],
+)
+def test_quotes_that_can_be_read_in_two_ways_are_refused(
+    tmp_path: Path, contents: str, message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        quoted_texts(tmp_path, contents)
+    assert message in str(caught.value)
