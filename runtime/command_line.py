@@ -1,6 +1,5 @@
 """Parses the command line. A mistake in it ends the program with one line and exit code 2."""
 
-import argparse
 import sys
 import tempfile
 import traceback
@@ -17,21 +16,6 @@ from errors import KeyfoldError, UserError
 from runtime.paths import in_bucket, open_location
 
 MOST_CHARACTERS = 400  # of an error
-
-
-class Arguments(argparse.ArgumentParser):
-    """Parses the arguments of a tool, whose docstring is its help. A mistake is one line."""
-
-    def __init__(self, doc: str | None) -> None:
-        """Takes the docstring of the tool, which shows how to call it."""
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            usage=argparse.SUPPRESS, description=doc, formatter_class=raw, allow_abbrev=False
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program with one line."""
-        refuse(message)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

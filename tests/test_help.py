@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from configs.schema import options
-from runtime.command_line import Arguments
 from tests import runs
+from tools.arguments import Arguments
 
 PROGRAMS = sorted(
     f'{file.parent.name}.{file.stem}'

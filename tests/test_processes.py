@@ -197,7 +197,7 @@ def test_pod_with_a_dead_process_starts_again_and_equals_the_undisturbed_run(
     os.kill(trainers(run)[1], signal.SIGKILL)
     code, output = ended(pod)
     assert code == 0, output
-    assert 'starting again in 1 s, 1 of 1' in output
+    assert 'restarting in 1 s, 1 of 1' in output
     assert runs.outcome(run) == runs.outcome(undisturbed)
 
 
@@ -377,4 +377,4 @@ def test_exactness_names_the_layouts_and_leaves_out_what_does_not_divide(tmp_pat
     assert len(re.findall(r' s  [0-9a-f]{16} the same bits', output)) == 2
     code, output = ended(start([*command, '--config.reduction=psum', '--config.num_shards=8']))
     assert code == 1, output
-    assert 'not the bits of 1. The runs part at step' in output
+    assert 'other bits than 1. The runs diverge at step' in output

@@ -4,11 +4,12 @@
         [--set optimizer.learning_rate=1e-3,3e-3] [--set ...]
         [--command='sbatch launch/slurm.sbatch']
 
-Each run lives in DIR/NAME. Called again, it passes over finished runs and goes on with others. With
---command that is called for each unfinished run, with train.py's flags behind it: when a scheduler
-has done them, another call has the table. It ends with a table of the final metrics, over seeds the
-mean ± the standard deviation of a sample, and writes DIR/sweep.json. Exit code 0: all went well,
-1: some failed, 2: bad input, 75: a run was asked to stop, as by Ctrl-C; the same command goes on.
+Each run has its own folder in DIR. Called again, it skips finished runs and resumes the others.
+--command is called for each unfinished run instead, followed by the flags of train.py; once a
+scheduler has finished the runs, call it again for the table. Prints the final metrics, for several
+seeds as mean ± standard deviation (of a sample), and writes DIR/sweep.json.
+Exit code 0: all runs finished or were submitted. 1: some failed. 2: bad input. 75: a run was asked
+to stop, such as by Ctrl-C; the same command resumes.
 """
 
 import itertools
@@ -31,8 +32,9 @@ from configs.schema import Config
 from errors import UserError
 from input_pipeline.examples import not_among
 from reporting.summary import read_summary
-from runtime.command_line import Arguments, refuse, usable_workdir
+from runtime.command_line import usable_workdir
 from runtime.preemption import EXIT_CODE, SIGNALS
+from tools.arguments import Arguments, one_line_errors, run_tool
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
 LONGEST_NAME = 200  # of a folder, named after its settings
@@ -46,40 +48,41 @@ class Run(NamedTuple):
     workdir: epath.Path
 
 
+@one_line_errors
 def main(argv: Sequence[str]) -> int:
-    """Brings the runs to their end and prints the table; returns the exit code."""
+    """Trains the runs and prints the table; returns the exit code."""
     parser = Arguments(__doc__)
     add = parser.add_argument
     add('--config', required=True, metavar='FILE', help='config of all runs')
-    add('--workdir', required=True, metavar='DIR', help='has a folder for each run')
+    add('--workdir', required=True, metavar='DIR', help='gets a folder for each run')
     add('--seeds', default='0:1', metavar='A:B', help='A, A + 1, .. B - 1 (default: 0:1)')
-    add('--set', action='append', default=[], metavar='KNOB=VALUE,...', help='values to try')
+    add('--set', action='append', default=[], metavar='OPTION=VALUE,...', help='values to try')
     add('--command', default='', help='call this for each run instead of training here')
     given = parser.parse_args(argv)
+    config, workdir = read_config(given.config), usable_workdir(given.workdir)
+    runs = grid(config, workdir, given.set, given.seeds)
     try:
-        config, workdir = read_config(given.config), usable_workdir(given.workdir)
-        runs = grid(config, workdir, given.set, given.seeds)
         command = shlex.split(given.command) or [sys.executable, str(TRAIN)]
-        code = carry_out(runs, config, [*command, f'--config={given.config}'])
-        conclude(runs, config, workdir)
-    except (UserError, ValueError) as error:  # ValueError: a quotation in --command has no end
-        refuse(error)
+    except ValueError as error:
+        raise UserError(f'--command={given.command}: {error}') from error
+    code = run_all(runs, config, [*command, f'--config={given.config}'])
+    conclude(runs, config, workdir)
     return code
 
 
 def read_config(file: str) -> Config:
-    """What the file's get_config() gives. Raises UserError."""
+    """Returns the config of a file. Raises UserError for any mistake in it."""
     try:
         config = runpy.run_path(file)['get_config']()
-    except Exception as error:  # whatever the file does
+    except Exception as error:  # the file is code, so anything can be raised
         raise UserError(f'--config={file}: {type(error).__name__}: {error}') from error
     if not isinstance(config, Config):
-        raise UserError(f'--config={file}: expected a file whose get_config() gives a Config')
+        raise UserError(f'--config={file}: expected get_config() to return a Config')
     return config
 
 
 def grid(config: Config, workdir: epath.Path, given: Sequence[str], seeds: str) -> list[Run]:
-    """All combinations of the settings, each with all seeds. Raises UserError."""
+    """Returns all combinations of the settings, each with all seeds. Raises UserError."""
     values: dict[str, list[str]] = {}
     known = schema.to_dict(config).keys() - {'seed'}
     for setting in given:
@@ -97,14 +100,17 @@ def grid(config: Config, workdir: epath.Path, given: Sequence[str], seeds: str) 
             name = '_'.join(f'{k}={v}' for k, v in [*settings.items(), ('seed', seed)])
             runs.append(Run(settings, seed, workdir / re.sub(r'[^\w.=+-]+', '-', name)))
     if max(len(run.workdir.name) for run in runs) > LONGEST_NAME:
-        raise UserError('--set: too many; put what is the same for all runs into the config file')
+        raise UserError(
+            '--set: too many settings for the name of a folder; put those that all runs share into '
+            'the config file'
+        )
     if len({run.workdir for run in runs}) < len(runs):
-        raise UserError('--set: expected values that differ')
+        raise UserError('--set: expected different values')
     return runs
 
 
-def carry_out(runs: Sequence[Run], config: Config, command: Sequence[str]) -> int:
-    """Calls the command for each run that is not finished; returns the exit code."""
+def run_all(runs: Sequence[Run], config: Config, command: Sequence[str]) -> int:
+    """Calls the command for each unfinished run; returns the exit code."""
     finished = [final_metrics(run, config) is not None for run in runs]
     asked: list[int] = []
     for number in SIGNALS:
@@ -117,7 +123,7 @@ def carry_out(runs: Sequence[Run], config: Config, command: Sequence[str]) -> in
             flags = [f'--config.{name}={value}' for name, value in options.items()]
             code = call([*command, f'--workdir={run.workdir}', *flags], asked)
             if asked or code == EXIT_CODE:
-                print('stopped; the same command goes on', flush=True)
+                print('stopped; the same command resumes', flush=True)
                 return EXIT_CODE
             if code:
                 print(f'{run.workdir.name}: exit code {code}', file=sys.stderr, flush=True)
@@ -126,8 +132,8 @@ def carry_out(runs: Sequence[Run], config: Config, command: Sequence[str]) -> in
 
 
 def call(words: Sequence[str], asked: list[int]) -> int:
-    """Runs a program, to which signals are passed on. Returns its exit code."""
-    try:  # in a session of its own: a Ctrl-C that reaches it twice stops it at once
+    """Runs a program, passes signals on to it, and returns its exit code."""
+    try:  # in a new session, since a Ctrl-C that reaches train.py twice ends it without saving
         child = subprocess.Popen(words, start_new_session=True)
     except OSError as error:
         raise UserError(f'--command: {words[0]}: {error.strerror}') from error
@@ -144,7 +150,7 @@ def call(words: Sequence[str], asked: list[int]) -> int:
 
 
 def final_metrics(run: Run, config: Config) -> dict[str, float] | None:
-    """Of a finished run. Raises UserError where it was another config's."""
+    """Returns the metrics of a finished run, or None. Raises UserError if its config differs."""
     steps = run.settings.get('num_steps', str(config.num_steps))
     summary = read_summary(run.workdir, int(steps)) if steps.isdecimal() else {}
     if not summary:
@@ -153,14 +159,14 @@ def final_metrics(run: Run, config: Config) -> dict[str, float] | None:
     changes = schema.trajectory_changes(config, saved)
     if others := [x for x in changes if x.partition(':')[0] not in run.settings]:
         raise UserError(
-            f'{run.workdir} is finished with another config: {"; ".join(others)}; '
-            'use the old values, or another --workdir'
+            f'{run.workdir} finished with another config: {"; ".join(others)}; '
+            'use the old values or another --workdir'
         )
     return dict(summary['eval'])
 
 
 def conclude(runs: Sequence[Run], config: Config, workdir: epath.Path) -> None:
-    """Prints the table, and writes it with each run's metrics to sweep.json. Raises UserError."""
+    """Prints the table, and writes it with the metrics of each run to sweep.json."""
     groups, of_runs, rows = [], [], []
     for _, group in itertools.groupby(runs, key=lambda run: run.settings):
         found = [(run, final_metrics(run, config)) for run in group]
@@ -169,7 +175,10 @@ def conclude(runs: Sequence[Run], config: Config, workdir: epath.Path) -> None:
         spread = {name: statistics([e[name] for e in done]) for name in (done or [{}])[0]}
         settings, seeds = found[0][0].settings, f'{len(done)}/{len(found)}'
         groups.append({'settings': settings, 'seeds': seeds, 'metrics': spread})
-        shown = {name: f'{s["mean"]:.4f} ± {s["std"]:.4f}' for name, s in spread.items()}
+        shown = {
+            name: f'{s["mean"]:.4f}' + (f' ± {s["std"]:.4f}' if len(done) > 1 else '')
+            for name, s in spread.items()
+        }
         rows.append(settings | {'seeds': seeds} | shown)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [columns, *([row.get(name, '') for name in columns] for row in rows)]
@@ -181,15 +190,15 @@ def conclude(runs: Sequence[Run], config: Config, workdir: epath.Path) -> None:
         text = json.dumps({'table': groups, 'runs': of_runs}, indent=2)
         (workdir / 'sweep.json').write_text(text + '\n')
     except OSError as error:
-        raise UserError(f'{workdir}/sweep.json: not written ({error.strerror})') from error
+        raise UserError(f'{workdir}/sweep.json: cannot be written ({error.strerror})') from error
 
 
 def statistics(values: Sequence[float]) -> dict[str, float]:
-    """Over seeds: mean, standard deviation (0 for a single one), range."""
+    """Returns mean, standard deviation (0 for a single value) and range."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     ends = {'min': min(values), 'max': max(values)}
     return {'mean': float(np.mean(values)), 'std': deviation, **ends}
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    run_tool(main)
