@@ -1,1 +1,1 @@
-"""What it costs."""
+"""Benchmarks of training; `python -m benchmarks` runs them."""

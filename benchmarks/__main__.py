@@ -1,10 +1,10 @@
-"""What training costs, measured on this machine.
+"""Measures what training costs on this machine.
 
     python -m benchmarks [--only NAME ...] [--out=runs/bench]
 
-Each benchmark runs in a process of its own, one after the other; inside, variants take turns, so
-that a noisy machine is noisy for all, and medians are shown. Where TFDS_DATA_DIR holds GLUE SST-2
-they train configs/sst2.py, elsewhere configs/reviews.py. Into --out go bench.json and bench.md.
+Runs each benchmark in a separate process, in turn. Within one, variants alternate, so that noise
+affects all alike, and the result is the median. Trains configs/sst2.py if TFDS_DATA_DIR holds GLUE
+SST-2, otherwise configs/reviews.py. Writes bench.json and bench.md into --out.
 """
 
 import argparse
@@ -33,7 +33,7 @@ BENCHMARKS = {  # name -> module, simulated devices
 
 
 def main() -> None:
-    """Runs them all, or one whose module is named, in this process."""
+    """Runs all benchmarks, or in this process the one whose module is given."""
     parser = Arguments(__doc__)
     parser.add_argument(
         '--only', nargs='+', choices=BENCHMARKS, default=list(BENCHMARKS), help='(default: all)'
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def run(module: str, devices: int) -> dict[str, Any]:
-    """The rows of one benchmark, and the environment of the process that measured them."""
+    """Runs one benchmark; returns its rows and the environment of its process."""
     print(f'{module}, {devices} device(s) ...', file=sys.stderr, flush=True)
     command = [sys.executable, '-m', 'benchmarks', '--module', module]
     env = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
@@ -68,7 +68,7 @@ def run(module: str, devices: int) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown."""
+    """Returns the results as a table in Markdown."""
     lines = ['| benchmark | what | value |', '|---|---|---|']
     for name, found in results.items():
         lines += [

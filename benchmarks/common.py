@@ -1,4 +1,4 @@
-"""What the benchmarks share: the config they run, and how variants take turns."""
+"""The config that the benchmarks run, and how they time variants."""
 
 import os
 import time
@@ -18,12 +18,12 @@ Row = tuple[str, float, str]  # what, value, unit
 
 
 def config() -> Config:
-    """The config that is measured."""
+    """Returns the config to measure."""
     return (sst2 if HELD else reviews).get_config()
 
 
 def in_turn(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds float64[rounds] of each variant, timed once in each round; the first is a warm-up."""
+    """Times each variant once per round, after a warm-up. Returns seconds float64[rounds] each."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds + 1):
         for name, call in variants.items():
@@ -34,5 +34,5 @@ def in_turn(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
 
 
 def ratio(seconds: np.ndarray, plain: np.ndarray) -> float:
-    """The median, over rounds, of one variant's time over another's in the same round."""
+    """Returns the median over rounds of one variant's time divided by another's."""
     return float(np.median(seconds / plain))

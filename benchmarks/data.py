@@ -1,4 +1,4 @@
-"""The input pipeline alone: padding by bucket layout, batches per second, the first batch."""
+"""Measures the input pipeline alone: padding by buckets, batches/s, time to the first batch."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ BATCHES, ROUNDS, LATE = 400, 5, 100_000
 
 
 def measure() -> list[Row]:
-    """Of the config that is measured, and of other buckets."""
+    """Measures the config, and its padding with other buckets, too."""
     measured = config()
     backend.prepare()
     examples = tasks.make_task(measured).train
@@ -66,7 +66,7 @@ def padding(
     window_batches: int,
     words: Callable[[int], np.ndarray],
 ) -> float:
-    """The share of positions that hold no token, over an epoch."""
+    """Returns the share of positions without a token, over an epoch."""
     order = batch_order(examples.lengths, batch_size, window_batches, words)
     widths = tokens = 0
     for step in range(len(examples) // batch_size):

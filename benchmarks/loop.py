@@ -1,4 +1,4 @@
-"""The training loop beside its bare step: what data, log, ledger and checkpoints take."""
+"""Compares the training loop with its bare step: the cost of data, log, ledger, checkpoints."""
 
 import collections
 import contextlib
@@ -33,7 +33,7 @@ FIRST, LAST, ROUNDS = 128, 288, 3  # steps before FIRST compile every bucket
 
 
 def measure() -> list[Row]:
-    """One run of the trainer and one of its step, in turn, over the same batches."""
+    """Alternates runs of the trainer and of its step alone, over the same batches."""
     shards = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     measured = dataclasses.replace(config(), num_steps=LAST, num_shards=shards, eval_every=LAST)
     backend.prepare()
@@ -44,7 +44,7 @@ def measure() -> list[Row]:
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as workdir, timed_saves() as saves:
             whole.append(trained(measured, epath.Path(workdir)))
-            blocked.append(saves[1])  # in the middle; the first and the last stand outside
+            blocked.append(saves[1])  # in the middle; the first and the last are not timed
         alone.append(bare())
     count = measured.batch_size * (LAST - FIRST)
     steps = default_interval * np.median(whole) / (LAST - FIRST)
@@ -59,23 +59,23 @@ def measure() -> list[Row]:
 
 
 def trained(measured: Config, workdir: epath.Path) -> float:
-    """Seconds from the dispatch of step FIRST to that of step LAST in a run of the trainer."""
+    """Trains; returns the seconds from the dispatch of step FIRST to that of step LAST."""
     watch = Watch()
     train.train(measured, workdir, profile=watch)
     return watch.at[LAST] - watch.at[FIRST]
 
 
 class Watch(Profile):
-    """Stands where a profile does, and notes when steps begin."""
+    """Replaces a profile, and notes when steps begin."""
 
     def __init__(self) -> None:
-        """Nothing noted."""
+        """Starts with no step noted."""
         super().__init__()
         self.at: dict[int, float] = {}
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Around the dispatch of a step."""
+        """Notes when a step is dispatched."""
         self.at[number] = time.perf_counter()
         yield
 
@@ -96,7 +96,7 @@ def timed_saves() -> Iterator[list[float]]:
 
 
 def bare_loop(measured: Config) -> tuple[Callable[[], float], list[Row]]:
-    """(seconds of the same steps with their batches on the devices, sizes of what is there)."""
+    """Returns a timer of the same steps with batches on the devices, and the sizes of the state."""
     task = tasks.make_task(measured)
     layout = make_layout(measured, measured.num_shards, make_mesh())
     schedule = make_schedule(measured.optimizer, measured.num_steps)
@@ -121,7 +121,7 @@ def bare_loop(measured: Config) -> tuple[Callable[[], float], list[Row]]:
         for batch in batches:
             state, row = step(state, batch)
             in_flight.append(row)
-            if len(in_flight) > IN_FLIGHT:  # with many more, simulated devices wait for each other
+            if len(in_flight) > IN_FLIGHT:  # with many more, simulated devices block each other
                 jax.block_until_ready(in_flight.popleft())
         held.append(jax.block_until_ready(state))
         return time.perf_counter() - began

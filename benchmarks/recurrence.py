@@ -1,4 +1,4 @@
-"""The bidirectional LSTM, forward and backward, beside flax's and beside hoisted projections."""
+"""Compares our bidirectional LSTM and its gradient with flax's, and with hoisted projections."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ LENGTHS = (8, 16, 32, 64)
 
 
 class Plain(nn.Module):
-    """nn.RNN over flax's cell, with the parameters of model/lstm.py."""
+    """Runs flax's cell in nn.RNN, with the parameters of model/lstm.py."""
 
     hidden_size: int
 
@@ -33,7 +33,7 @@ class Plain(nn.Module):
 
 
 def hoisted(unroll: int) -> Callable[..., jax.Array]:
-    """`lstm.lstm` differentiated by JAX: projections of the inputs stand outside the scan."""
+    """Returns an `lstm.lstm` that JAX differentiates, with input projections outside the scan."""
 
     def read(_: bool, inputs: jax.Array, weights: lstm.Weights) -> jax.Array:
         input_kernel, recurrent_kernel, bias = weights
@@ -52,7 +52,7 @@ def hoisted(unroll: int) -> Callable[..., jax.Array]:
 
 
 def measure() -> list[Row]:
-    """Times over those of flax's, at each length."""
+    """Measures times relative to flax's LSTM, at each length."""
     options = config().model
     assert isinstance(options, ModelConfig)
     backend.prepare()
@@ -86,7 +86,7 @@ def timed(
     lengths: jax.Array,
     read: Callable[..., jax.Array] = lstm.lstm,
 ) -> Callable[[], Any]:
-    """Computes the gradients of parameters and words, with another recurrence if one is given."""
+    """Returns a function that computes the gradients of parameters and words with a recurrence."""
 
     def total(variables: Any, words: jax.Array) -> jax.Array:
         return jnp.sum(jnp.asarray(model.apply(variables, words, lengths)) ** 2)

@@ -1,13 +1,12 @@
-"""Does a run grow? The embedded reviews, trained on and on, killed now and then; memory and files.
+"""Checks that the memory, open files and workdir of a run do not grow, through restarts, too.
 
     python -m benchmarks.soak [--minutes=30] [--seed=0]
 
-Half of the time one process lives; the rest is launches that are killed after up to a minute, by
-SIGKILL or SIGTERM in turn, all in one workdir. For each launch the table has the steps it took, and
-its resident memory, open files and the size of the workdir when it was warm and at its end.
+Trains the embedded reviews in one workdir: half of the time in one process, then in launches that
+are ended after up to a minute, by SIGKILL and SIGTERM in turn. Prints a row per launch: its steps,
+and resident memory, open files and size of the workdir after warm-up and at the end.
 """
 
-import argparse
 import random
 import re
 import signal
@@ -18,12 +17,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tools.arguments import Arguments
+
 PROJECT = Path(__file__).resolve().parent.parent
 WARM_SECONDS = 30.0
 
 
 class Sizes(NamedTuple):
-    """What may not grow."""
+    """The sizes that must not grow."""
 
     memory: int  # MiB resident
     files: int  # open
@@ -31,10 +32,10 @@ class Sizes(NamedTuple):
 
 
 def main() -> None:
-    """Prints a row for every launch."""
-    parser = argparse.ArgumentParser(prog='soak')
-    parser.add_argument('--minutes', type=float, default=30)
-    parser.add_argument('--seed', type=int, default=0)
+    """Prints a row per launch."""
+    parser = Arguments(__doc__)
+    parser.add_argument('--minutes', type=float, default=30, help='(default: 30)')
+    parser.add_argument('--seed', type=int, default=0, help='of the times (default: 0)')
     given = parser.parse_args()
     chance, began = random.Random(given.seed), time.monotonic()
     print(
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def launch(workdir: Path, seconds: float, number: signal.Signals) -> str:
-    """Trains for some seconds, then sends a signal. Returns the row."""
+    """Trains for some seconds, then sends a signal. Returns the row of the table."""
     command = [sys.executable, 'train.py', '--config=configs/reviews.py', f'--workdir={workdir}']
     endless = ['--config.num_steps=100000000', '--config.optimizer.schedule=constant']
     with tempfile.TemporaryFile('w+') as output:
@@ -74,11 +75,11 @@ def launch(workdir: Path, seconds: float, number: signal.Signals) -> str:
 
 
 def sizes(process: int, workdir: Path) -> Sizes:
-    """Of a process, and of the folder it writes to."""
+    """Measures a process and its workdir."""
     status = Path(f'/proc/{process}/status').read_text()
     resident = int(re.findall(r'VmRSS:\s+(\d+) kB', status)[0])
     du = subprocess.run(['du', '-sk', str(workdir)], capture_output=True, text=True, check=False)
-    disk = int(du.stdout.split()[0])  # of what was there while it looked
+    disk = int(du.stdout.split()[0])  # du may fail on a file that has just been deleted
     return Sizes(resident // 1024, len(list(Path(f'/proc/{process}/fd').iterdir())), disk)
 
 

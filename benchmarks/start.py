@@ -1,4 +1,4 @@
-"""From the start of the process to the end of its first step; the peak memory of short runs."""
+"""Measures the time from the start of a process to its first step, and the peak memory."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ ROUNDS = 3
 
 
 def measure() -> list[Row]:
-    """With an empty compilation cache, and with what the launch before left in it."""
+    """Measures with an empty compilation cache, and with that of the launch before."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         launch(scratch / 'run', scratch / 'cache')  # the first one reads the packages from disk
@@ -37,7 +37,7 @@ def measure() -> list[Row]:
 
 
 def launch(workdir: Path, cache: Path) -> float:
-    """Seconds until the line of step 1."""
+    """Trains one step; returns the seconds until its line is logged."""
     command = [sys.executable, 'train.py', f'--config={CONFIG}', f'--workdir={workdir}']
     command += ['--config.num_steps=1', '--config.log_every=1', '--config.optimizer.warmup_steps=0']
     env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(cache)}

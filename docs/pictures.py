@@ -1,6 +1,6 @@
-"""Draws the pictures of these documents: the keys, and a run that was killed and moved.
+"""Draws the pictures of the documents: the keys, and a run that was killed and moved.
 
-python -m docs.pictures                     # keys.png and moved.png; the second trains for minutes
+python -m docs.pictures                 # keys.png and moved.png; the second trains for minutes
 """
 
 import io
@@ -26,13 +26,13 @@ from tools import compare_runs, curves
 from training import keys
 
 DOCS = Path(__file__).parent
-STEPS, SHARDS, CHOSEN = 3, 4, (1, 2)  # of the masks that are shown, and the one that is followed
+STEPS, SHARDS, CHOSEN = 3, 4, (1, 2)  # of the masks shown; (step, shard) of the highlighted path
 PALE, DARK, DPI = '#d9d4c7', '#1f6f8b', 110
-LAUNCHES = ((2, 80), (8, 190), (1, 0))  # devices, and the step at which it is killed
+LAUNCHES = ((2, 80), (8, 190), (1, 0))  # devices, and the step at which it is killed (0: never)
 
 
 def main() -> None:
-    """Writes both pictures."""
+    """Draws both pictures."""
     draw_keys(DOCS / 'keys.png')
     with tempfile.TemporaryDirectory() as folder:
         undisturbed, moved = Path(folder, 'undisturbed'), Path(folder, 'moved')
@@ -43,7 +43,7 @@ def main() -> None:
 
 @matplotlib.rc_context({'font.size': 8})
 def draw_keys(file: Path) -> None:
-    """The tree of folds, and the masks at its leaves."""
+    """Draws the tree of folds, and the masks at its leaves."""
     figure = Figure((8.6, 3.4), layout='constrained')
     tree, *masks = figure.subplots(1, 3, width_ratios=(1.7, 1, 1))
     draw_tree(tree)
@@ -53,7 +53,7 @@ def draw_keys(file: Path) -> None:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """As a PNG of few colors, for it lies in the repository."""
+    """Saves a PNG of few colors, which keeps the repository small."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=DPI)
     Image.open(drawn).convert('RGB').quantize(48, dither=Image.Dither.NONE).save(
@@ -62,7 +62,7 @@ def save(figure: Figure, file: Path) -> None:
 
 
 def draw_tree(panel: Axes) -> None:
-    """root -> streams -> steps -> shards; one path is followed to its leaf."""
+    """Draws root -> streams -> steps -> shards, with one path highlighted."""
     step, shard = CHOSEN
     levels = [
         ['root'],
@@ -86,7 +86,7 @@ def draw_tree(panel: Axes) -> None:
 
 
 def draw_masks(panel: Axes, stream: str) -> None:
-    """What the keys of a stream draw, by step and shard."""
+    """Draws the masks from the keys of a stream, by step and shard."""
     root, shape = keys.root_keys(0, 'threefry2x32'), (10, 10)
     gap = np.full((SHARDS * 12, STEPS * 12), np.nan)
     for step in range(STEPS):
@@ -105,7 +105,7 @@ def draw_masks(panel: Axes, stream: str) -> None:
 
 
 def launched(workdir: Path, devices: int, until: int = 0) -> int:
-    """Trains; killed as soon as step `until` is logged. Returns the step that it began after."""
+    """Trains, and is killed once step `until` is logged. Returns the step it resumed after."""
     options = {'num_steps': 300, 'eval_every': 300, 'checkpoint_every': 50, 'log_every': 10}
     command = [sys.executable, 'train.py', '--config=configs/reviews.py', f'--workdir={workdir}']
     command += [f'--config.{name}={value}' for name, value in options.items()]
@@ -132,14 +132,14 @@ def launched(workdir: Path, devices: int, until: int = 0) -> int:
 
 @matplotlib.rc_context({'font.size': 8})
 def draw_moved(file: Path, undisturbed: Path, moved: Path, starts: Sequence[int]) -> None:
-    """The loss of every step of both. Raises SystemExit unless they are the same run."""
+    """Plots the loss of every step of both. Raises SystemExit unless they are the same run."""
     same, verdict = compare_runs.compare(*(compare_runs.load(str(r)) for r in (undisturbed, moved)))
     if not same:
         raise SystemExit('\n'.join(verdict))
     figure = Figure((8.6, 2.8), layout='constrained')
     panel = figure.subplots()
     steps, losses = curves.read(epath.Path(undisturbed))['step/loss'].T
-    panel.plot(steps, losses, color=PALE, linewidth=6, label='never disturbed, 2 devices')
+    panel.plot(steps, losses, color=PALE, linewidth=6, label='uninterrupted, 2 devices')
     steps, losses = curves.read(epath.Path(moved))['step/loss'].T
     ends = [*starts[1:], int(steps[-1])]
     colors = curves.cycle(len(LAUNCHES))
@@ -153,9 +153,7 @@ def draw_moved(file: Path, undisturbed: Path, moved: Path, starts: Sequence[int]
             bottom = panel.get_xaxis_transform()
             panel.text(killed + 2, 0.02, 'kill -9', color=color, transform=bottom)
     panel.set(xlabel='step', ylabel='loss', xlim=(0, steps[-1]))
-    panel.set_title(
-        f'{len(steps)} steps of two runs: every bit of the ledger is the same', loc='left'
-    )
+    panel.set_title(f'{len(steps)} steps of two runs: the ledgers agree bit for bit', loc='left')
     panel.legend(loc='lower left', frameon=False)
     panel.spines[['top', 'right']].set_visible(False)
     save(figure, file)

@@ -1,1 +1,1 @@
-"""Where it runs."""
+"""Launchers for several processes, clusters and clouds."""

@@ -1,13 +1,12 @@
-"""A pod on your laptop: one run in several processes of this machine, on simulated devices.
+"""Trains one run in several processes of this machine, on simulated devices: a pod on a laptop.
 
     python -m launch.local_pod --processes=2 --devices_per_process=4 -- --config=... --workdir=...
 
-What stands after ` -- ` goes to every train.py. Lines are prefixed with the process they come
-from. When one process fails the others are stopped, since they would wait for it, and all start
-again from the last checkpoint, after 1, 2, 4, ... seconds and up to --restarts times. The exit code
-is that of the last that failed. SIGTERM and Ctrl-C are passed on: the pod saves and stops with exit
-code 75; twice, and it is stopped at once. No process outlives the launcher (on Linux not even its
-`kill -9`).
+The flags after ` -- ` go to every train.py. Each line starts with the number of its process. If a
+process fails, the others are stopped, since they would wait for it, and all restart from the newest
+checkpoint after 1, 2, 4, ... seconds, up to --restarts times. The exit code is that of the last
+failure. SIGTERM and Ctrl-C are passed on: the run saves and exits with 75; a second one stops it at
+once. No process outlives the launcher (on Linux not even if it is killed by SIGKILL).
 """
 
 import argparse
@@ -29,16 +28,16 @@ from runtime.command_line import refuse
 from tools.arguments import Arguments
 
 PROJECT = Path(__file__).resolve().parent.parent
-GRACE_SECONDS = 2.0  # between one signal and the next, for processes that are to end
+GRACE_SECONDS = 2.0  # between signals to processes that should end
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ASKED_TO_STOP = 75  # exit code of runtime/preemption.py
-FINAL = (0, 2, 3, 4, 5, ASKED_TO_STOP)  # exit codes after which a new start would bring nothing
-GLOO_NOISE = 'peer ranks. Expected number of'  # XLA's CPU collectives greet every peer
-PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
+FINAL = (0, 2, 3, 4, 5, ASKED_TO_STOP)  # exit codes after which a restart would not help
+GLOO_NOISE = 'peer ranks. Expected number of'  # XLA's CPU collectives log every connection
+PR_SET_PDEATHSIG = 1  # Linux: sets the signal that a process gets when its parent dies
 
 
 class PodArguments(Arguments):
-    """Those of the pod, and of train.py behind them."""
+    """Parses the arguments of the pod, which precede the flags of train.py."""
 
     def error(self, message: str) -> NoReturn:
         refuse(f"{message}; the flags of train.py come after ' -- '")
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     add('flags', nargs='*', metavar='-- FLAGS', help='flags of train.py')
     given = parser.parse_args(argv)
 
-    asked: list[int] = []  # signals that the launcher got
+    asked: list[int] = []  # signals that the launcher received
     for number in STOPPING:
         signal.signal(number, lambda number, _: asked.append(number))
     for attempt in range(given.restarts + 1):
@@ -63,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         if asked or code in FINAL or attempt == given.restarts:
             break
         seconds = 2**attempt
-        print(f'starting again in {seconds} s, {attempt + 1} of {given.restarts}', flush=True)
+        print(f'restarting in {seconds} s, {attempt + 1} of {given.restarts}', flush=True)
         last = time.monotonic() + seconds
         while not asked and time.monotonic() < last:
             time.sleep(0.05)
@@ -73,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run_pod(flags: Sequence[str], envs: Sequence[dict[str, str]], asked: list[int]) -> int:
-    """Runs all processes to their end; returns the exit code, as a shell tells it."""
+    """Runs all processes to their end; returns the exit code, as a shell reports it."""
     processes: list[subprocess.Popen[str]] = []
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
 
@@ -91,35 +90,35 @@ def run_pod(flags: Sequence[str], envs: Sequence[dict[str, str]], asked: list[in
         relays = watch(processes, ended)
         failed = first_failure(processes, ended)
     finally:
-        for number in STOPPING:  # what is running ends now; one more Ctrl-C may not prevent it
+        for number in STOPPING:  # another Ctrl-C must not keep the processes from being stopped
             signal.signal(number, lambda number, _: asked.append(number))
         stop(processes)
     for thread in relays:
-        thread.join(timeout=1)  # a stray child of the process may hold its output open
+        thread.join(timeout=1)  # a child of the process may hold its output open
     if failed is None:
         return max(process.returncode for process in processes)
     code = processes[failed].returncode
-    if asked and code == -signal.SIGTERM:  # before it could listen, and so before it wrote
+    if asked and code == -signal.SIGTERM:  # before it handled signals, so before it wrote
         return ASKED_TO_STOP
-    told = f'exit code {code}' if code > 0 else f'signal {signal.Signals(-code).name}'
-    print(f'process {failed} ended with {told}; the others were stopped', file=sys.stderr)
+    cause = f'exit code {code}' if code > 0 else f'signal {signal.Signals(-code).name}'
+    print(f'process {failed} ended with {cause}; the others were stopped', file=sys.stderr)
     return code if code > 0 else 128 - code
 
 
 def positive(text: str) -> int:
-    """A count, from its flag."""
+    """Parses a count."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number >= 1')
+        raise argparse.ArgumentTypeError(f'{text!r} expected a whole number >= 1')
     return int(text)
 
 
 def positive_or_zero(text: str) -> int:
-    """A count that may be none, from its flag."""
+    """Parses a count that may be 0."""
     return 0 if text == '0' else positive(text)
 
 
 def environments(count: int, devices: int) -> list[dict[str, str]]:
-    """The environment of each process, in which JAX's own settings make it part of the pod."""
+    """Returns the environment of each process, with JAX's settings for the pod."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{probe.getsockname()[1]}'
@@ -127,7 +126,7 @@ def environments(count: int, devices: int) -> list[dict[str, str]]:
         'JAX_PLATFORMS': 'cpu',
         'JAX_NUM_CPU_DEVICES': str(devices),
         'JAX_COORDINATOR_ADDRESS': address,
-        'JAX_COORDINATOR_BIND_ADDRESS': address,  # closed to other machines
+        'JAX_COORDINATOR_BIND_ADDRESS': address,  # not reachable from other machines
         'JAX_NUM_PROCESSES': str(count),
         'PYTHONUNBUFFERED': '1',
     }
@@ -135,7 +134,7 @@ def environments(count: int, devices: int) -> list[dict[str, str]]:
 
 
 def start(flags: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
-    """Starts one train.py, in a process group of its own: Ctrl-C reaches the launcher alone."""
+    """Starts one train.py, in a new process group, so that Ctrl-C reaches only the launcher."""
     return subprocess.Popen(
         [sys.executable, 'train.py', *flags],
         cwd=PROJECT,
@@ -151,23 +150,23 @@ def start(flags: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
 
 
 def end_with_parent() -> Callable[[], None] | None:
-    """What a child does first so that it is killed when its parent dies; None where it can not."""
+    """Returns what a child calls first so that it dies with its parent; None except on Linux."""
     if not sys.platform.startswith('linux'):
         return None
     libc, parent = ctypes.CDLL(None), os.getpid()
 
-    def ask() -> None:
+    def request() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the child could ask
+        if os.getppid() != parent:  # the parent died before the call
             os._exit(1)
 
-    return ask
+    return request
 
 
 def watch(
     processes: list[subprocess.Popen[str]], ended: queue.SimpleQueue[int]
 ) -> list[threading.Thread]:
-    """Starts to print every process's lines, whole, and to put its index where it has ended.
+    """Starts threads that print each process's lines and put its index in `ended` at its end.
 
     Returns the threads that print.
     """
@@ -180,11 +179,11 @@ def watch(
             with lock:
                 print(f'[{index}] {line.rstrip()}', flush=True)
 
-    def tell_end(index: int) -> None:
+    def report_end(index: int) -> None:
         processes[index].wait()
         ended.put(index)
 
-    jobs = [(job, index) for index in range(len(processes)) for job in (relay, tell_end)]
+    jobs = [(job, index) for index in range(len(processes)) for job in (relay, report_end)]
     threads = [threading.Thread(target=job, args=(index,), daemon=True) for job, index in jobs]
     for thread in threads:
         thread.start()
@@ -194,7 +193,7 @@ def watch(
 def first_failure(
     processes: list[subprocess.Popen[str]], ended: queue.SimpleQueue[int]
 ) -> int | None:
-    """Waits for all processes, or for the first that fails. Returns its index."""
+    """Waits for all processes or the first that fails, and returns its index."""
     for _ in processes:
         index = ended.get()
         if processes[index].returncode not in (0, ASKED_TO_STOP):
@@ -203,7 +202,7 @@ def first_failure(
 
 
 def stop(processes: list[subprocess.Popen[str]]) -> None:
-    """Ends those still running: by SIGTERM, which asks, again, which insists, and by SIGKILL."""
+    """Ends those still running: SIGTERM to save, SIGTERM to exit at once, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
         signal_all(processes, number)
         deadline = time.monotonic() + GRACE_SECONDS
@@ -212,10 +211,10 @@ def stop(processes: list[subprocess.Popen[str]]) -> None:
 
 
 def signal_all(processes: list[subprocess.Popen[str]], number: int) -> None:
-    """Sends a signal to every process that still runs, and to what it started."""
+    """Sends a signal to every process that still runs, and to its children."""
     for process in processes:
         if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it has ended just now
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.killpg(process.pid, number)
 
 

@@ -3,34 +3,34 @@
 #
 #   launch/tpu_vm.sh COMMAND [FLAGS] -- --config=configs/reviews.py --workdir=gs://BUCKET/reviews
 #
-# create   ask for the slice and wait until it is there
-# setup    copy the files that git tracks, as they are now, to all workers; make setup there
-# run      start train.py on all workers and follow it; one that runs is only followed
-# resume   create and setup where need be, then run: the first time and after a preemption
-# watch    resume until the run is finished; after crashes on a slice that is still there, thrice
-# logs     follow the run on worker 0
-# status   of the slice, and of the run on each worker
-# stop     ask the run to save and end, which it does with exit code 75
+# create   request the slice and wait until it is ready
+# setup    copy the files that git tracks, as they are now, to all workers; run make setup there
+# run      start train.py on all workers unless it is running, and follow its log
+# resume   create and setup if necessary, then run: the first time and after a preemption
+# watch    resume until the run is finished; after crashes on an intact slice, three times
+# logs     follow the log of the run on worker 0
+# status   show the state of the slice, and of the run on each worker
+# stop     ask the run to save and exit, which it does with exit code 75
 # delete   delete the slice; until then it costs money
 #
-# Flags, each with the environment variable that can hold it instead:
-#   --name=NAME              TPU_NAME          the slice's name ('keyfold' without one)
+# Flags, each with the environment variable that can replace it:
+#   --name=NAME              TPU_NAME          name of the slice (default: keyfold)
 #   --project=PROJECT        PROJECT_ID
 #   --zone=ZONE              ZONE
-#   --accelerator-type=TYPE  ACCELERATOR_TYPE  create: as in v5litepod-16
-#   --runtime-version=NAME   RUNTIME_VERSION   create: as in v2-alpha-tpuv5-lite
-#   --spot                   SPOT=1            create: cheaper, and may be taken back at any time
-#   --queued                 QUEUED=1          a queued resource: waits for free capacity
-#   --dry-run                DRY_RUN=1         print every command and run none
-#                            POLL_SECONDS      between two looks at the slice (30)
+#   --accelerator-type=TYPE  ACCELERATOR_TYPE  create: such as v5litepod-16
+#   --runtime-version=NAME   RUNTIME_VERSION   create: such as v2-alpha-tpuv5-lite
+#   --spot                   SPOT=1            create: cheaper, but may be preempted at any time
+#   --queued                 QUEUED=1          use a queued resource, which waits for capacity
+#   --dry-run                DRY_RUN=1         print the commands and run none
+#                            POLL_SECONDS      seconds between checks of the slice (30)
 #
-# What stands after ` -- ` goes to train.py. The run itself needs no connection: Ctrl-C ends only
-# the following. The exit code is that of train.py on worker 0, or gcloud's, or 2 for a mistake.
+# The flags after ` -- ` go to train.py. The run needs no connection: Ctrl-C only ends following its
+# log. The exit code is that of train.py on worker 0, or of gcloud, or 2 for a mistake.
 
 set -euo pipefail
 
 PROJECT_FOLDER=$(cd "$(dirname "$0")/.." && pwd)
-FINAL=' 0 2 3 4 5 ' # exit codes of train.py after which a new start would bring nothing
+FINAL=' 0 2 3 4 5 ' # exit codes of train.py after which a restart would not help
 ASKED_TO_STOP=75
 ALIVE=(-oServerAliveInterval=20 -oConnectTimeout=20)
 RESTARTS=3
@@ -55,7 +55,7 @@ say() {
   echo "$name: $*" >&2
 }
 
-# Words as any POSIX shell reads them back.
+# Prints words quoted for any POSIX shell.
 quote() {
   local word space=
   for word; do
@@ -71,7 +71,7 @@ quote() {
   echo
 }
 
-# Runs a command, or prints it where that is all that is asked for.
+# Runs a command, or prints it in a dry run.
 act() {
   if [[ $dry_run ]]; then
     quote "$@" >&3
@@ -80,13 +80,13 @@ act() {
   fi
 }
 
-# tpus GROUP VERB WORDS...: a command of gcloud on this slice, or on this project's slices
+# tpus GROUP VERB WORDS...: runs gcloud on this slice, or on this project's slices.
 tpus() {
   act gcloud compute tpus "$@" --project="$project" --zone="$zone" --quiet
 }
 
-# on WORKERS WORDS...: has launch/tpu_worker.sh do something on worker 0 or on all. A connection
-# to a slice that was taken away ends after a minute.
+# on WORKERS WORDS...: calls launch/tpu_worker.sh on worker 0 or on all. A connection to a preempted
+# slice ends after a minute.
 on() {
   local workers=$1
   shift
@@ -94,7 +94,7 @@ on() {
     --command="$(quote bash keyfold/launch/tpu_worker.sh "$@")"
 }
 
-# What Google says of the slice, or else of the request for it; nothing where there is neither.
+# Prints the state of the slice, or else of the request for it; nothing if there is neither.
 state() {
   local kind now=
   for kind in tpu-vm:state ${queued:+queued-resources:state.state}; do
@@ -121,32 +121,32 @@ delete_slice() {
   fi
 }
 
-# Whatever the state, to a slice that is ready. A slice that was preempted can only be replaced.
+# Brings the slice from any state to READY. A preempted slice can only be replaced.
 create() {
   local now
   while :; do
     now=$(state) || return
-    say "the slice is ${now:-not there}"
+    say "the slice is ${now:-missing}"
     case $now in
       READY) return ;;
       '') ask_for_slice || return ;;
       PREEMPTED | TERMINATED | STOPPED | SUSPENDED) delete_slice || return ;;
-      FAILED) refuse "Google can not give what was asked for; delete it, and ask for another" ;;
+      FAILED) refuse "Google cannot provide this slice; delete it, and create another" ;;
       *) sleep "$poll" ;;
     esac
     if [[ $dry_run ]]; then return; fi
   done
 }
 
-# An archive of the tracked files as they are now, even where that is not committed.
+# Packs the tracked files as they are now, even if that is not committed.
 pack() {
   local tree='' left
   archive=$(git -C "$PROJECT_FOLDER" rev-parse --absolute-git-dir 2>/dev/null) ||
-    refuse "$PROJECT_FOLDER is no git checkout, and only what git tracks is copied"
+    refuse "$PROJECT_FOLDER is not a git checkout, and only files that git tracks are copied"
   archive=$archive/$name.tar.gz
   [[ $dry_run ]] || tree=$(git -C "$PROJECT_FOLDER" -c user.name=- -c user.email=- stash create)
   left=$(git -C "$PROJECT_FOLDER" ls-files --others --exclude-standard | head -n 3 | tr '\n' ' ')
-  if [[ $left ]]; then say "not copied, since git does not track it: $left ..."; fi
+  if [[ $left ]]; then say "not copied, since git does not track them: $left ..."; fi
   act git -C "$PROJECT_FOLDER" archive --format=tar.gz --output="$archive" "${tree:-HEAD}"
 }
 
@@ -180,7 +180,7 @@ watch() {
     code=0
     resume || code=$?
     if [[ $dry_run || $FINAL == *" $code "* ]]; then return "$code"; fi
-    say "exit code $code; looking again in $poll s (Ctrl-C to leave it)"
+    say "exit code $code; checking again in $poll s (Ctrl-C to leave it)"
     sleep "$poll"
     if ((code != ASKED_TO_STOP)) && [[ $(state) == READY ]] && ((++crashes > RESTARTS)); then
       return "$code"
@@ -189,11 +189,13 @@ watch() {
 }
 
 status() {
-  echo "$name: $(state)"
+  local now
+  now=$(state) || return
+  [[ $dry_run ]] || echo "$name: ${now:-missing}"
   on all status
 }
 
-# A run's workdir must outlive the slice, and all hosts of a pod must share it.
+# The workdir of a run must outlive the slice, and all hosts of a pod must share it.
 check_train_flags() {
   local word given='' workdir=''
   for word in ${train_flags[@]+"${train_flags[@]}"}; do
@@ -207,7 +209,7 @@ check_train_flags() {
     gs://?*) ;;
     /*) say "warning: all workers must mount the file system of --workdir=$workdir" ;;
     *) refuse "--workdir=$workdir: expected gs://BUCKET/PATH, or an absolute path that all" \
-      "workers mount; a slice's own disk is gone when the slice is" ;;
+      "workers mount; a slice's own disk is deleted with the slice" ;;
   esac
 }
 
@@ -217,7 +219,7 @@ check_gcloud() {
     refuse 'gcloud has no credentials: run gcloud auth login'
 }
 
-# check COMMAND: all that can be wrong is told before anything is done.
+# check COMMAND: reports mistakes before anything is done.
 check() {
   [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
     refuse "--name=$name: expected lower-case letters, digits and hyphens"
@@ -250,7 +252,7 @@ read_flags() {
         train_flags=("$@")
         return
         ;;
-      *) refuse "$1: no such --FLAG=VALUE (see --help); those of train.py come after ' -- '" ;;
+      *) refuse "$1: no such --FLAG=VALUE (see --help); the flags of train.py come after ' -- '" ;;
     esac
     shift
   done

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh has each worker of a slice do, in the worker's copy of the project.
+# Runs on each worker of a slice, in its copy of the project; launch/tpu_vm.sh calls it.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-RUN=../keyfold-run # log, process and exit code, beside the copy, which a set-up replaces
-STOP_SECONDS=60    # for train.py to save in, whose own limit is --stop_timeout
+RUN=../keyfold-run # log, process and exit code; outside the copy, which a set-up replaces
+STOP_SECONDS=60    # for train.py to save; its own limit is --stop_timeout
 
 usable() {
   "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-# The first Python that can set up the project. Older images of TPU VMs bring none: get one.
+# Prints the first Python that can set up the project. Older TPU VM images have none: install one.
 python_for_setup() {
   local python
   for python in python3 python3.13 python3.12 python3.11; do
@@ -34,8 +34,8 @@ setup() {
   make setup ACCELERATOR=tpu PYTHON="$python"
 }
 
-# The run is a session of its own, so that it outlives the connection: a shell that notes the exit
-# code, and train.py. Signals go to both.
+# The run has its own session, so that it outlives the connection: a shell that notes the exit code,
+# and train.py. Signals go to both.
 signal_run() {
   kill "-$1" -- "-$(cat "$RUN/pid" 2>/dev/null)" 2>/dev/null
 }
@@ -48,14 +48,14 @@ start() {
   stop
   mkdir -p "$RUN"
   rm -f "$RUN/exit"
-  # shellcheck disable=SC2016 # that shell is to expand it
+  # shellcheck disable=SC2016 # the new shell expands it
   PYTHONUNBUFFERED=1 setsid bash -c \
     'trap : TERM; .venv/bin/python train.py "$@"; echo $? >"$0/exit"' "$RUN" "$@" \
     </dev/null >>"$RUN/log" 2>&1 &
   echo $! >"$RUN/pid"
 }
 
-# By SIGTERM, and by SIGKILL where that takes too long.
+# Sends SIGTERM, and SIGKILL if that takes too long.
 stop() {
   local second
   signal_run TERM || return 0
@@ -67,23 +67,23 @@ stop() {
 }
 
 exit_code() {
-  cat "$RUN/exit" 2>/dev/null || echo 137 # nothing noted: killed
+  cat "$RUN/exit" 2>/dev/null || echo 137 # no exit code noted: killed
 }
 
 follow() {
-  [[ -e $RUN/pid ]] || { echo 'no run was started here' >&2 && exit 1; }
+  [[ -e $RUN/pid ]] || { echo 'no run was started on this worker' >&2 && exit 1; }
   tail -n 20 -F -s 0.2 --pid="$(cat "$RUN/pid")" "$RUN/log"
   exit "$(exit_code)"
 }
 
 status() {
-  local told='no run was started'
+  local state='no run was started'
   if running; then
-    told=running
+    state=running
   elif [[ -e $RUN/pid ]]; then
-    told="ended with exit code $(exit_code)"
+    state="ended with exit code $(exit_code)"
   fi
-  echo "$(hostname): $told; $(tail -n 1 "$RUN/log" 2>/dev/null)"
+  echo "$(hostname): $state; $(tail -n 1 "$RUN/log" 2>/dev/null)"
 }
 
 "$@"

@@ -394,4 +394,4 @@ def test_exactness_names_the_layouts_and_leaves_out_what_does_not_divide(tmp_pat
     assert len(re.findall(r' s  [0-9a-f]{16} the same bits', output)) == 2
     code, output = ended(start([*command, '--config.reduction=psum', '--config.num_shards=8']))
     assert code == 1, output
-    assert 'not the bits of 1. The runs differ from step' in output
+    assert 'other bits than 1. The runs diverge at step' in output

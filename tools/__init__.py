@@ -1,1 +1,1 @@
-"""What you run beside a run."""
+"""Programs to use before, beside and after a run; docs/tools.md lists them."""

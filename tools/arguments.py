@@ -1,8 +1,14 @@
-"""The arguments of a tool: its docstring is its help, and a mistake is one line."""
+"""Parses the arguments of a tool and reports its mistakes, each in one line."""
 
 import argparse
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from errors import KeyfoldError
 from runtime.command_line import refuse
 
 
@@ -19,3 +25,29 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program with one line."""
         refuse(message)
+
+
+def one_line_errors(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
+    """Makes a tool's `main` end with one line and an exit code where it raises a KeyfoldError."""
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str]) -> int:
+        try:
+            return main(argv)
+        except KeyfoldError as error:
+            refuse(error)
+
+    return wrapped
+
+
+def run_tool(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs a tool on the command line. Ends quietly if a reader such as `head` has seen enough."""
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would complain when it flushes standard output at exit. SIGPIPE stays ignored, or a
+        # connection to a bucket could end the program, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)

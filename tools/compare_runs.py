@@ -1,25 +1,25 @@
-"""Reports whether two runs are the same, or the first step and quantity at which they differ.
+"""Reports whether two runs are the same run and, if not, the first step and value that differ.
 
     python -m tools.compare_runs RUN_A RUN_B [--plot FILE.png]
 
-Reads the ledgers, checkpoints and summaries of two workdirs; needs no accelerator and no JAX.
+Lists what differs around the runs first: config, environment, code and data. Reads the ledgers,
+checkpoints and summaries of two workdirs; needs no accelerator and no JAX.
 Exit code 0: the same run, bit for bit. 1: not the same. 2: there is nothing to compare.
 """
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from errors import KeyfoldError, UserError
+from errors import UserError
 from runtime import ledger
-from runtime.command_line import existing_run, refuse
-from tools.arguments import Arguments
+from runtime.command_line import existing_run
+from tools.arguments import Arguments, one_line_errors, run_tool
 
-# Within a step, an earlier entry can change a later one but not the reverse. Sums other than the
-# loss (correct answers, tokens) rank with it.
+# Within a step, each can change only those that follow. Sums other than the loss (right answers,
+# tokens) count as part of it.
 CAUSES = {
     'batch': 'the data (batch fingerprint)',
     'keys': 'the dropout keys (their fingerprint)',
@@ -27,42 +27,40 @@ CAUSES = {
     'grad_norm': 'the gradient (its norm)',
     'parameters': 'the parameters after the update (their fingerprint)',
 }
-OF_A_STATE = ('structure', 'state_fingerprint')  # in the manifest, but they describe the result
+# In the manifest, but they describe the state and not what the run depends on.
+OF_A_STATE = ('structure', 'state_fingerprint')
+SHOWN_FILES = 8  # of changed code
 
 
 class Run(NamedTuple):
-    """What a workdir holds of its run."""
+    """What the files of a workdir say of its run."""
 
     name: str
     rows: np.ndarray  # the ledger, from step 1
-    run_record: dict[
-        str, Any
-    ]  # of the newest checkpoint: config, task, manifest; empty without one
-    final: dict[str, Any]  # root key, and what is known of the state after the last row
+    run_record: dict[str, Any]  # of the newest checkpoint; empty if there is none
+    final: dict[str, Any]  # root key; fingerprint and metrics of the state after the last row
 
 
+@one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Prints the comparison; returns the exit code."""
     parser = Arguments(__doc__)
     parser.add_argument('run_a', help='workdir of a run')
     parser.add_argument('run_b', help='workdir of another')
-    parser.add_argument('--plot', metavar='FILE.png', help='draw both losses and their difference')
+    parser.add_argument('--plot', metavar='FILE.png', help='plot both losses and their difference')
     given = parser.parse_args(argv)
-    try:
-        a, b = load(given.run_a), load(given.run_b)
-        refuse_other_model(a, b)
-        if given.plot:
-            plot(a, b, given.plot)
-    except KeyfoldError as error:
-        refuse(error)
+    a, b = load(given.run_a), load(given.run_b)
+    refuse_other_model(a, b)
     same, verdict = compare(a, b)
     for line in (*circumstances(a, b), *verdict):
         print(line)
+    if given.plot:
+        plot(a, b, given.plot)
     return 0 if same else 1
 
 
 def load(workdir: str) -> Run:
-    """Loads a run. Raises UserError if there is none or its ledger is incomplete."""
+    """Reads a run. Raises UserError if there is none, or its ledger is incomplete."""
     path = existing_run(workdir)
     rows = ledger.read(path / 'ledger')
     last = int(rows['step'][-1])
@@ -84,12 +82,15 @@ def load(workdir: str) -> Run:
 
 
 def refuse_other_model(a: Run, b: Run) -> None:
-    """Raises UserError when the runs train different models, or count different sums."""
+    """Raises UserError if the runs train different models, or add up different sums.
+
+    Root keys are compared later; versions of this code have stored them differently.
+    """
     arrays = [run.run_record.get('manifest', {}).get('structure', {}) for run in (a, b)]
     columns = [dict.fromkeys(run.rows.dtype.names or (), 'a ledger column') for run in (a, b)]
     for one, other in (arrays if all(arrays) else columns, columns):
         for name in [*one, *other]:
-            if one.get(name) != other.get(name):
+            if one.get(name) != other.get(name) and not name.startswith('.root_key'):
                 raise UserError(
                     f'{a.name} and {b.name} train different models: {name} is '
                     f'{one.get(name, "missing")} in one, {other.get(name, "missing")} in the other'
@@ -97,35 +98,57 @@ def refuse_other_model(a: Run, b: Run) -> None:
 
 
 def circumstances(a: Run, b: Run) -> Iterator[str]:
-    """Yields a line per run, and one for every option, fact and source file that differs."""
+    """Yields a line for each run and for each difference in config, environment, code and data."""
     yield f'A: {a.name}, {len(a.rows)} steps'
     yield f'B: {b.name}, {len(b.rows)} steps'
     if not (a.run_record and b.run_record):
-        yield 'no checkpoint in one of them: config and environment cannot be compared'
+        yield 'One of them has no checkpoint, so config and environment cannot be compared.'
         return
-    for section in ('config', 'task', 'manifest'):
+    for title, section in (('config', 'config'), ('environment', 'manifest'), ('data', 'task')):
+        if title == 'data':
+            yield from code_changes(*(run.run_record['manifest'].get('code') for run in (a, b)))
         one, other = (flat(run.run_record.get(section, {})) for run in (a, b))
         for name in sorted(one.keys() | other.keys()):
             if one.get(name) != other.get(name):
-                yield f'  {section}: {name}: {change(one.get(name), other.get(name))}'
+                yield f'  {title}: {name}: {change(one.get(name), other.get(name))}'
+
+
+def code_changes(one: dict[str, Any] | None, other: dict[str, Any] | None) -> Iterator[str]:
+    """Yields a line if the files that a run consists of differ, or are recorded in one run only."""
+    if one is None or other is None:
+        if one or other:
+            yield f'  code: not recorded in {"B" if one else "A"}'
+        return
+    names = one['files'].keys() | other['files'].keys()
+    differ = sorted(name for name in names if one['files'].get(name) != other['files'].get(name))
+    if differ:
+        more = [f'{len(differ) - SHOWN_FILES} more'] if len(differ) > SHOWN_FILES else []
+        commits = ' -> '.join(commit(code) for code in (one, other))
+        yield f'  code: {", ".join(differ[:SHOWN_FILES] + more)} (commit {commits})'
+
+
+def commit(code: dict[str, Any]) -> str:
+    """Returns a short commit, marked if the work tree had other changes."""
+    return (code['commit'][:12] or 'unknown') + (' with changes' if code['dirty'] else '')
 
 
 def flat(facts: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Flattens nested facts to dotted names."""
+    """Returns nested facts under dotted names, without code and what describes the state."""
     found: dict[str, Any] = {}
     for name, value in facts.items():
-        if name not in OF_A_STATE:
+        if name not in (*OF_A_STATE, 'code'):
             dotted = prefix + name
             found |= flat(value, f'{dotted}.') if isinstance(value, dict) else {dotted: value}
     return found
 
 
 def change(one: Any, other: Any) -> str:
-    """Formats 'one -> other'; for long lists, such as a vocabulary, the first difference."""
+    """Returns 'one -> other'; for long lists, such as a vocabulary, the first difference."""
     if isinstance(one, list) and isinstance(other, list) and len(one) + len(other) > 12:
         place = next(i for i in range(len(one) + 1) if one[i : i + 1] != other[i : i + 1])
         one, other, sizes = one[place : place + 1], other[place : place + 1], (len(one), len(other))
-        return f'{sizes[0]} and {sizes[1]} entries, from {place} on: {change(one, other)}'
+        differs = f'{sizes[0]} and {sizes[1]} entries, the first difference at {place}: '
+        return differs + change(one, other)
     return ' -> '.join(json.dumps(value) for value in (one, other))
 
 
@@ -135,8 +158,8 @@ def compare(a: Run, b: Run) -> tuple[bool, list[str]]:
     if parted := first_difference(a.rows[:steps], b.rows[:steps]):
         row, (first, *others) = parted
         return False, [
-            f'The runs differ from step {row + 1} on'
-            + (f'; the {row} steps before are identical.' if row else '.'),
+            f'The runs diverge at step {row + 1}'
+            + (f'; the {row} steps before are the same, bit for bit.' if row else '.'),
             f'First to differ: {CAUSES[cause_of(first)]}: '
             f'{shown(a.rows[row], first)} -> {shown(b.rows[row], first)}.',
             *(
@@ -147,16 +170,16 @@ def compare(a: Run, b: Run) -> tuple[bool, list[str]]:
         ]
     if a.final.get('root_key') != b.final.get('root_key') and a.final and b.final:
         return False, [
-            f'The root keys differ: {a.final.get("root_key")} -> {b.final.get("root_key")}.'
+            f'Different root keys: {a.final.get("root_key")} -> {b.final.get("root_key")}.'
         ]
     if len(a.rows) != len(b.rows):
         sizes = f'A has {len(a.rows)} steps, B {len(b.rows)}'
-        return False, [f'Identical as far as both go: {sizes}.']
+        return False, [f'The same bits as far as both go: {sizes}.']
     for name in ('state_fingerprint', 'eval'):
         one, other = a.final.get(name), b.final.get(name)
         if one and other and one != other:
             return False, [f'All {steps} steps are the same, but {name}: {change(one, other)}.']
-    final = a.final.get('state_fingerprint') or b.final.get('state_fingerprint', 'not known')
+    final = a.final.get('state_fingerprint') or b.final.get('state_fingerprint', 'unknown')
     return True, [f'The same run, bit for bit: {steps} steps, final state {final}.']
 
 
@@ -166,7 +189,7 @@ def cause_of(column: str) -> str:
 
 
 def first_difference(a: np.ndarray, b: np.ndarray) -> tuple[int, list[str]] | None:
-    """Returns (row, columns in the order of CAUSES) of the first row that differs."""
+    """Returns the first row that differs and its columns that do, in the order of CAUSES."""
     order = list(CAUSES)
     columns = [name for name in a.dtype.names or () if name != 'step']
     columns.sort(key=lambda name: (order.index(cause_of(name)), name not in CAUSES))
@@ -189,7 +212,7 @@ def shown(row: np.void, column: str) -> str:
 
 
 def plot(a: Run, b: Run, file: str) -> None:
-    """Draws both losses, and their difference below, into a PNG file."""
+    """Plots both losses, and their difference below, into a PNG file."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -206,7 +229,7 @@ def plot(a: Run, b: Run, file: str) -> None:
     lower.set_yscale('log' if (apart > 0).any() else 'linear')  # from a last bit to the whole loss
     title = f'{steps} steps, the same bits'
     if parted := first_difference(a.rows[:steps], b.rows[:steps]):
-        title = f'the runs differ from step {parted[0] + 1}: {parted[1][0]}'
+        title = f'the runs diverge at step {parted[0] + 1}: {parted[1][0]}'
         for panel in (upper, lower):
             panel.axvline(parted[0] + 1, color='tab:red', linewidth=1, linestyle='--')
     upper.set(title=title, ylabel='mean loss of the step')
@@ -216,7 +239,8 @@ def plot(a: Run, b: Run, file: str) -> None:
         figure.savefig(file, dpi=150)
     except (OSError, ValueError) as error:
         raise UserError(f'--plot={file}: cannot be written ({error})') from error
+    print(f'wrote {file}')
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    run_tool(main)

@@ -1,15 +1,15 @@
-"""Compiles a config's training step for TPU slices that are not there, and shows what it takes.
+"""Compiles a config's training step for TPU slices, without a TPU, and reports its cost.
 
-    python -m tools.compile_for --config=FILE --topology=v5e:4x4 [--config.FIELD=VALUE ...]
+    make setup VENV=.venv-tpu ACCELERATOR=tpu       # once: TPUs need libtpu, and it its own jax
+    .venv-tpu/bin/python -m tools.compile_for --config=FILE --topology=v5e:4x4
 
-The trainer's own programs are compiled, and none is run: the gradient for every width of a batch,
-the update, the evaluation. (Of an update of slices, optimizer.shard_state, only what comes before
-and after the optimizer itself, which takes no more than they do.) For TPUs that takes libtpu (make
-setup ACCELERATOR=tpu) and no TPU; --topology=cpu:8 is eight simulated devices. Shown are, per
-device, memory, floating-point operations and all that moves between devices.
+Compiles the trainer's own programs and runs none: the gradient for every width of a batch, the
+update and the evaluation. (With optimizer.shard_state, of the update only what comes before and
+after the optimizer, which itself needs no more.) Prints per device the memory, floating-point
+operations and bytes moved between devices. --topology=cpu:8 stands for eight simulated devices.
 
-Exit code 0: it fits, and nothing moves but what the trainer moves. 1: it does not fit, or the
-compiler moves something else. 2: bad input.
+Exit code 0: it fits, and only what the trainer sends moves. 1: it does not fit, or the compiler
+moves something else. 2: bad input.
 """
 
 import math
@@ -42,8 +42,8 @@ MIB, GIB = 2**20, 2**30
 WHAT_HELPS = {
     'update': 'config.optimizer.shard_state=True, a smaller model, a chip with more memory',
     'gradient': (
-        'a smaller config.batch_size, more config.num_shards (a device works through its shards '
-        'one after the other), shorter config.data.bucket_lengths, a narrower '
+        'a smaller config.batch_size, more config.num_shards (a device computes one shard at '
+        'a time), shorter config.data.bucket_lengths, a narrower '
         'config.model.compute_dtype, config.model.remat=True, config.optimizer.shard_state=True, '
         'a smaller model'
     ),
@@ -52,19 +52,17 @@ WHAT_HELPS = {
 
 
 class Program(NamedTuple):
-    """A program of the step: its name, the function with its abstract arguments, and the bytes of
-    the training state that lie on each device beside them.
-    """
+    """A program of the step, with its abstract arguments."""
 
     name: str
-    width: int  # of its batch; 0 for none
+    width: int  # of its batch; 0 without one
     function: Any
     arguments: tuple[Any, ...]
-    beside: int
+    beside: int  # bytes of the training state on each device that are not its arguments
 
     @property
     def title(self) -> str:
-        """Its name in a table."""
+        """Returns its name in a table."""
         return f'{self.name}, width {self.width}' if self.width else self.name
 
 
@@ -72,11 +70,11 @@ Results = list[tuple[Program, Compiled]]
 
 
 def main(config_flag: flags.FlagHolder[Any], topology: str) -> None:
-    """Prints the report, and ends with the exit code."""
+    """Prints the report and exits."""
     config = command_line.loaded_config(config_flag)
     slices.check(topology)
     logs.quiet_libraries()
-    # A program from the cache may say that it was written where another copy of the project lies.
+    # A cached program may name the source files of another copy of the project.
     jax.config.update('jax_enable_compilation_cache', False)
     devices = slices.devices(topology, config.matmul_precision)
     layout = make_layout(config, config.num_shards or len(devices), make_mesh(devices))
@@ -85,7 +83,7 @@ def main(config_flag: flags.FlagHolder[Any], topology: str) -> None:
 
 
 def report(topology: str, config: Config, layout: Layout, memory: float) -> int:
-    """Compiles for devices with `memory` bytes, and prints. Returns the exit code."""
+    """Compiles for devices with `memory` bytes and prints. Returns the exit code."""
     devices, task = layout.mesh.size, tasks.make_task(config)
     programs = list(step_programs(config, task, layout))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(programs[-1].arguments[0]))
@@ -108,7 +106,7 @@ def report(topology: str, config: Config, layout: Layout, memory: float) -> int:
 
 
 def head(config: Config, layout: Layout, parameters: int) -> str:
-    """What is compiled for what, with which versions."""
+    """Returns what is compiled, for which devices, with which versions."""
     device = layout.mesh.devices[0]
     libraries = ('jax', 'jaxlib', *(('libtpu',) if device.platform == 'tpu' else ()))
     versions = ', '.join(f'{name} {metadata.version(name)}' for name in libraries)
@@ -122,7 +120,7 @@ def head(config: Config, layout: Layout, parameters: int) -> str:
 
 
 def step_programs(config: Config, task: Task, layout: Layout) -> Iterator[Program]:
-    """The programs of a step and of an evaluation, which is the last."""
+    """Yields the programs of a step and, last, that of an evaluation."""
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
     create_state = make_create_state(task.init, optimizer, layout)
     state = abstract_state(create_state, config.prng_impl, layout)
@@ -145,7 +143,7 @@ def step_programs(config: Config, task: Task, layout: Layout) -> Iterator[Progra
         yield Program('gradient', width, gradient, args, beside)
     summed = jax.eval_shape(gradient, *args)
     update = make_update(optimizer, config.optimizer.clip_norm, layout)
-    if isinstance(update, SlicedUpdate):  # its part between these two is of one device
+    if isinstance(update, SlicedUpdate):  # between these two is a program of one device
         grads, sums, prints = summed
         yield Program('update, before', 0, update.measure, (state.params, grads, sums), beside)
         slices, facts = jax.eval_shape(update.measure, state.params, grads, sums)
@@ -159,7 +157,7 @@ def step_programs(config: Config, task: Task, layout: Layout) -> Iterator[Progra
 
 
 def row(program: Program, compiled: Compiled) -> str:
-    """A line of the table."""
+    """Returns a line of the table."""
     parts = [*compiled.parts, program.beside] if compiled.parts else [None] * 4
     sizes = [f'{part / MIB:,.1f}' if part is not None else '-' for part in parts]
     needed = f'{(compiled.needed + program.beside) / MIB:,.1f}'
@@ -169,7 +167,7 @@ def row(program: Program, compiled: Compiled) -> str:
 
 
 def moves(results: Results, devices: int) -> Iterator[str]:
-    """A line for every collective; programs of one name that have the same ones stand together."""
+    """Yields a line per collective; the widths of a program that agree share theirs."""
     groups: dict[Any, list[str]] = {}
     for program, compiled in results:
         groups.setdefault((program.name, compiled.moved), []).append(program.title)
@@ -185,7 +183,7 @@ def moves(results: Results, devices: int) -> Iterator[str]:
 
 
 def judge_sum(results: Results, devices: int, parameters: int) -> tuple[bool, str]:
-    """What a step moves, beside a ring all-reduce of the gradient. For information."""
+    """Compares what a step moves with a ring all-reduce of the gradient. Always passes."""
     ring = 2 * 4 * parameters * (devices - 1) / devices
     if not ring:
         return True, 'one device: nothing moves'
@@ -204,31 +202,34 @@ def judge_sum(results: Results, devices: int, parameters: int) -> tuple[bool, st
 
 
 def judge_origins(results: Results) -> tuple[bool, str]:
-    """Whether anything moves that training/ did not write: random numbers, for one."""
+    """Checks that only what training/ writes out moves, and for example no random numbers."""
     moved = [collective for _, compiled in results for collective in compiled.moved]
     foreign = Counter(c for c in moved if not c.of_trainer)
     if not foreign:
         return True, (
-            'random numbers: nothing moves for them; every collective is one that training/ '
-            'writes out, and the compiler added none'
+            'random numbers: nothing moves for them; every collective is written out in training/, '
+            'and the compiler added none'
         )
-    told = '; '.join(
+    found = '; '.join(
         f'{count} x {c.name} from {c.operation or "an unknown operation"} in {c.place}'
         for c, count in foreign.items()
     )
-    return False, f'not moved by training/, so perhaps for random numbers: {told}'
+    return False, f'moved, but not by training/, perhaps for random numbers: {found}'
 
 
 def judge_memory(results: Results, memory: float) -> tuple[bool, str]:
-    """Whether all fits in `memory` bytes, and what helps if not."""
+    """Checks that every program fits in `memory` bytes, and says what helps if not."""
     sizes = {program.title: compiled.needed + program.beside for program, compiled in results}
     title = max(sizes, key=lambda name: sizes[name])
     needed = f'{title} needs {sizes[title] / GIB:,.2f} GiB'
     if math.isinf(memory):
-        return True, f'memory: {needed} on each device; simulated ones share that of the machine'
+        return (
+            True,
+            f'memory: {needed} on each device; simulated devices share the memory of the machine',
+        )
     too_large = {name.split(',')[0] for name, size in sizes.items() if size > memory}
     if not too_large:
-        return True, f'fits: {needed} of {memory / GIB:,.2f}, the most of all'
+        return True, f'fits: {needed} of {memory / GIB:,.2f}, more than any other program'
     helps = next(text for name, text in WHAT_HELPS.items() if name in too_large)
     excess = (sizes[title] - memory) / GIB
     return False, (
@@ -238,7 +239,7 @@ def judge_memory(results: Results, memory: float) -> tuple[bool, str]:
 
 
 if __name__ == '__main__':
-    # Defined here and not above: a test that imports this module has train.py's flags as well.
+    # Not defined above, since a test that imports this module has the flags of train.py, too.
     CONFIG = config_flags.DEFINE_config_file('config', None, 'What to compile.')
     TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'CHIP:SHAPE, or cpu:DEVICES.')
     command_line.run(lambda _: main(CONFIG, TOPOLOGY.value))

@@ -1,4 +1,4 @@
-"""What a program takes on one device once it is compiled: memory, operations, bytes moved."""
+"""Compiles programs and reports their cost per device: memory, operations, bytes moved."""
 
 import math
 import re
@@ -16,7 +16,7 @@ INSTRUCTION = re.compile(
     r' = (\(.*?\)|\S+) (all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute|'
     r'collective-broadcast|ragged-all-to-all)(-start)?\((.*)'
 )
-# Communication that somebody wrote, by the names of its operations in JAX.
+# The JAX operations that communicate because somebody wrote them.
 WRITTEN = {
     'all_gather', 'all_to_all', 'pmax', 'pmin', 'ppermute', 'psum', 'psum_invariant',
     'psum_scatter', 'ragged_all_to_all', 'reduce_scatter',
@@ -24,15 +24,15 @@ WRITTEN = {
 
 
 class Collective(NamedTuple):
-    """A collective instruction, which a compiled program may have several times."""
+    """A collective instruction of a compiled program."""
 
     name: str
     result: int  # bytes that it leaves on each device
-    operation: str  # of JAX, that it comes from; '' where the compiler does not say
-    place: str  # the innermost function of that, and its file: sum_devices, training/...
+    operation: str  # of JAX, from which it comes; '' if the compiler does not say
+    place: str  # innermost function of that operation, and its file: sum_devices, training/...
 
     def received(self, devices: int) -> float:
-        """Bytes that a device gets from the others; in an all-reduce, as a ring does it."""
+        """Returns the bytes that a device receives from the others; for an all-reduce in a ring."""
         others = (devices - 1) / devices
         if self.name == 'all-reduce':
             return 2 * others * self.result
@@ -42,25 +42,27 @@ class Collective(NamedTuple):
 
     @property
     def of_trainer(self) -> bool:
-        """Whether training/ wrote it. Else the compiler put it there, to bring to a device what it
-        needs of an operation that is spread over all: random numbers, say.
+        """Returns whether training/ wrote it.
+
+        Otherwise the compiler added it, to bring a device its part of an operation that is spread
+        over all devices, such as drawing random numbers.
         """
         return self.operation in WRITTEN and ', training/' in self.place
 
 
 class Compiled(NamedTuple):
-    """What a program takes on one device. Sizes are in bytes."""
+    """The cost of a program on one device. Sizes are in bytes."""
 
     seconds: float  # to compile it
     needed: int  # memory
-    parts: tuple[int, ...]  # of it: arguments, results, temporaries and code; none if it is refused
-    flops: int  # of its matrix products, as often as they run
-    counted: float  # floating-point operations by the compiler's count, a loop's body once
+    parts: tuple[int, ...]  # arguments, results, temporaries and code; () if it does not fit
+    flops: int  # of its matrix products, counted as often as they run
+    counted: float  # floating-point operations as XLA counts them, a loop's body once
     moved: tuple[Collective, ...]
 
 
 def compile_program(program: Any, *args: Any) -> Compiled:
-    """Compiles a jitted function for abstract arguments. Needs none of the devices it is for."""
+    """Compiles a jitted function for abstract arguments, without the devices it is for."""
     traced = program.trace(*args)
     flops, lowered = matmul_flops(traced.jaxpr), traced.lower()
     began = time.perf_counter()
@@ -88,8 +90,9 @@ def compile_program(program: Any, *args: Any) -> Compiled:
 
 
 def matmul_flops(jaxpr: Any) -> int:
-    """Multiplications and additions of the matrix products in a traced program, inside shard_map
-    those of one device. A scan counts as often as it runs, a while loop once.
+    """Counts the multiplications and additions of the matrix products in a traced program.
+
+    Inside shard_map these are of one device. A scan counts as often as it runs, a while loop once.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -103,7 +106,7 @@ def matmul_flops(jaxpr: Any) -> int:
 
 
 def inner_programs(value: Any) -> Iterator[Any]:
-    """The programs inside an operation, as in the body of a loop, from its parameters."""
+    """Yields the programs in the parameters of an operation, such as the body of a loop."""
     if hasattr(value, 'eqns'):
         yield value
     elif isinstance(value, dict | tuple | list):
@@ -112,12 +115,12 @@ def inner_programs(value: Any) -> Iterator[Any]:
 
 
 def collectives(hlo: str) -> Iterator[Collective]:
-    """The collectives in the HLO text of a compiled program, each once, also inside a loop."""
+    """Yields the collectives in the HLO text of a compiled program, those in a loop once."""
     places = stack_places(hlo)
     for result, name, start, rest in INSTRUCTION.findall(hlo):
         sizes = [size_of(*shape) for shape in re.findall(r'([a-z]\w*)\[([\d,]*)\]', result)]
         if start and name == 'all-gather':
-            sizes = sizes[len(sizes) // 2 :]  # its operands stand before its results
+            sizes = sizes[len(sizes) // 2 :]  # operands, results
         elif start and name == 'collective-permute':
             sizes = sizes[1:2]  # operand, result, context
         operation = re.search(r'op_name="(?:[^"]*/)?([^"/]*)"', rest)
@@ -133,9 +136,11 @@ def collectives(hlo: str) -> Iterator[Collective]:
 def with_origins(
     compiled: Iterable[Collective], written: Iterable[Collective]
 ) -> Iterator[Collective]:
-    """The collectives of a compiled program, of which the compiler may have left one unnamed that
-    it put in the place of another, as for a small all-gather an all-reduce with zeros. That has the
-    bytes of one `written` in the program before it was compiled, of which nothing else is left.
+    """Yields the collectives of a compiled program, unnamed ones with their origin if it is known.
+
+    The compiler may replace a collective by an unnamed one, such as a small all-gather by an
+    all-reduce with zeros. It then has as many bytes as one that was `written` in the program
+    before it was compiled, and that is not found otherwise.
     """
     found, left = list(compiled), []
     named = Counter((c.operation, c.place) for c in found)
@@ -154,16 +159,16 @@ def with_origins(
 
 
 def size_of(dtype: str, dimensions: str) -> int:
-    """Bytes of an array as HLO writes it: 'f32', '16,128'."""
-    bits = re.search(r'\d+', dtype)  # pred has none, and is a byte
+    """Returns the bytes of an array as HLO writes it: 'f32', '16,128'."""
+    bits = re.search(r'\d+', dtype)  # pred has none and is a byte
     count = math.prod(int(size) for size in dimensions.split(',') if size)
     return count * int(bits[0]) // 8 if bits else count
 
 
 def stack_places(hlo: str) -> dict[str, str]:
-    """stack_frame_id -> 'innermost function, its file', from the tables at the top of the text."""
+    """Returns stack_frame_id -> 'innermost function, its file', from tables at the top of HLO."""
     tables = {}
-    for table in hlo.split('\n\n')[:8]:  # the program follows, and is long
+    for table in hlo.split('\n\n')[:8]:  # a long program follows
         title, _, rows = table.strip().partition('\n')
         tables[title] = dict(re.findall(r'^(\d+) "?(.*?)"?$', rows, re.M))
 

@@ -1,18 +1,16 @@
-"""The curves of a run, from its files, and how they are drawn: what report and plot share."""
+"""Reads the curves of a run from its files, and draws them, for tools.report and tools.plot."""
 
-import collections
 import contextlib
-import struct
+import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
-from google.protobuf.message import DecodeError
 
 from errors import UserError
-from reporting.tensorboard import Event
 from runtime import ledger
 
 if TYPE_CHECKING:
@@ -20,24 +18,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curves = dict[str, np.ndarray]
-"""float64[N, 2], steps and values. 'step/NAME': every step, from the ledger; 'train/NAME': means of
-log intervals and 'evaluation/NAME', from TensorBoard's files."""
+"""float64[N, 2] of steps and values. 'step/NAME' is every step, from the ledger; 'train/NAME' the
+means of log intervals and 'evaluation/NAME', from metrics.csv."""
 
+FORMATS = ('png', 'pdf', 'svg')
 PALETTE = ('#1f6f8b', '#e07a1f', '#5b8c3a', '#9b4f96', '#c0392b', '#7a6a4f', '#3d5a9e', '#888888')
+STYLES: dict[str, dict[str, Any]] = {
+    'step': {'linewidth': 0.5, 'alpha': 0.3},
+    'train': {'linewidth': 1.2, 'alpha': 0.7, 'linestyle': '--'},
+    'evaluation': {'linewidth': 1.6, 'marker': 'o', 'markersize': 3.5},
+}
+LEGEND_CHARACTERS = 90  # that fit side by side below the panels
 
 
 def read(run: epath.Path) -> Curves:
-    """The curves that a run has. Raises UserError where a file is damaged."""
-    points: dict[str, dict[int, float]] = collections.defaultdict(dict)
-    for file in sorted((run / 'tensorboard').glob('events*')):
-        for record in records(file.read_bytes()):
-            try:
-                event = Event.FromString(record)
-            except DecodeError as error:
-                raise UserError(f'{file}: damaged ({error}); the run does not need it') from error
-            for value in event.summary.value:
-                if value.HasField('simple_value'):  # a resumed run repeats what it had lost
-                    points[value.tag][event.step] = value.simple_value
+    """Returns the curves that a run has. Raises UserError if a file is damaged."""
+    points: dict[str, dict[int, float]] = {}
+    file = run / 'metrics.csv'
+    try:
+        for step, name, value in csv.reader(io.StringIO(file.read_text() if file.exists() else '')):
+            if step.isdecimal():  # no header
+                points.setdefault(name, {})[int(step)] = float(value)
+    except ValueError as error:
+        raise UserError(
+            f'{file}: damaged ({error}); remove it, the run does not need it'
+        ) from error
     found = {name: np.array(sorted(by_step.items())) for name, by_step in points.items()}
     if ledger.segments(run / 'ledger'):
         rows = ledger.read(run / 'ledger')
@@ -48,25 +53,15 @@ def read(run: epath.Path) -> Curves:
     return found
 
 
-def records(data: bytes) -> Iterator[bytes]:
-    """Of a TFRecord file: length uint64, checksum, record, checksum. A last one cut off is none."""
-    place = 0
-    while place + 12 <= len(data):
-        (size,) = struct.unpack_from('<Q', data, place)
-        if place + 16 + size > len(data):
-            return
-        yield data[place + 12 : place + 12 + size]
-        place += 16 + size
-
-
 def names(runs: Mapping[str, Curves], kind: str = '') -> list[str]:
-    """What there are curves of, in any run: of one kind ('evaluation') or of all."""
+    """Returns the metrics that any run has curves of: of one kind ('evaluation'), or of all."""
     split = [name.split('/', 1) for curves in runs.values() for name in curves]
     return list(dict.fromkeys(name for owner, name in split if kind in ('', owner)))
 
 
-def draw(runs: Mapping[str, Curves], metrics: Sequence[str]) -> 'Figure':
-    """A panel for each metric, with the curves of all runs in it. Raises UserError."""
+@contextlib.contextmanager
+def drawing(runs: Mapping[str, Curves], metrics: Sequence[str]) -> Iterator['Figure']:
+    """Gives a figure with one panel per metric and all runs in each. Raises UserError."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -74,8 +69,9 @@ def draw(runs: Mapping[str, Curves], metrics: Sequence[str]) -> 'Figure':
         raise UserError('curves need matplotlib: pip install matplotlib') from error
     columns = 3 if len(metrics) % 3 == 0 else min(2, len(metrics))
     rows = -(-len(metrics) // columns)
-    # Names of runs are no formulas.
-    with matplotlib.rc_context({'text.parse_math': False, 'font.size': 9}):
+    # A run may be called '$x$'. Text in an SVG stays text, and equal runs give equal files.
+    style = {'text.parse_math': False, 'font.size': 9, 'svg.fonttype': 'none', 'svg.hashsalt': '0'}
+    with matplotlib.rc_context(style):  # type: ignore[arg-type]
         size = (3.6 * columns, 3 * rows) if columns > 1 else (7, 4)
         figure = Figure(size, layout='constrained')
         panels = figure.subplots(rows, columns, squeeze=False).flat
@@ -83,12 +79,23 @@ def draw(runs: Mapping[str, Curves], metrics: Sequence[str]) -> 'Figure':
             draw_panel(panel, runs, metric)
         for panel in list(panels)[len(metrics) :]:
             panel.axis('off')
-        legend(figure, list(runs))
-    return figure
+        draw_legend(figure, list(runs))
+        yield figure
+
+
+def image(figure: 'Figure', kind: str, **options: Any) -> bytes:
+    """Returns a figure as a file of one of FORMATS, enlarged where a legend would be cut off."""
+    file = io.BytesIO()
+    metadata = {'png': {}, 'pdf': {'CreationDate': None}, 'svg': {'Date': None}}[kind]
+    figure.savefig(
+        file, format=kind, dpi=150, bbox_inches='tight', pad_inches=0.1, metadata=metadata,
+        **options,
+    )  # fmt: skip
+    return file.getvalue()
 
 
 def draw_panel(panel: 'Axes', runs: Mapping[str, Curves], metric: str) -> None:
-    """One metric of all runs."""
+    """Draws one metric of all runs."""
     for color, curves in zip(cycle(len(runs)), runs.values(), strict=True):
         for kind, style in STYLES.items():
             if (curve := curves.get(f'{kind}/{metric}')) is not None:
@@ -99,32 +106,26 @@ def draw_panel(panel: 'Axes', runs: Mapping[str, Curves], metric: str) -> None:
     panel.spines[['top', 'right']].set_visible(False)
 
 
-STYLES: dict[str, dict[str, Any]] = {
-    'step': {'linewidth': 0.5, 'alpha': 0.3},
-    'train': {'linewidth': 1.2, 'alpha': 0.7, 'linestyle': '--'},
-    'evaluation': {'linewidth': 1.6, 'marker': 'o', 'markersize': 3.5},
-}
-
-
 def cycle(count: int) -> list[str]:
-    """A color for each run."""
+    """Returns a color for each run."""
     return [PALETTE[index % len(PALETTE)] for index in range(count)]
 
 
-def legend(figure: 'Figure', runs: Sequence[str]) -> None:
-    """Above the panels what the lines are, below whose the colors."""
+def draw_legend(figure: 'Figure', runs: Sequence[str]) -> None:
+    """Explains the kinds of lines above the panels, and the colors of several runs below."""
     from matplotlib.lines import Line2D
 
-    told = ('each step', 'training', 'evaluation')
+    kinds = ('each step', 'mean of log interval', 'evaluation')
     lines = [Line2D([], [], color='#444444', **style) for style in STYLES.values()]
-    figure.legend(lines, told, loc='outside upper right', ncols=3, frameon=False)
+    figure.legend(lines, kinds, loc='outside upper right', ncols=3, frameon=False)
     if len(runs) > 1:
         swatches = [Line2D([], [], color=color, linewidth=4) for color in cycle(len(runs))]
-        figure.legend(swatches, runs, loc='outside lower center', ncols=3, frameon=False)
+        columns = max(1, LEGEND_CHARACTERS // (max(map(len, runs)) + 8))
+        figure.legend(swatches, runs, loc='outside lower center', ncols=columns, frameon=False)
 
 
 def write(out: str, data: bytes) -> None:
-    """Writes a file, whole or not at all. Raises UserError where it can not be written."""
+    """Writes a file completely or not at all, and reports it. Raises UserError if it cannot."""
     partial = Path(f'{out}.partial')
     try:
         partial.write_bytes(data)
@@ -132,4 +133,5 @@ def write(out: str, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise UserError(f'--out={out}: can not be written ({error.strerror})') from error
+        raise UserError(f'--out={out}: cannot be written ({error.strerror})') from error
+    print(f'wrote {out}')

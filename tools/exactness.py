@@ -4,8 +4,8 @@
         [--layouts=1,2,4,8,2x4,4x2] [--steps=6]
 
 A layout is a number of simulated CPU devices in one process, or PROCESSESxDEVICES. Each runs in
-processes of its own: layouts that share a process share a thread pool, which hides differences.
-Exit code 0: all the same, bit for bit. 1: not. 2: bad input, or a layout that did not run.
+separate processes: layouts in one process would share a thread pool, which hides differences.
+Exit code 0: all have the same bits. 1: they differ. 2: bad input, or a layout that failed.
 """
 
 import os
@@ -35,7 +35,7 @@ STEPS = flags.DEFINE_integer('steps', 6, 'Training steps on every layout.', lowe
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints a line for every layout, and ends with the exit code."""
+    """Prints a line for every layout and exits."""
     config = command_line.loaded_config(CONFIG)
     devices = {layout: device_count(layout) for layout in LAYOUTS.value}
     shards = config.num_shards or max(devices.values(), default=1)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def device_count(layout: str) -> int:
-    """Devices of all processes. Raises UserError when `layout` is none."""
+    """Returns the devices of all processes. Raises UserError for an invalid layout."""
     if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)?', layout):
         raise UserError(f'--layouts: {layout!r}, expected devices or PROCESSESxDEVICES')
     processes, _, devices = layout.rpartition('x')
@@ -59,7 +59,7 @@ def device_count(layout: str) -> int:
 
 
 def short_run(config: Config, shards: int, threads: int) -> list[str]:
-    """The flags of this command's config, cut to a few steps with an evaluation at the end."""
+    """Returns the config flags of this command, for a few steps and an evaluation at the end."""
     every = ('num_steps', 'eval_every', 'checkpoint_every', 'log_every')
     options = dict.fromkeys(every, STEPS.value) | {
         'num_shards': shards,
@@ -69,34 +69,34 @@ def short_run(config: Config, shards: int, threads: int) -> list[str]:
     given, args = [], iter(sys.argv[1:])
     for arg in args:
         if re.fullmatch('--?(layouts|steps)', arg):
-            next(args, None)  # its value stands apart
+            next(args, None)  # its value
         elif not re.match('--?(layouts|steps)=', arg):
             given.append(arg)
     return [*given, *(f'--config.{name}={value}' for name, value in options.items())]
 
 
 def compare(folder: Path, layouts: Sequence[str], flags: Sequence[str]) -> int:
-    """Runs the layouts one after another, each beside the first. Returns the exit code."""
+    """Runs the layouts in turn and compares each with the first. Returns the exit code."""
     first, code = '', 0
     for layout in layouts:
         began = time.perf_counter()
         problem = run(layout, [*flags, f'--workdir={folder / layout}'])
         took = f'{layout:>6}  {time.perf_counter() - began:6.1f} s '
         if problem:
-            print(took, f'did not run: {problem}', flush=True)
+            print(took, f'failed: {problem}', flush=True)
             code = 2
             continue
         first = first or layout
         one, other = (compare_runs.load(str(folder / name)) for name in (first, layout))
         same, verdict = compare_runs.compare(one, other)
-        told = 'the same bits' if same else f'not the bits of {first}. {" ".join(verdict)}'
-        print(took, other.final['state_fingerprint'][:16], told, flush=True)
+        outcome = 'the same bits' if same else f'other bits than {first}. {" ".join(verdict)}'
+        print(took, other.final['state_fingerprint'][:16], outcome, flush=True)
         code = max(code, int(not same))
     return code
 
 
 def run(layout: str, flags: Sequence[str]) -> str:
-    """Trains on one layout; returns the last line of what went wrong, or nothing."""
+    """Trains on one layout. Returns the error of a run that failed, or ''."""
     processes, _, devices = layout.rpartition('x')
     program = ['train.py']
     if processes:

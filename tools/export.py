@@ -1,17 +1,15 @@
-"""Exports a trained model, to predict without this project: with jax, NumPy and flatbuffers.
+"""Exports a trained model that predicts without this project, with jax, NumPy and flatbuffers.
 
-    python -m tools.export RUN --out=DIR
+    python -m tools.export RUN --out=DIR [--step N|best]
     python DIR/predict.py "i hated it"
 
-DIR gets model.jax, the program for any number of texts on CPU, GPU and TPU (StableHLO, by
-jax.export); parameters.npz, its arrays; run.json, config, vocabulary, labels and manifest of the
-run; and predict.py, which reads them and shows how. The arrays are no constants of the program, or
-XLA might fold them and round otherwise. DIR appears when it is whole.
+DIR gets model.jax, the program for any number of texts on CPU, GPU and TPU (StableHLO, from
+jax.export); parameters.npz; run.json with config, vocabulary, labels and manifest of the run; and
+predict.py, which reads them. DIR appears once it is complete.
 """
 
 import io
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,39 +20,40 @@ import jax.export
 import numpy as np
 from flax import traverse_util
 
-from errors import KeyfoldError, UserError
-from reporting import log as logs
+from errors import UserError
 from runtime.checkpoints import RunRecord
-from runtime.command_line import existing_run, refuse
 from tasks.task import Predictor
-from tools import predict, predict_exported
-from tools.arguments import Arguments
+from tools import predict_exported, saved_run
+from tools.arguments import Arguments, one_line_errors, run_tool
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-OF_TRAINING = ('labels', 'weights')  # in a row, but nothing to predict from
+OF_TRAINING = ('labels', 'weights')  # in a row, but no input of a prediction
 
 
+@one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Writes the folder; returns the exit code."""
     parser = Arguments(__doc__)
     parser.add_argument('run', help='workdir of a run')
     parser.add_argument('--out', required=True, metavar='DIR', help='the folder to make')
+    saved_run.add_step_argument(parser)
     given = parser.parse_args(argv)
-    logs.quiet_libraries()
-    try:
-        if Path(given.out).exists():
-            raise UserError(f'--out={given.out}: expected a folder that is not there yet')
-        predictor, params, run_record = predict.load(existing_run(given.run))
-        write(Path(given.out), files(predictor, jax.device_get(params), run_record))
-    except KeyfoldError as error:
-        refuse(error)
+    out = Path(given.out)
+    if out.exists():
+        raise UserError(f'--out={out}: exists already, expected a new folder')
+    run = saved_run.open_run(given.run, given.step)
+    predictor = run.predictor()
+    params = jax.device_get(run.params(predictor.init))
+    write(out, files(predictor, params, run.record))
+    print(f'wrote {out}: step {run.step} of {run.folder}')
     return 0
 
 
 def files(predictor: Predictor, params: Any, run_record: RunRecord) -> dict[str, bytes]:
-    """Name -> content of every file of the export."""
+    """Returns the files of the export, name -> content."""
     flat = traverse_util.flatten_dict(params, sep='/')
 
+    # The parameters are arguments: XLA might fold constants, and then round differently.
     def model(flat: dict[str, jax.Array], rows: dict[str, jax.Array]) -> Any:
         return predictor.apply(traverse_util.unflatten_dict(flat, sep='/'), rows)
 
@@ -79,18 +78,18 @@ def files(predictor: Predictor, params: Any, run_record: RunRecord) -> dict[str,
 
 
 def any_row(predictor: Predictor, facts: dict[str, Any]) -> dict[str, np.ndarray]:
-    """One encoded text, for the shapes: some word that the run knows."""
+    """Encodes one text, for its shapes: a word from a vocabulary of the run."""
     lists = [fact for fact in facts.values() if isinstance(fact, list)]
     for word in (word for words in lists for word in words if isinstance(word, str)):
         try:
             return predictor.encode([word])
-        except UserError:  # white space, say
+        except UserError:  # such as white space
             continue
-    raise UserError('the vocabulary of the run has no word to predict from')
+    raise UserError('the run record has no vocabulary with a word to predict on')
 
 
 def write(out: Path, contents: dict[str, bytes]) -> None:
-    """Makes the folder, whole or not at all. Raises UserError where it can not."""
+    """Makes the folder, completely or not at all. Raises UserError if it cannot."""
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'{out.name}.') as folder:
             whole = Path(folder) / 'export'
@@ -99,8 +98,8 @@ def write(out: Path, contents: dict[str, bytes]) -> None:
                 (whole / name).write_bytes(content)
             whole.replace(out)
     except OSError as error:
-        raise UserError(f'--out={out}: can not be written ({error.strerror})') from error
+        raise UserError(f'--out={out}: cannot be written ({error.strerror})') from error
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    run_tool(main)

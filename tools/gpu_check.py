@@ -1,11 +1,11 @@
-"""Does a run keep its bits on this machine's accelerators? Two runs, and one that is killed.
+"""Checks that runs keep their bits on this machine's accelerators.
 
     python -m tools.gpu_check [--config=FILE ...] [--platform=cuda] [--steps=300] [-- FLAGS]
 
-Trains each config (without --config the embedded reviews and SST-2) for a few steps, twice, and
-once more with a SIGKILL in the middle and a second start; on one device as well, where there are
-several. All must end in the same bits. FLAGS go to every train.py. Exit code 0: they do. 1: not.
-2: bad input, or a run that did not end.
+Trains each config (by default the embedded reviews and SST-2) for a few steps: twice, once killed
+by SIGKILL and started again, and once on one device if there are several. All must give the same
+bits. FLAGS go to every train.py.
+Exit code 0: they do. 1: they do not. 2: bad input, or a run that failed.
 """
 
 import json
@@ -18,27 +18,31 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.command_line import refuse
+from errors import UserError
 from tools import compare_runs
-from tools.arguments import Arguments
+from tools.arguments import Arguments, one_line_errors, run_tool
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEVICES = 'import jax; print(len(jax.devices()), jax.devices()[0].device_kind)'
 
 
+@one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Prints a line for every run; returns the exit code."""
     parser = Arguments(__doc__)
     add = parser.add_argument
     add('--config', action='append', metavar='FILE', help='may be given more than once')
-    add('--platform', default='cuda', help='of JAX_PLATFORMS (default: cuda)')
-    add('--steps', type=int, default=300, help='of each run (default: 300)')
+    add('--platform', default='cuda', help='value of JAX_PLATFORMS (default: cuda)')
+    add('--steps', type=int, default=300, help='steps of each run (default: 300)')
     add('flags', nargs='*', metavar='-- FLAGS', help='flags of train.py')
     given = parser.parse_args(argv)
     env = os.environ | {'JAX_PLATFORMS': given.platform}
     asked = subprocess.run([sys.executable, '-c', DEVICES], env=env, capture_output=True, text=True)
     if asked.returncode:
-        refuse(f'--platform={given.platform}: JAX finds none (make setup ACCELERATOR=cuda13?)')
+        raise UserError(
+            f'--platform={given.platform}: JAX finds no such device; for NVIDIA GPUs, '
+            'make setup ACCELERATOR=cuda13'
+        )
     count, _, kind = asked.stdout.strip().partition(' ')
     print(f'{count} x {kind}')
     every = ('num_steps', 'eval_every', 'optimizer.decay_steps')
@@ -55,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(folder: Path, flags: Sequence[str], env: dict[str, str], devices: int) -> int:
-    """Trains one config in all ways. Returns the exit code."""
+    """Trains one config in every way and compares. Returns the exit code."""
     print(flags[0])
     ways = {'first': env, 'again': env, 'killed': env}
     if devices > 1:
@@ -70,7 +74,7 @@ def check(folder: Path, flags: Sequence[str], env: dict[str, str], devices: int)
         done = train(command, its_env)
         output, _ = done.communicate()
         if done.returncode:
-            refuse(f'{way}: train.py ended with exit code {done.returncode}: {output[-500:]}')
+            raise UserError(f'{way}: train.py exited with {done.returncode}: {output[-300:]}')
         first, this = (compare_runs.load(str(folder / name)) for name in ('first', way))
         same, verdict = compare_runs.compare(first, this)
         print(f'  {way:10} {time.perf_counter() - began:6.1f} s ', end='')
@@ -82,14 +86,17 @@ def check(folder: Path, flags: Sequence[str], env: dict[str, str], devices: int)
 
 
 def kill_after_a_checkpoint(workdir: Path, flags: Sequence[str], env: dict[str, str]) -> None:
-    """Starts a run and kills it where it has written a checkpoint after the one of step 0."""
+    """Starts a run and kills it once it has a checkpoint after that of step 0."""
     process = train(flags, env, subprocess.DEVNULL)
     while process.poll() is None:
         if [p for p in workdir.glob('checkpoints/*') if p.name.isdecimal() and p.name != '0']:
             process.send_signal(signal.SIGKILL)
         time.sleep(0.05)
     if process.returncode != -signal.SIGKILL:
-        refuse(f'killed: train.py ended with {process.returncode} before; give it more --steps')
+        raise UserError(
+            f'killed: train.py exited with {process.returncode} before its second checkpoint; '
+            'give it more --steps'
+        )
 
 
 def train(
@@ -108,4 +115,4 @@ def train(
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    run_tool(main)

@@ -1,44 +1,41 @@
-"""Draws a metric of one run or several, over the steps, into a PNG file.
+"""Plots a metric of one or more runs over the steps, as .png, .pdf or .svg.
 
-    python -m tools.plot RUN [RUN...] --metric=loss --out=curve.png
+    python -m tools.plot RUN [RUN...] --metric=accuracy --out=accuracy.png
 
-A metric is one that TensorBoard shows: loss, accuracy, gradient_norm, learning_rate, ...
+A metric is a name in metrics.csv, such as loss, accuracy or learning_rate, or gradient_norm.
 """
 
-import io
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from errors import KeyfoldError, UserError
+from errors import UserError
 from input_pipeline.examples import not_among
-from runtime.command_line import existing_run, refuse
+from runtime.command_line import existing_run
 from tools import curves
-from tools.arguments import Arguments
+from tools.arguments import Arguments, one_line_errors, run_tool
 
 
+@one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Writes the file; returns the exit code."""
     parser = Arguments(__doc__)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='workdir of a run')
+    parser.add_argument('--metric', default='loss', help='what to plot (default: loss)')
     parser.add_argument(
-        '--metric',
-        default='loss',
-        help='loss, accuracy, gradient_norm, learning_rate, ... as in TensorBoard (default: loss)',
+        '--out', required=True, metavar='FILE', help='the file to write; its suffix is the format'
     )
-    parser.add_argument('--out', required=True, metavar='FILE.png', help='the file to write')
     given = parser.parse_args(argv)
-    try:
-        runs = {name: curves.read(existing_run(name)) for name in given.runs}
-        if missing := next((n for n in runs if given.metric not in curves.names({n: runs[n]})), ''):
-            known = curves.names({missing: runs[missing]})
-            raise UserError(f'{missing}: --metric={not_among(given.metric, known)}')
-        png = io.BytesIO()
-        curves.draw(runs, [given.metric]).savefig(png, dpi=150, format='png')
-        curves.write(given.out, png.getvalue())
-    except KeyfoldError as error:
-        refuse(error)
+    kind = Path(given.out).suffix.lower().removeprefix('.')
+    if kind not in curves.FORMATS:
+        raise UserError(f'--out={given.out}: expected a name that ends in .png, .pdf or .svg')
+    runs = {name: curves.read(existing_run(name)) for name in given.runs}
+    if missing := next((n for n in runs if given.metric not in curves.names({n: runs[n]})), ''):
+        known = curves.names({missing: runs[missing]})
+        raise UserError(f'{missing}: --metric={not_among(given.metric, known)}')
+    with curves.drawing(runs, [given.metric]) as figure:
+        curves.write(given.out, curves.image(figure, kind))
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    run_tool(main)

@@ -1,12 +1,12 @@
 """Predicts with an exported model: `python predict.py "a text" "another one"`.
 
-Needs jax, numpy and flatbuffers, and the files beside it. In a program of your own:
+Needs jax, numpy and flatbuffers, and the other files of its folder. In your own program:
 
     from predict import load
     predict = load('DIR')
-    predict(['a text', 'another one'])   # a dictionary for each; any number of texts
+    predict(['a text', 'another one'])   # returns a dictionary for each text
 
-The model is compiled once for each number of texts that it is called with.
+The model is compiled once for each number of texts.
 """
 
 import json
@@ -20,13 +20,13 @@ import jax.export
 import numpy as np
 
 PAD, UNK, BOS, EOS = range(4)
-MARKS = ('<pad>', '<unk>', '<bos>', '<eos>')  # by id; the words of the vocabulary follow
+MARKS = ('<pad>', '<unk>', '<bos>', '<eos>')  # by id; the vocabulary follows
 VOCABULARIES = ('source_vocabulary', 'target_vocabulary')
 Predictions = list[dict[str, Any]]
 
 
 def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
-    """texts -> predictions. The folder holds what tools.export wrote."""
+    """Returns the function texts -> predictions of a folder that tools.export wrote."""
     folder = Path(folder)
     model = jax.export.deserialize(bytearray((folder / 'model.jax').read_bytes()))
     with np.load(folder / 'parameters.npz', allow_pickle=False) as arrays:
@@ -60,7 +60,7 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
         rows = [[*found, EOS] for found in encode(texts, known, by_words)]
         for text, row in zip(texts, rows, strict=True):
             if UNK in row and run['config']['data.min_frequency'] == 1:
-                raise ValueError(f'{text!r}: has what is not in the vocabulary of the run')
+                raise ValueError(f'{text!r}: has tokens that are not in the vocabulary of the run')
             if len(row) > width:
                 raise ValueError(f'{text!r}: needs a width of {len(row)}, expected at most {width}')
         given = {'sources': padded(rows, width), 'source_lengths': lengths(rows)}
@@ -81,9 +81,9 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
 def encode(
     texts: Sequence[str], ids: dict[str, int], by_words: bool, letters: slice = slice(None)
 ) -> list[list[int]]:
-    """The ids of words or characters, or of some letters of each. Raises ValueError."""
+    """Returns the ids of words or characters, or of some letters of each. Raises ValueError."""
     if not all(text.strip() for text in texts):
-        raise ValueError('expected some text in each')
+        raise ValueError('expected texts that are not empty')
     return [
         [ids.get(word[letters], UNK) for word in (text.split() if by_words else text)]
         for text in texts
@@ -91,17 +91,17 @@ def encode(
 
 
 def numbered(words: Sequence[str]) -> dict[str, int]:
-    """Their ids."""
+    """Returns word -> id."""
     return {word: index for index, word in enumerate(words, len(MARKS))}
 
 
 def padded(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
-    """int32[B, width]."""
+    """Returns rows as int32[B, width]."""
     return np.array([[*row, *[PAD] * (width - len(row))] for row in rows], np.int32)
 
 
 def lengths(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """int32[B]."""
+    """Returns the lengths of rows as int32[B]."""
     return np.array([len(row) for row in rows], np.int32)
 
 

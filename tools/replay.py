@@ -1,15 +1,18 @@
-"""Runs one step of a run again and shows what is in it.
+"""Runs one step of a run again and shows what happens in it.
 
-    python -m tools.replay RUN --step=K
+    python -m tools.replay RUN [--step N|best]
 
-From the newest checkpoint before step K the run is trained up to it, which gives the same bits, on
-any number of devices: JAX_NUM_CPU_DEVICES=1 for one. Shown are the loss, the gradient norm of each
-module, whether the ledger has the same bits, and the examples whose loss stands out. Nothing in RUN
-is changed. Exit code 0: the bits of the ledger, or none there. 1: others. 2: bad input.
+Trains from the newest checkpoint before step N, or else from the root keys of the run, up to N.
+That gives the same bits on any number of devices: JAX_NUM_CPU_DEVICES=1 for one. Prints the loss,
+the gradient norm of each module, the examples with the largest loss, and whether the ledger has the
+same bits. Without --step it is the step of the newest checkpoint. Nothing in RUN changes.
+
+Exit code 0: the ledger has the same bits, or no such step. 1: it has others. 2: bad input.
 """
 
+import dataclasses
 import functools
-import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,112 +23,139 @@ import optax
 from etils import epath
 
 import tasks
-from errors import KeyfoldError, UserError
+from configs.schema import Config
+from errors import UserError
 from input_pipeline.batches import batch_order, train_batches
-from reporting import log as logs
 from runtime import backend, ledger, resume
 from runtime.checkpoints import Checkpoints
-from runtime.command_line import existing_run, refuse
 from tasks.task import Task
-from tools.arguments import Arguments
+from tools.arguments import Arguments, one_line_errors, run_tool
+from tools.saved_run import SavedRun, add_step_argument, open_run
 from training import keys
-from training.mesh import Layout, make_layout, make_mesh
+from training.mesh import Layout
 from training.optimizer import make_optimizer, make_schedule
 from training.row import row_columns
-from training.state import TrainState, abstract_state, make_create_state
+from training.state import TrainState, make_create_state, root_key_hex
 from training.step import make_gradient, make_update
 
 SHOWN = 5  # examples
+PROGRESS_SECONDS = 10.0
 
 
+@one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Prints the step; returns the exit code."""
     parser = Arguments(__doc__)
     parser.add_argument('run', help='workdir of a run')
-    parser.add_argument('--step', type=int, required=True, help='the step to run again, from 1')
+    add_step_argument(parser)
     given = parser.parse_args(argv)
-    logs.quiet_libraries()
-    try:
-        same = replay(existing_run(given.run), given.step)
-    except KeyfoldError as error:
-        refuse(error)
-    return 0 if same else 1
+    step = given.step if isinstance(given.step, int) else open_run(given.run, given.step).step
+    return 0 if replay(given.run, step) else 1
 
 
-def replay(run: epath.Path, step: int) -> bool:
-    """Prints step `step` (from 1). Returns whether the ledger has the same bits.
+def replay(workdir: str | epath.Path, step: int) -> bool:
+    """Prints step `step` (from 1). Returns whether the ledger has the same bits, or no such step.
 
-    Raises UserError when no checkpoint is from before it.
+    Raises UserError if the run has no such step.
     """
-    checkpoints = Checkpoints(run, read_only=True)
-    steps = checkpoints.steps()
-    before = max((s for s in steps if s < step), default=None)
-    if before is None:
-        raise UserError(f'{run}: expected a checkpoint from before step {step}, found {steps}')
-    saved = checkpoints.record(before)
-    config = tasks.config_from_record(saved)
-    backend.prepare(resume.recorded_cpu_threads(saved), config.matmul_precision)
+    saved = open_run(str(workdir))
+    if not 1 <= step <= saved.config.num_steps:
+        raise UserError(
+            f'--step={step}: expected 1 to {saved.config.num_steps}, the steps of the run'
+        )
+    steps = Checkpoints(saved.folder, read_only=True).steps()
+    before = max((s for s in steps if s < step), default=0)
+    saved = open_run(str(workdir), before if before in steps else min(steps))
     backend.check()
-    task, mesh = tasks.make_task(config), make_mesh()
-    now = resume.Launch(tasks.task_name(config), task.resume_facts, mesh.size, run)
-    config, run_record = resume.plan(config, now, saved, allow_changes=False)
-    layout = make_layout(config, run_record['manifest']['num_shards'], mesh)
+    task, layout = tasks.make_task(saved.config), saved.layout()
+    now = resume.Launch(
+        tasks.task_name(saved.config), task.resume_facts, layout.mesh.size, saved.folder
+    )
+    config, _ = resume.plan(saved.config, now, saved.record, allow_changes=False)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
-    create_state = make_create_state(task.init, optimizer, layout)
-    state = checkpoints.read(before, abstract_state(create_state, config.prng_impl, layout))
+    if before in steps:
+        state = saved.state(task.init, layout)
+        origin = f'checkpoint {before}'
+    else:
+        state = first_state(saved, make_create_state(task.init, optimizer, layout))
+        origin = 'the root keys'
+    print(f'training from {origin} up to step {step}, on {layout.mesh.size} device(s)', flush=True)
 
-    # A copy: the loader's threads use it while the state's buffers are donated.
+    # A copy, since the loader's threads use it while the state's buffers are donated.
     epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))
     gradient = make_gradient(task.loss_sums, layout)
     update = make_update(optimizer, config.optimizer.clip_norm, layout)
     rows = layout.process_rows(config.batch_size)
+    reported = time.monotonic()
     for batch in train_batches(task.train, config, epoch_words, rows, before):
         on_devices = layout.put(batch)
+        finished = int(state.step)
         grads, sums, prints = gradient(state.params, state.root_keys, state.step, on_devices)
-        if int(state.step) == step - 1:
+        if finished == step - 1:
             break
         state, _ = update(state, grads, sums, prints)
-    else:
-        raise UserError(f'--step={step}: expected at most {config.num_steps}, the steps of the run')
+        if time.monotonic() - reported > PROGRESS_SECONDS:
+            reported = time.monotonic()
+            print(f'step {finished + 1} of {step}', flush=True)
 
-    print(f'step {step}, from the checkpoint of step {before}, on {mesh.size} device(s)')
-    print(f'loss {float(sums["loss"] / sums["weight"]):.9g}')
+    print(f'step {step}: loss {float(sums["loss"] / sums["weight"]):.6g}')
     for name, norm in module_norms(grads, sums['weight']):
-        print(f'gradient norm of {name}: {norm:.9g}')
+        print(f'gradient norm of {name}: {norm:.6g}')
+    print_largest_losses(task, config, layout, state, batch, epoch_words, step)
+    _, row = update(state, grads, sums, prints)
+    return same_as_ledger(saved.folder, step, np.asarray(row), row_columns(task.sum_names))
+
+
+def first_state(saved: SavedRun, create_state: Any) -> TrainState:
+    """Makes the state before the first step. Raises UserError if the record has other root keys."""
+    config = saved.config
+    seeds = dataclasses.asdict(config.seeds)
+    state: TrainState = create_state(keys.root_keys(config.seed, config.prng_impl, seeds))
+    if (found := root_key_hex(state)) != (expected := saved.record['manifest']['root_key']):
+        raise UserError(
+            f'{saved.folder}: the seeds in the run record give the root key {found}, expected '
+            f'{expected}; --step must be after its first checkpoint'
+        )
+    return state
+
+
+def module_norms(grads: Any, weight: jax.Array) -> Iterator[tuple[str, float]]:
+    """Yields (module, norm of its part of the mean gradient), in order of their names."""
+    for name, part in sorted(grads.items()):
+        yield name, float(optax.tree.norm(jax.tree.map(lambda g: g / weight, part)))
+
+
+def print_largest_losses(
+    task: Task, config: Config, layout: Layout, state: TrainState, batch: dict[str, np.ndarray],
+    epoch_words: Any, step: int,
+) -> None:  # fmt: skip
+    """Prints the examples of the batch whose losses are not finite, or else the largest."""
     order = batch_order(
         task.train.lengths, config.batch_size, config.data.window_batches, epoch_words
     )
     losses = example_losses(task, layout, state, batch)
-    for place in worst(losses):
+    ranked = np.argsort(np.where(np.isfinite(losses), -losses, -np.inf), kind='stable')
+    for place in map(int, ranked[:SHOWN]):
         example = order(step - 1)[place]
-        print(f'row {place}, training example {example}, loss {losses[place]:.9g}: '
-              + task.train.text(example))  # fmt: skip
-    _, row = update(state, grads, sums, prints)
-    return same_as_ledger(run, step, np.asarray(row), row_columns(task.sum_names))
-
-
-def module_norms(grads: Any, weight: jax.Array) -> Iterator[tuple[str, float]]:
-    """(module, norm of its part of the mean gradient), in order of their names."""
-    for name, part in sorted(grads.items()):
-        yield name, float(optax.tree.norm(jax.tree.map(lambda g: g / weight, part)))
+        text = task.train.text(example)
+        print(f'row {place}, training example {example}, loss {losses[place]:.6g}: {text}')
 
 
 def example_losses(
     task: Task, layout: Layout, state: TrainState, batch: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """The loss float32[B] of each example, under the masks of the step.
+    """Returns the loss float32[B] of each example, with the masks of the step.
 
     The loss is a sum over examples of weight times loss, so it is the gradient by the weights.
     """
 
     @jax.jit
-    def select_shard(state: TrainState, rows: dict[str, jax.Array], shard: jax.Array) -> jax.Array:
+    def of_shard(state: TrainState, rows: dict[str, jax.Array], shard: jax.Array) -> jax.Array:
         rngs = keys.shard_rngs(state.root_keys, state.step, shard)
 
         def loss(weights: jax.Array) -> jax.Array:
-            return task.loss_sums(state.params, rows | {'weights': weights}, rngs, state.step)[
-                'loss'
-            ]
+            weighted = rows | {'weights': weights}
+            return task.loss_sums(state.params, weighted, rngs, state.step)['loss']
 
         return jax.grad(loss)(rows['weights'])
 
@@ -133,30 +163,24 @@ def example_losses(
     state = jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]), state)
     return np.concatenate(
         [
-            select_shard(state, {name: part[s] for name, part in parts.items()}, jnp.int32(s))
+            of_shard(state, {name: part[s] for name, part in parts.items()}, jnp.int32(s))
             for s in range(layout.num_shards)
         ]
     )
 
 
-def worst(losses: np.ndarray) -> list[int]:
-    """The places that are not finite, or else of the largest losses."""
-    order = np.argsort(np.where(np.isfinite(losses), -losses, -np.inf), kind='stable')
-    return [int(place) for place in order[:SHOWN]]
-
-
 def same_as_ledger(run: epath.Path, step: int, row: np.ndarray, columns: dict[str, str]) -> bool:
-    """Says which of the words of a step's row are not those of the run's ledger."""
-    book = ledger.read(run / 'ledger')
-    if not book['step'][0] <= step <= book['step'][-1]:
-        print(f'the ledger ends at step {book["step"][-1]}: nothing to compare with')
+    """Prints which words of a step's row differ from the ledger. Returns whether none does."""
+    rows = ledger.read(run / 'ledger')
+    if not rows['step'][0] <= step <= rows['step'][-1]:
+        print(f'the ledger ends at step {rows["step"][-1]}: nothing to compare with')
         return True
-    words = book[step - book['step'][0]].tobytes()
-    found = np.frombuffer(words, '<u4')
-    wrong = [name for name, a, b in zip(columns, found, row, strict=True) if a != b]
-    print(f'not the bits of the ledger: {", ".join(wrong)}' if wrong else 'the bits of the ledger')
+    saved = np.frombuffer(rows[step - rows['step'][0]].tobytes(), '<u4')
+    wrong = [name for name, a, b in zip(columns, saved, row, strict=True) if a != b]
+    differ = f'other bits than the ledger: {", ".join(wrong)}'
+    print(differ if wrong else 'the same bits as the ledger')
     return not wrong
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    run_tool(main)

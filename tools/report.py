@@ -1,198 +1,235 @@
-"""One HTML page about a run, or about several that belong together, such as other seeds.
+"""Writes one HTML page about a run, or about several that belong together, such as a sweep.
 
-    python -m tools.report RUN [RUN...] --out=report.html
+    python -m tools.report RUN [RUN...] --out=report.html [--step N|best]
 
-The page holds facts and settings, final metrics, learning curves, and for the first run a closer
-look at the evaluation examples: confusion matrix, and the worst mistakes with the attention on each
-word. It needs no other file and runs no script. Facts and settings come from the checkpoint; where
-the data can not be read any more, the page says so and has the rest.
+The page has the final metrics, learning curves, facts and settings, and for the first run a closer
+look at its evaluation examples: the confusion matrix, and the worst mistakes with the attention on
+each word. It loads no other file and runs no script. If the data cannot be read any more, the page
+says so and has the rest.
 """
 
-import io
+import datetime
+import json
+import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from etils import epath
 
-import tasks
 from configs import schema
-from errors import KeyfoldError, UserError
-from input_pipeline.batches import eval_batches
-from reporting import log as logs
+from errors import UserError
 from reporting.summary import read_summary
-from runtime import resume
-from runtime.checkpoints import RunRecord
-from runtime.command_line import existing_run, refuse
-from tasks.task import Predictor
-from tools import curves, predict
-from tools.arguments import Arguments
-from tools.report_page import document, shaded, swatch, table
+from tasks.task import Predictor, Task
+from tools import curves, evaluate, saved_run
+from tools.arguments import Arguments, one_line_errors, run_tool
+from tools.report_page import document, paragraph, shaded, swatch, table
+from tools.saved_run import SavedRun
 
 SHOWN = 20  # mistakes
+NAMED = 3  # runs in the title
+UNKNOWN = 'unknown'
 
 
 class Run(NamedTuple):
-    """What a workdir tells of its run."""
+    """What the files of a workdir say of its run."""
 
-    run_record: RunRecord  # of the newest checkpoint: config, task, manifest
-    step: int  # of that checkpoint
+    saved: SavedRun
     summary: dict[str, Any]  # empty until it is finished
     curves: curves.Curves
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Returns the value of every option."""
+        return schema.to_dict(self.saved.config)
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Returns the metrics of the checkpoint's step: an evaluation after it, or the summary."""
+        step = self.saved.step
+        at_step = {
+            name.removeprefix('evaluation/'): float(value)
+            for name, curve in self.curves.items()
+            for at, value in curve
+            if name.startswith('evaluation/') and at == step
+        }
+        return dict(self.summary.get('eval', at_step))
+
+
+@one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Writes the page; returns the exit code."""
     parser = Arguments(__doc__)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='workdir of a run')
     parser.add_argument('--out', required=True, metavar='FILE.html', help='the file to write')
+    saved_run.add_step_argument(parser)
     given = parser.parse_args(argv)
-    logs.quiet_libraries()
-    try:
-        runs = {name: read(existing_run(name)) for name in given.runs}
-        page = document(', '.join(runs), sections(runs))
-        curves.write(given.out, page.encode('utf-8', 'replace'))
-    except KeyfoldError as error:
-        refuse(error)
+    runs = {name: read(path, given.step) for name, path in short_names(given.runs).items()}
+    title = ', '.join(runs) if len(runs) <= NAMED else f'{len(runs)} runs'
+    page = document(title, sections(runs))
+    curves.write(given.out, page.encode('utf-8', 'replace'))
     return 0
 
 
-def read(run: epath.Path) -> Run:
-    """Raises UserError where there is no checkpoint, or a file is damaged."""
-    _, step, run_record = predict.newest(run)
-    return Run(run_record, step, read_summary(run, step), curves.read(run))
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Returns name -> path of each run; of several, without the folders that all are in."""
+    whole = {path: os.path.abspath(path) if '://' not in path else path for path in paths}
+    if len(whole) == 1 or len({'://' in path for path in whole}) > 1:
+        return {path: path for path in whole}
+    parent = os.path.commonpath([os.path.dirname(path) for path in whole.values()])
+    return {os.path.relpath(path, parent): given for given, path in whole.items()}
+
+
+def read(path: str, step: int | str | None) -> Run:
+    """Reads a run. Raises UserError if it has no such checkpoint, or a file is damaged."""
+    saved = saved_run.open_run(path, step)
+    return Run(saved, read_summary(saved.folder, saved.step), curves.read(saved.folder))
 
 
 def sections(runs: dict[str, Run]) -> Iterator[tuple[str, str]]:
-    """(title, HTML) of each part of the page."""
+    """Yields (title, HTML) of each part of the page."""
     first, run = next(iter(runs.items()))
+    of_first = f' of {first}' if len(runs) > 1 else ''
+    task, problem = None, ''
+    try:
+        task = run.saved.task()
+    except UserError as error:
+        problem = str(error)
     yield 'Final metrics', metrics_table(runs)
+    if over_seeds := seeds_table(runs):
+        yield 'Mean over seeds', over_seeds
     if drawn := {name: run.curves for name, run in runs.items() if run.curves}:
         yield 'Learning curves', curves_svg(drawn)
-    predictor, params, _ = predict.load(existing_run(first))
-    of_first = f' of {first}' if len(runs) > 1 else ''
-    try:
-        closer = [
-            (title + of_first, content) for title, content in look_closer(run, predictor, params)
-        ]
-    except UserError as problem:
-        closer = [('Evaluation examples', table([[f'They can not be shown: {problem}']]))]
-    yield from closer
-    yield 'Facts', facts_table(runs)
-    yield 'Settings that are not the defaults', settings_table(runs)
+    predictor = run.saved.predictor()
+    params = run.saved.params(predictor.init)
+    if task:
+        for title, content in closer_look(run, task, predictor, params):
+            yield title + of_first, content
+    else:
+        yield 'Evaluation examples' + of_first, paragraph(f'They cannot be shown: {problem}')
+    yield 'Facts', facts_table(runs, task.best_metric if task else '')
+    yield 'Settings other than the defaults', settings_table(runs)
     sizes = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
     sizes['all'] = sum(sizes.values())
     counts = [[name, f'{size:,}'] for name, size in sizes.items()]
     yield 'Parameters' + of_first, table(counts, ['module', 'parameters'])
 
 
-def final_metrics(run: Run) -> dict[str, float]:
-    """Of the summary, or else the newest evaluation."""
-    newest = {
-        name.removeprefix('evaluation/'): float(curve[-1, 1])
-        for name, curve in run.curves.items()
-        if name.startswith('evaluation/')
-    }
-    return run.summary.get('eval', newest)
+def differing_settings(runs: dict[str, Run]) -> list[str]:
+    """Returns the options whose values differ between the runs."""
+    settings = [run.settings for run in runs.values()]
+    names = dict.fromkeys(name for values in settings for name in values)
+    return [n for n in names if any(values.get(n) != settings[0].get(n) for values in settings)]
 
 
 def metrics_table(runs: dict[str, Run]) -> str:
-    """A row for each metric: its value in each run and, of several, mean and spread."""
-    of_each = [final_metrics(run) for run in runs.values()]
-    rows = []
-    for name in dict.fromkeys(name for metrics in of_each for name in metrics):
-        row = [f'{metrics[name]:.4f}' if name in metrics else 'none yet' for metrics in of_each]
-        if len(runs) > 1:
-            values = [metrics[name] for metrics in of_each if name in metrics]
-            spread = f'{np.min(values):.4f} .. {np.max(values):.4f}'
-            row = [f'{np.mean(values):.4f}', spread, *row]
-        rows.append([name, *row])
-    return table(rows, ['metric', *(['mean', 'min .. max'] if len(runs) > 1 else []), *runs])
+    """Returns a row for each run: the settings in which it differs, and its metrics."""
+    names = dict.fromkeys(name for run in runs.values() for name in run.metrics)
+    differing = differing_settings(runs)
+    rows = [
+        [
+            name,
+            *(run.settings.get(option, '') for option in differing),
+            run.saved.step,
+            *(f'{run.metrics[m]:.4f}' if m in run.metrics else 'none yet' for m in names),
+        ]
+        for name, run in runs.items()
+    ]
+    return table(rows, ['run', *differing, 'step', *names])
+
+
+def seeds_table(runs: dict[str, Run]) -> str:
+    """Returns mean and standard deviation for runs that differ in the seed alone, or ''."""
+    differing = [name for name in differing_settings(runs) if name != 'seed']
+    groups: dict[str, list[Run]] = {}
+    for run in runs.values():
+        data = [
+            run.saved.record['task'].get(f'{split}_data') for split in ('training', 'evaluation')
+        ]
+        key = json.dumps([[run.settings.get(name) for name in differing], data])
+        if run.summary:
+            groups.setdefault(key, []).append(run)
+    rows, names = [], dict.fromkeys(name for run in runs.values() for name in run.metrics)
+    for group in groups.values():
+        if len({run.settings['seed'] for run in group}) < len(group) or len(group) < 2:
+            continue
+        values = [[run.metrics.get(name, np.nan) for run in group] for name in names]
+        spread = [f'{np.mean(each):.4f} ± {np.std(each, ddof=1):.4f}' for each in values]
+        settings = [group[0].settings.get(name, '') for name in differing]
+        rows.append([*settings, len(group), *spread])
+    note = paragraph('Mean ± standard deviation (of a sample) over finished runs.')
+    return note + table(rows, [*differing, 'seeds', *names]) if rows else ''
 
 
 def curves_svg(drawn: dict[str, curves.Curves]) -> str:
-    """All curves of all runs as one inline SVG, in which text stays text."""
+    """Returns all curves of all runs as one inline SVG, whose text stays text."""
     metrics = curves.names(drawn, 'evaluation') or ['loss']
-    figure = curves.draw(drawn, [*metrics, 'gradient_norm'])
-    file = io.StringIO()
-    import matplotlib
-
-    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'report'}):
-        figure.savefig(file, format='svg', transparent=True, metadata={'Date': None})
-    svg = file.getvalue()
+    with curves.drawing(drawn, [*metrics, 'gradient_norm']) as figure:
+        svg = curves.image(figure, 'svg', transparent=True).decode()
     return re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.DOTALL)
 
 
-def look_closer(run: Run, predictor: Predictor, params: Any) -> Iterator[tuple[str, str]]:
-    """(title, HTML) of what each evaluation example shows by itself.
-
-    Raises UserError where the data can not be read, or is not that of the run.
-    """
-    config = tasks.config_from_record(run.run_record)
-    task = tasks.make_task(config)
-    if changed := resume.task_changes(run.run_record['task'], task.resume_facts):
-        raise UserError(f'the data is not what the run was trained on: {changed[0]}')
-
-    def sums_of_one(params: Any, row: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return task.eval_sums(params, {name: x[None] for name, x in row.items()})
-
-    of_each = jax.jit(jax.vmap(sums_of_one, in_axes=(None, 0)))
-    apply = jax.jit(predictor.apply)
+def closer_look(
+    run: Run, task: Task, predictor: Predictor, params: Any
+) -> Iterator[tuple[str, str]]:
+    """Yields (title, HTML) of what single evaluation examples show."""
     labels = task.resume_facts.get('label_names', [])
-    confusion = np.zeros((len(labels), len(labels)), np.int64)
-    mistakes, example = [], 0
-    for batch in eval_batches(task.evaluation, config, slice(None)):
-        sums, arrays = jax.device_get((of_each(params, batch), apply(params, batch)))
-        for row in range(np.count_nonzero(batch['weights'])):
-            metrics = task.metrics({name: float(values[row]) for name, values in sums.items()})
-            shown = predictor.show(arrays, row)
-            if labels:
-                confusion[batch['labels'][row], labels.index(shown['label'])] += 1
-            if metrics[task.best_metric] < 1:
-                right = [labels[batch['labels'][row]]] if labels else []
-                cells = mistake_cells(shown, task.evaluation.text(example))
-                mistakes.append((metrics['loss'], right + cells))
-            example += 1
+    examples = list(evaluate.each_example(run.saved, task, predictor, params))
     if labels:
-        yield 'Confusion matrix', confusion_table(confusion, labels)
-    mistakes.sort(key=lambda mistake: -mistake[0])
-    head = ['loss', 'is', 'said', 'example'] if labels else ['loss', 'said', 'example']
-    worst = [[f'{loss:.3f}', *cells] for loss, cells in mistakes[:SHOWN]]
-    told = f'{len(mistakes)} of {example} examples are wrong; first those of the largest loss.'
-    yield 'Worst mistakes', f'<p>{told}</p>' + table(worst, head if worst else [], wide=True)
+        counts = evaluate.confusion_matrix(iter(examples), labels)
+        yield 'Confusion matrix', confusion_table(counts, labels)
+    mistakes = [example for example in examples if example.metrics[task.best_metric] < 1]
+    mistakes.sort(key=lambda example: -example.metrics['loss'])
+    head = ['loss', *(['true'] if labels else []), 'predicted', 'example']
+    rows = []
+    for example in mistakes[:SHOWN]:
+        true = [labels[example.label]] if labels else []
+        cells = mistake_cells(example.shown, task.evaluation.text(example.number))
+        rows.append([f'{example.metrics["loss"]:.3f}', *true, *cells])
+    note = (
+        f'{len(mistakes):,} of {len(examples):,} examples are wrong; those with the largest loss:'
+    )
+    yield 'Worst mistakes', paragraph(note) + table(rows, head if rows else [], wide=True)
 
 
 def mistake_cells(shown: dict[str, Any], text: str) -> list[str]:
-    """What the model says, and the example."""
-    said = ', '.join(repr(value) for value in shown.values())
+    """Returns the prediction and the example."""
+    predicted = ', '.join(repr(value) for value in shown.values())
     if 'probabilities' in shown:
-        said = f'{shown["label"]} ({shown["probabilities"][shown["label"]]:.1%})'
-    return [said, shaded(shown['attention']) if 'attention' in shown else text]
+        predicted = f'{shown["label"]} ({shown["probabilities"][shown["label"]]:.1%})'
+    return [predicted, shaded(shown['attention']) if 'attention' in shown else text]
 
 
-def confusion_table(confusion: np.ndarray, labels: list[str]) -> str:
-    """True labels down, predicted ones across; right ones in one color, wrong ones in another."""
-    shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
+def confusion_table(counts: np.ndarray, labels: list[str]) -> str:
+    """Returns true labels down, predicted ones across, right and wrong in different colors."""
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     rows = [
-        [f'is {label}', *(swatch(str(n), shares[i, j], i == j) for j, n in enumerate(confusion[i]))]
+        [
+            f'true {label}',
+            *(swatch(f'{n:,}', shares[i, j], i == j) for j, n in enumerate(counts[i])),
+        ]
         for i, label in enumerate(labels)
     ]
-    return table(rows, ['', *(f'said {label}' for label in labels)])
+    return table(rows, ['', *(f'predicted {label}' for label in labels)])
 
 
-def facts_table(runs: dict[str, Run]) -> str:
-    """What decided the bits of each run, and how it went."""
+def facts_table(runs: dict[str, Run], best_metric: str) -> str:
+    """Returns what decided the bits of each run, and how it went."""
     facts: dict[str, list[Any]] = {}
     for run in runs.values():
-        manifest, num_steps = run.run_record['manifest'], run.run_record['config']['num_steps']
+        manifest, task = run.saved.record['manifest'], run.saved.record['task']
         speed = run.summary.get('examples_per_second')
         unfinished = '' if run.summary else ', not finished'
         for name, value in {
-            'steps': f'{run.step} of {num_steps}{unfinished}',
-            'examples/s in training': f'{speed:,.0f}' if speed else 'not known',
+            'date of the checkpoint': date(run.saved),
+            'steps': f'{run.saved.step} of {run.saved.config.num_steps}{unfinished}',
+            'best evaluation': best_evaluation(run, best_metric),
+            'data': data(run.settings),
+            'training data (SHA-256)': task.get('training_data', UNKNOWN)[:16],
+            'evaluation data (SHA-256)': task.get('evaluation_data', UNKNOWN)[:16],
+            'code': code(manifest.get('code')),
+            'examples/s in training': f'{speed:,.0f}' if speed else UNKNOWN,
             'root key': manifest['root_key'],
             'state fingerprint': manifest['state_fingerprint'],
             'shards': manifest['num_shards'],
@@ -201,30 +238,65 @@ def facts_table(runs: dict[str, Run]) -> str:
             'processor': manifest['processor'],
             'versions': ', '.join(f'{k} {v}' for k, v in manifest['versions'].items())
             + f', Python {manifest["python"]}',
-            'changes allowed on the way': '; '.join(manifest['overrides']) or 'none',
+            'changes allowed on resume': '; '.join(manifest['overrides']) or 'none',
         }.items():
             facts.setdefault(name, []).append(value)
     return table([[name, *values] for name, values in facts.items()], ['', *runs])
 
 
-def settings_table(runs: dict[str, Run]) -> str:
-    """A row for every option that is not at its default in one of the runs."""
-    configs = [tasks.config_from_record(run.run_record) for run in runs.values()]
-    own = [schema.to_dict(config) for config in configs]
-    usual = {
-        name: value
-        for config in configs
-        for name, value in schema.to_dict(
-            schema.Config(data=type(config.data)(), model=type(config.model)())
-        ).items()
+def date(saved: SavedRun) -> str:
+    """Returns when Orbax committed the checkpoint."""
+    try:
+        file = saved.folder / 'checkpoints' / str(saved.step) / '_CHECKPOINT_METADATA'
+        seconds = json.loads(file.read_text())['commit_timestamp_nsecs'] / 1e9
+    except (OSError, ValueError, LookupError, TypeError):
+        return UNKNOWN
+    return f'{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M} UTC'
+
+
+def best_evaluation(run: Run, metric: str) -> str:
+    """Returns the best value of a metric and its step, which may have no checkpoint any more."""
+    curve = run.curves.get(f'evaluation/{metric}')
+    if curve is None:
+        return UNKNOWN
+    step, value = curve[int(np.argmax(curve[:, 1]))]
+    return f'step {step:.0f}, {metric} {value:.4f}'
+
+
+def data(settings: dict[str, Any]) -> str:
+    """Returns where the examples came from."""
+    found = {
+        name: settings.get(f'data.{name}')
+        for name in ('source', 'name', 'train', 'evaluation', 'num_train', 'num_eval')
     }
+    if found['source'] not in ('files', 'tfds'):
+        return ', '.join(f'{name} {found[name]}' for name in ('source', 'num_train', 'num_eval'))
+    name = f'{found["name"]}, ' if found['source'] == 'tfds' else ''
+    return f'{name}{found["train"]} and {found["evaluation"]}'
+
+
+def code(recorded: dict[str, Any] | None) -> str:
+    """Returns the commit of the code, if the run record has it."""
+    if not recorded or not recorded['commit']:
+        return UNKNOWN
+    return recorded['commit'][:12] + (' with changes' if recorded['dirty'] else '')
+
+
+def settings_table(runs: dict[str, Run]) -> str:
+    """Returns a row for every option that is not at its default in one of the runs."""
+    defaults: dict[str, Any] = {}
+    for run in runs.values():
+        config = run.saved.config
+        defaults |= schema.to_dict(
+            schema.Config(data=type(config.data)(), model=type(config.model)())
+        )
     rows = [
-        [name, default, *(values.get(name, '') for values in own)]
-        for name, default in usual.items()
-        if any(values.get(name, default) != default for values in own)
+        [name, default, *(run.settings.get(name, '') for run in runs.values())]
+        for name, default in defaults.items()
+        if any(run.settings.get(name, default) != default for run in runs.values())
     ]
     return table(rows, ['', 'default', *runs])
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    run_tool(main)

@@ -1,4 +1,4 @@
-"""TPU slices by name, as devices to compile for on a machine that has none."""
+"""Names TPU slices, and gives their devices to compile for on a machine without them."""
 
 import importlib.util
 import os
@@ -18,15 +18,15 @@ MOST_CPU_DEVICES = 256
 
 
 class Chip(NamedTuple):
-    """A generation of TPUs. One JAX device is one chip.
+    """Describes a generation of TPUs. One JAX device is one chip.
 
-    Shapes are those of Cloud TPU up to 256 chips whose chips are a power of two:
+    Shapes are those of Cloud TPU with a power of two of chips, up to 256:
     https://cloud.google.com/tpu/docs/v4, v5e, v5p and v6e.
     """
 
     shapes: tuple[str, ...]
-    hbm: float  # GiB that a program may have; libtpu 0.0.42.1 says so where it refuses a larger one
-    # Two cores of a v4 chip can be two devices; as one they are what a Cloud TPU VM shows.
+    hbm: float  # GiB that a program may use, as libtpu 0.0.42.1 says when it refuses a larger one
+    # The two cores of a v4 chip can be two devices; a Cloud TPU VM shows them as one.
     options: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -37,8 +37,8 @@ CHIPS = {
     'v6e': Chip(SQUARES, 31.25),
 }
 
-# libtpu would lock out every other process, ask the network what machine this is, and tell on
-# standard error that it is none.
+# Otherwise libtpu locks out every other process, asks the network which machine this is, and logs
+# to standard error that it is no TPU VM.
 LIBTPU = {
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     'TPU_SKIP_MDS_QUERY': '1',
@@ -51,29 +51,31 @@ LIBTPU = {
 
 
 def check(topology: str) -> None:
-    """Raises UserError unless `topology` is known and, for TPUs, libtpu is installed."""
+    """Raises UserError if `topology` is unknown or, for TPUs, libtpu is not installed."""
     name, _, shape = topology.partition(':')
     if name == 'cpu' and shape.isdecimal() and 0 < int(shape) <= MOST_CPU_DEVICES:
         return
     if name not in CHIPS or shape not in CHIPS[name].shapes:
         known = '; '.join(f'{name}: {" ".join(chip.shapes)}' for name, chip in CHIPS.items())
         raise UserError(
-            f'--topology={topology}: expected CHIP:SHAPE, as in v5e:4x4, of {known}; or cpu:DEVICES'
+            f'--topology={topology}: expected CHIP:SHAPE, such as v5e:4x4, of {known}; '
+            'or cpu:DEVICES'
         )
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(
-            f'--topology={topology}: the compiler for TPUs, libtpu, is not installed; '
-            'make setup ACCELERATOR=tpu, or pip install "jax[tpu]" with requirements.txt, brings it'
+            f'--topology={topology}: needs the TPU compiler, libtpu, and the jax that belongs to '
+            'it. Install them beside .venv: make setup VENV=.venv-tpu ACCELERATOR=tpu; then use '
+            '.venv-tpu/bin/python -m tools.compile_for. (--topology=cpu:8 needs neither.)'
         )
 
 
 def devices(topology: str, matmul_precision: str) -> Sequence[jax.Device]:
-    """The devices of a topology that `check` has passed, in the environment that a run makes.
+    """Returns the devices of a topology that `check` accepts, with the settings of a run.
 
-    Call it before the first device is touched.
+    Call it before any device is used.
     """
     name, _, shape = topology.partition(':')
-    jax.config.update('jax_platforms', 'cpu')  # a TPU that is there may be in use
+    jax.config.update('jax_platforms', 'cpu')  # this machine's TPU may be in use
     if name == 'cpu':
         jax.config.update('jax_num_cpu_devices', int(shape))
     backend.prepare(matmul_precision=matmul_precision)

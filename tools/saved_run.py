@@ -1,0 +1,124 @@
+"""Opens a saved run: its record, config, task, predictor and parameters."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+
+import tasks
+from configs.schema import Config
+from errors import UserError
+from reporting.log import quiet_libraries
+from runtime import backend, resume
+from runtime.checkpoints import Checkpoints, RunRecord
+from runtime.command_line import existing_run
+from tasks.task import Predictor, Task
+from tools import curves
+from training.mesh import Layout, make_layout, make_mesh
+from training.optimizer import make_optimizer, make_schedule
+from training.state import TrainState, abstract_state, make_create_state
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """One checkpoint of a run."""
+
+    folder: epath.Path
+    step: int
+    record: RunRecord
+    config: Config
+
+    def predictor(self) -> Predictor:
+        """Makes the predictor, which needs no data."""
+        return tasks.predictor_from_record(self.record)[1]
+
+    def task(self, evaluation: str = '') -> Task:
+        """Makes the task, on another evaluation split or file if one is given.
+
+        Raises UserError if its data cannot be read, or is not what the run was trained on.
+        """
+        config, unchanged = self.config, dict(self.record['task'])
+        if evaluation:
+            config = dataclasses.replace(
+                config, data=dataclasses.replace(config.data, evaluation=evaluation)
+            )
+            del unchanged['evaluation_data']
+        task = tasks.make_task(config)
+        if changed := resume.task_changes(unchanged, task.resume_facts):
+            raise UserError(f'the data is not what the run was trained on: {changed[0]}')
+        return task
+
+    def layout(self, most: int = 0) -> Layout:
+        """Spreads the shards over the devices of this machine, or over `most` of them."""
+        devices, shards = jax.devices(), self.record['manifest']['num_shards']
+        # Shards are a power of two, and only a power of two divides them.
+        count = min(shards, 2 ** (min(most or len(devices), len(devices)).bit_length() - 1))
+        return make_layout(self.config, shards, make_mesh(devices[:count]))
+
+    def state(self, init: Any, layout: Layout) -> TrainState:
+        """Reads the state. Raises UserError if the checkpoint is damaged."""
+        optimizer = make_optimizer(
+            self.config.optimizer, make_schedule(self.config.optimizer, self.config.num_steps)
+        )
+        create_state = make_create_state(init, optimizer, layout)
+        target = abstract_state(create_state, self.config.prng_impl, layout)
+        return Checkpoints(self.folder, read_only=True).read(self.step, target)
+
+    def params(self, init: Any) -> Any:
+        """Reads the parameters onto one device. Raises UserError if the checkpoint is damaged."""
+        return self.state(init, self.layout(1)).params
+
+
+def add_step_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --step, which chooses a checkpoint."""
+    parser.add_argument(
+        '--step', type=step_or_best, metavar='N|best',
+        help='step of a checkpoint, or the best by evaluation metric (default: the newest)',
+    )  # fmt: skip
+
+
+def step_or_best(text: str) -> int | str:
+    """Parses the value of --step."""
+    if text == 'best' or text.isdecimal():
+        return text if text == 'best' else int(text)
+    raise argparse.ArgumentTypeError(f'{text!r}: expected a step, or best')
+
+
+def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
+    """Opens a checkpoint of a run, by default the newest. Call it before any device is used.
+
+    Raises UserError if there is no such checkpoint or its record is damaged.
+    """
+    quiet_libraries()
+    folder = existing_run(workdir)
+    checkpoints = Checkpoints(folder, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f'{folder}: expected the workdir of a run, found no checkpoint')
+    if isinstance(step, int) and step not in steps:
+        raise UserError(
+            f'--step={step}: {folder} has checkpoints of steps {", ".join(map(str, steps))}'
+        )
+    chosen = step if isinstance(step, int) else steps[-1]
+    record = checkpoints.record(chosen)
+    config = tasks.config_from_record(record)
+    # Predictions and metrics are computed as in training: same precision, flags and threads.
+    backend.prepare(resume.recorded_cpu_threads(record), config.matmul_precision)
+    run = SavedRun(folder, chosen, record, config)
+    if step == 'best':
+        best = best_step(curves.read(folder), run.task().best_metric, steps)
+        if best is None:
+            raise UserError(
+                f'--step=best: no checkpoint of {folder} was evaluated; expected one of its steps, '
+                f'{", ".join(map(str, steps))}'
+            )
+        return open_run(workdir, best)
+    return run
+
+
+def best_step(found: curves.Curves, metric: str, steps: list[int]) -> int | None:
+    """Returns the earliest of `steps` with the largest value of an evaluation metric."""
+    values = {int(step): value for step, value in found.get(f'evaluation/{metric}', ())}
+    return max((step for step in steps if step in values), key=values.__getitem__, default=None)
