@@ -29,7 +29,7 @@ MAY_IMPORT = {
     'tasks': {'tasks', 'model', 'input_pipeline', 'configs'} | BOTTOM,
     'run': {'tasks'} | BOTTOM,  # a file in configs/ for one run; loaded by path, imported by nobody
     'train': set(CORE),
-    **{name: {*CORE, name} for name in AROUND},
+    **{name: {*CORE, *AROUND} for name in AROUND},
 }
 MAY_PRINT = {'runtime/command_line.py'}  # errors in the command line, before there is a log
 
