@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import reviews, schema
 from tests import runs
 from tools import sweep
 
@@ -32,9 +33,8 @@ while how == 'waits':
     time.sleep(0.01)
 if how:
     sys.exit(how)
-from configs import reviews, schema
 rate = float(flags['config.optimizer.learning_rate'])
-config = schema.to_dict(reviews.get_config()) | {'seed': seed, 'optimizer.learning_rate': rate}
+config = json.load(open(CONFIG)) | {'seed': seed, 'optimizer.learning_rate': rate}
 os.makedirs(workdir)
 json.dump(config, open(workdir + '/config.json', 'w'))
 summary = {'step': 800, 'eval': {'loss': rate * 100 + seed, 'accuracy': 0.5}}
@@ -51,7 +51,10 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder, self.out = folder, folder / 'out'
         self.program, self.log, self.how = (folder / name for name in ('program.py', 'log', 'how'))
-        self.program.write_text(f'LOG, HOW = {str(self.log)!r}, {str(self.how)!r}\n' + STAND_IN)
+        config = folder / 'config'  # faster than to import it in every run
+        config.write_text(json.dumps(schema.to_dict(reviews.get_config())))
+        paths = tuple(map(str, (self.log, self.how, config)))
+        self.program.write_text(f'LOG, HOW, CONFIG = {paths!r}\n' + STAND_IN)
         self.ends({})
 
     def ends(self, how: dict[str, int | str]) -> None:
@@ -117,19 +120,28 @@ def test_every_run_is_called_once_and_the_table_has_mean_and_deviation(
     assert capsys.readouterr().out.splitlines()[-3:] == first[-3:]
 
 
-def test_failed_run_is_told_and_does_not_stop_the_others(
+def test_failed_run_is_reported_and_does_not_stop_the_others(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage.ends({'1': 3})
     assert sweep.main(stage.flags()) == 1
     assert stage.called() == NAMES
-    told = capsys.readouterr()
-    assert told.err.splitlines() == [f'{name}: exit code 3' for name in NAMES if name[-1] == '1']
-    assert '1e-3  ' in told.out
-    assert told.out.splitlines()[-1].split()[1:3] == ['2/3', '1.3000']
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [f'{name}: exit code 3' for name in NAMES if name[-1] == '1']
+    assert '1e-3  ' in printed.out
+    assert printed.out.splitlines()[-1].split()[1:3] == ['2/3', '1.3000']
     stage.ends({})
     assert sweep.main(stage.flags()) == 0
     assert stage.called() == [name for name in NAMES if name[-1] == '1']
+
+
+def test_single_seed_has_no_deviation(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(stage.flags('--seeds=1:2')) == 0
+    rows = capsys.readouterr().out.splitlines()[-2:]
+    assert [row.split() for row in rows] == [
+        ['1e-3', '1/1', '1.1000', '0.5000'],
+        ['3e-3', '1/1', '1.3000', '0.5000'],
+    ]
 
 
 def test_run_that_was_asked_to_stop_stops_the_sweep(stage: Stage) -> None:
@@ -155,7 +167,7 @@ def test_signal_reaches_the_run_and_stops_the_sweep(tmp_path: Path, number: sign
     finally:
         process.kill()
     assert process.returncode == 75, output
-    assert 'stopped; the same command goes on' in output
+    assert 'stopped; the same command resumes' in output
     assert stage.called() == [*NAMES[:2], 'SIGTERM']
 
 
@@ -168,17 +180,17 @@ def test_run_finished_with_another_config_is_refused(
     with pytest.raises(SystemExit) as end:
         sweep.main(stage.flags())
     assert end.value.code == 2
-    told = capsys.readouterr().err
-    assert f'{NAMES[3]} is finished with another config: model.hidden_size: 32 -> 64;' in told
+    error = capsys.readouterr().err
+    assert f'{NAMES[3]} finished with another config: model.hidden_size: 32 -> 64;' in error
 
 
 @pytest.mark.parametrize(
-    ('flag', 'told'),
+    ('flag', 'expected'),
     [
         ('--set=optimizer.learning_rat=1', "did you mean 'optimizer.learning_rate'?"),
         ('--set=seed=1,2', "'seed' is not among"),
-        (f'--set=data.name={"x" * 200}', 'put what is the same for all runs into the config'),
-        ('--set=batch_size=8,8', '--set: expected values that differ'),
+        (f'--set=data.name={"x" * 200}', 'put those that all runs share into the config'),
+        ('--set=batch_size=8,8', '--set: expected different values'),
         ('--seeds=3', '--seeds=3: expected A:B'),
         ('--seeds=3:3', '--seeds=3:3: expected A:B'),
         ('--config=none.py', '--config=none.py: FileNotFoundError'),
@@ -188,13 +200,13 @@ def test_run_finished_with_another_config_is_refused(
     ],
 )
 def test_bad_input_is_one_line(
-    stage: Stage, capsys: pytest.CaptureFixture[str], flag: str, told: str
+    stage: Stage, capsys: pytest.CaptureFixture[str], flag: str, expected: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
         sweep.main(stage.flags(flag))
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line
     assert stage.called() == []
     assert not stage.out.exists()
 
@@ -208,12 +220,12 @@ def test_values_with_commas_and_slashes_make_names_of_folders(stage: Stage) -> N
     assert {run.workdir.parent for run in found} == {sweep.epath.Path(stage.out)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trained_here_the_runs_are_those_of_train_py(tmp_path: Path) -> None:
     file, workdir = tmp_path / 'small.py', tmp_path / 'sweep'
     file.write_text(
         'from configs import reviews\n'
-        'from tasks.classification import DataConfig, ModelConfig'
+        'from tasks.classification import DataConfig, ModelConfig\n'
         'def get_config():\n'
         '    config = reviews.get_config()\n'
         '    config.num_steps, config.batch_size, config.eval_batch_size = 6, 16, 64\n'
