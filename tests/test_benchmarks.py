@@ -1,4 +1,4 @@
-"""The benchmarks run, and measure what they name; what they find is asserted nowhere."""
+"""The benchmarks run and name what they measure; no test depends on a measured time."""
 
 import dataclasses
 import json
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.long
 
 
 def small(**top: int) -> Config:
-    """What is measured here."""
+    """Returns a config that is quick to measure."""
     config = small_config(**top)
     return dataclasses.replace(config, batch_size=16)
 
 
 def values(rows: list[Row]) -> dict[str, float]:
-    """What -> value."""
+    """Returns what -> value."""
     found = {what: value for what, value, _ in rows}
     assert len(found) == len(rows)
     assert all(math.isfinite(value) for value in found.values()), found
@@ -58,7 +58,7 @@ def test_step_and_recurrence_run_on_a_small_model(monkeypatch: pytest.MonkeyPatc
     assert len(values(recurrence.measure())) == 3
 
 
-def test_start_is_timed_from_a_process_of_its_own(
+def test_start_is_timed_in_a_separate_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(start, 'CONFIG', 'configs/reviews.py')

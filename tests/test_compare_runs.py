@@ -1,6 +1,7 @@
 """The promises of tools/compare_runs.py: it says whether two runs are one, and where they part."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,12 +115,12 @@ def compared(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str
 def test_the_same_run_is_known_as_such(tmp_path: Path, compared: Callable[..., Any]) -> None:
     a = write_run(tmp_path / 'a', rows())
     b = write_run(tmp_path / 'b', rows(), segment=5, manifest={'device_count': 4}, device_count=4)
-    code, told = compared(a, b)
+    code, output = compared(a, b)
     assert code == 0
     assert (
-        f'The same run, bit for bit: 8 steps, final state {rows()["parameters"][-1]:064x}' in told
+        f'The same run, bit for bit: 8 steps, final state {rows()["parameters"][-1]:064x}' in output
     )
-    assert 'manifest: device_count: 8 -> 4' in told
+    assert 'environment: device_count: 8 -> 4' in output
 
 
 def test_another_seed_is_seen_in_data_and_keys(
@@ -128,17 +129,17 @@ def test_another_seed_is_seen_in_data_and_keys(
     a = write_run(tmp_path / 'a', rows())
     other = {'root_key': f'{1:016x}'}
     b = write_run(tmp_path / 'b', rows(seed=1), config={'seed': 1}, manifest=other, **other)
-    code, told = compared(a, b)
+    code, output = compared(a, b)
     assert code == 1
-    assert 'differ from step 1 on.' in told
-    assert 'First to differ: the data' in told
+    assert 'diverge at step 1.' in output
+    assert 'First to differ: the data' in output
     assert (
         f'batch fingerprint): 0x{rows()["batch"][0]:08x} -> 0x{rows(seed=1)["batch"][0]:08x}'
-        in told
+        in output
     )
-    assert 'Also different in that step, as a consequence: keys, loss' in told
-    assert 'config: seed: 0 -> 1' in told
-    assert f'manifest: root_key: "{0:016x}" -> "{1:016x}"' in told
+    assert 'Also different in that step, as a consequence: keys, loss' in output
+    assert 'config: seed: 0 -> 1' in output
+    assert f'environment: root_key: "{0:016x}" -> "{1:016x}"' in output
 
 
 @pytest.mark.parametrize(
@@ -161,22 +162,22 @@ def test_the_first_cause_within_the_first_step_is_named(
 ) -> None:
     later = differ(rows(), min(first + 1, 8), 'loss', 'grad_norm', 'parameters')
     later[:first] = differ(rows(), first, *columns)[:first]
-    code, told = compared(write_run(tmp_path / 'a', rows()), write_run(tmp_path / 'b', later))
+    code, output = compared(write_run(tmp_path / 'a', rows()), write_run(tmp_path / 'b', later))
     assert code == 1
-    before = f'; the {first - 1} steps before are identical.' if first > 1 else '.'
-    assert f'The runs differ from step {first} on{before}' in told
-    assert f'First to differ: {culprit}' in told
-    assert ('Also different' in told) == (len(columns) > 1)
+    before = f'; the {first - 1} steps before are the same, bit for bit.' if first > 1 else '.'
+    assert f'The runs diverge at step {first}{before}' in output
+    assert f'First to differ: {culprit}' in output
+    assert ('Also different' in output) == (len(columns) > 1)
 
 
-def test_a_loss_is_told_as_a_number_and_as_bits(
+def test_a_loss_is_shown_as_a_number_and_as_bits(
     tmp_path: Path, compared: Callable[..., Any]
 ) -> None:
     one, other = rows(), rows()
     one['loss'][3], other['loss'][3] = np.float32(32), np.nextafter(np.float32(32), np.float32(33))
-    code, told = compared(write_run(tmp_path / 'a', one), write_run(tmp_path / 'b', other))
+    code, output = compared(write_run(tmp_path / 'a', one), write_run(tmp_path / 'b', other))
     assert code == 1
-    assert '0.5 (its sum 0x42000000) -> 0.50000006 (its sum 0x42000001)' in told
+    assert '0.5 (its sum 0x42000000) -> 0.50000006 (its sum 0x42000001)' in output
 
 
 def test_not_a_number_is_the_same_only_in_the_same_bits(
@@ -187,26 +188,26 @@ def test_not_a_number_is_the_same_only_in_the_same_bits(
     a, b = write_run(tmp_path / 'a', one), write_run(tmp_path / 'b', one)
     assert compared(a, b)[0] == 0
     c = write_run(tmp_path / 'c', differ(one, 5, 'loss'))
-    code, told = compared(a, c)
+    code, output = compared(a, c)
     assert code == 1
-    assert 'differ from step 5 on' in told
+    assert 'diverge at step 5' in output
 
 
 def test_minus_zero_is_not_zero(tmp_path: Path, compared: Callable[..., Any]) -> None:
     one, other = rows(), rows()
     one['grad_norm'][2], other['grad_norm'][2] = 0.0, -0.0
-    code, told = compared(write_run(tmp_path / 'a', one), write_run(tmp_path / 'b', other))
+    code, output = compared(write_run(tmp_path / 'a', one), write_run(tmp_path / 'b', other))
     assert code == 1
-    assert 'differ from step 3 on' in told
+    assert 'diverge at step 3' in output
 
 
 def test_a_shorter_run_is_compared_as_far_as_it_goes(
     tmp_path: Path, compared: Callable[..., Any]
 ) -> None:
     a, b = write_run(tmp_path / 'a', rows()), write_run(tmp_path / 'b', rows()[:4])
-    code, told = compared(a, b)
+    code, output = compared(a, b)
     assert code == 1
-    assert 'Identical as far as both go: A has 8 steps, B 4.' in told
+    assert 'The same bits as far as both go: A has 8 steps, B 4.' in output
 
 
 def test_equal_steps_with_another_end_are_not_the_same(
@@ -214,17 +215,17 @@ def test_equal_steps_with_another_end_are_not_the_same(
 ) -> None:
     a = write_run(tmp_path / 'a', rows())
     b = write_run(tmp_path / 'b', rows(), eval={'loss': 0.25})
-    code, told = compared(a, b)
+    code, output = compared(a, b)
     assert code == 1
-    assert 'All 8 steps are the same, but eval: {"loss": 0.5} -> {"loss": 0.25}' in told
+    assert 'All 8 steps are the same, but eval: {"loss": 0.5} -> {"loss": 0.25}' in output
     c = write_run(tmp_path / 'c', rows(), state_fingerprint='f' * 64)
-    code, told = compared(a, c)
+    code, output = compared(a, c)
     assert code == 1
-    assert 'but state_fingerprint' in told
+    assert 'but state_fingerprint' in output
     d = write_run(tmp_path / 'd', rows(), root_key='f' * 16)
-    code, told = compared(a, d)
+    code, output = compared(a, d)
     assert code == 1
-    assert 'The root keys differ' in told
+    assert 'Different root keys' in output
 
 
 def test_a_run_that_is_not_finished_is_compared_by_its_ledger(
@@ -234,9 +235,9 @@ def test_a_run_that_is_not_finished_is_compared_by_its_ledger(
     (b / 'summary.json').unlink()
     assert compared(a, b)[0] == 0
     (b / 'checkpoints' / '8').rename(b / 'checkpoints' / '8.being-written')
-    code, told = compared(a, b)
+    code, output = compared(a, b)
     assert code == 0
-    assert 'config and environment cannot be compared' in told
+    assert 'config and environment cannot be compared' in output
 
 
 def test_every_circumstance_is_named(tmp_path: Path, compared: Callable[..., Any]) -> None:
@@ -250,17 +251,76 @@ def test_every_circumstance_is_named(tmp_path: Path, compared: Callable[..., Any
         run_record['manifest']['overrides'] = ['batch_size: 32 -> 64']
 
     rewrite(b, change)
-    code, told = compared(a, b)
+    code, output = compared(a, b)
     assert code == 0
     for line in (
         'config: optimizer.learning_rate: 0.001 -> 0.002',
-        'task: vocabulary: 20 and 8 entries, from 7 on: ["w7"] -> ["new"]',
-        'manifest: versions.jax: "1.0" -> "1.1"',
-        'manifest: xla_flags: "" -> "--some_flag=1"',
-        'manifest: overrides: [] -> ["batch_size: 32 -> 64"]',
+        'data: vocabulary: 20 and 8 entries, the first difference at 7: ["w7"] -> ["new"]',
+        'environment: versions.jax: "1.0" -> "1.1"',
+        'environment: xla_flags: "" -> "--some_flag=1"',
+        'environment: overrides: [] -> ["batch_size: 32 -> 64"]',
     ):
-        assert f'\n  {line}\n' in told
-    assert 'numpy' not in told
+        assert f'\n  {line}\n' in output
+    assert 'numpy' not in output
+
+
+@pytest.mark.parametrize(
+    ('other', 'line'),
+    [
+        (
+            {'commit': 'b' * 40, 'dirty': False, 'files': {'train.py': '1', 'model/lstm.py': '2'}},
+            '',
+        ),
+        (
+            {'commit': 'b' * 40, 'dirty': True, 'files': {'train.py': '1', 'model/lstm.py': '3'}},
+            'code: model/lstm.py (commit aaaaaaaaaaaa -> bbbbbbbbbbbb with changes)',
+        ),
+        ({'commit': '', 'dirty': False, 'files': {'train.py': '1'}}, 'code: model/lstm.py (commit'),
+        (None, 'code: not recorded in B'),
+    ],
+)
+def test_changed_code_is_named_between_environment_and_data(
+    tmp_path: Path, compared: Callable[..., Any], other: dict[str, Any] | None, line: str
+) -> None:
+    one = {'commit': 'a' * 40, 'dirty': False, 'files': {'train.py': '1', 'model/lstm.py': '2'}}
+    a = write_run(tmp_path / 'a', rows(), manifest={'code': one})
+    b = write_run(tmp_path / 'b', rows(), manifest={'code': other, 'device_count': 4})
+    rewrite(b, lambda run_record: run_record['task'].update(training_data='cd' * 32))
+    code, output = compared(a, b)
+    assert code == 0
+    assert ('code: ' in output) == bool(line)
+    places = [output.index(part) for part in ('environment: ', line, 'data: ') if part]
+    assert places == sorted(places)
+
+
+def test_root_keys_may_be_stored_as_another_version_did(
+    tmp_path: Path, compared: Callable[..., Any]
+) -> None:
+    a, b = (
+        write_run(tmp_path / name, rows(), manifest={'structure': STRUCTURE | {key: 'key<fry>[]'}})
+        for name, key in (('a', '.root_key'), ('b', '.root_keys.data'))
+    )
+    assert compared(a, b)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_real_run_equals_its_copy_and_not_a_copy_with_a_changed_bit(
+    classifier_run: tuple[Path, dict[str, Any]], tmp_path: Path, compared: Callable[..., Any]
+) -> None:
+    run, summary = classifier_run
+    copy = tmp_path / 'copy'
+    shutil.copytree(run, copy)
+    code, output = compared(run, copy)
+    assert code == 0
+    assert f'12 steps, final state {summary["state_fingerprint"]}' in output
+    segment = min((copy / 'ledger').glob('*.npy'))
+    changed = np.load(segment)
+    changed['keys'][2] ^= 1
+    np.save(segment, changed)
+    code, output = compared(run, copy)
+    assert code == 1
+    assert 'diverge at step 3; the 2 steps before are the same' in output
+    assert 'First to differ: the dropout keys' in output
 
 
 def missing(run: Path) -> None:
@@ -313,7 +373,7 @@ def with_a_torn_summary(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ('spoil', 'told'),
+    ('spoil', 'output'),
     [
         (missing, 'expected a segment from step 3; one is missing'),
         (missing_first, 'expected a segment from step 1; one is missing'),
@@ -329,21 +389,21 @@ def with_a_torn_summary(run: Path) -> None:
     ],
 )
 def test_a_run_that_is_not_whole_is_refused(
-    tmp_path: Path, compared: Callable[..., Any], spoil: Callable[[Path], None], told: str
+    tmp_path: Path, compared: Callable[..., Any], spoil: Callable[[Path], None], output: str
 ) -> None:
     a, b = write_run(tmp_path / 'a', rows()), write_run(tmp_path / 'b', rows())
     spoil(b)
     for pair in ((a, b), (b, a)):
         code, printed = compared(*pair)
         assert code == 2
-        assert told in printed
+        assert output in printed
         assert str(b) in printed
 
 
 def test_no_bit_flip_in_a_segment_is_a_traceback(
     tmp_path: Path, compared: Callable[..., Any]
 ) -> None:
-    """It is refused as damaged or, in a value of a row, told as a difference."""
+    """It is refused as damaged or, in a value of a row, reported as a difference."""
     a, b = write_run(tmp_path / 'a', rows()), write_run(tmp_path / 'b', rows())
     path = b / 'ledger' / '000000003-000000004.npy'
     whole = path.read_bytes()
@@ -363,9 +423,9 @@ def test_runs_of_different_models_are_refused(tmp_path: Path, compared: Callable
     a, b = write_run(tmp_path / 'a', rows()), write_run(tmp_path / 'b', rows())
     wide = {".params['embedding']": 'float32[20, 16]'}
     rewrite(b, lambda run_record: run_record['manifest']['structure'].update(wide))
-    code, told = compared(a, b)
+    code, output = compared(a, b)
     assert code == 2
-    assert ".params['embedding'] is float32[20, 8] in one, float32[20, 16] in the other" in told
+    assert ".params['embedding'] is float32[20, 8] in one, float32[20, 16] in the other" in output
     deep = {'.params["more"]': 'float32[1]'}
     c = write_run(tmp_path / 'c', rows(), manifest={'structure': STRUCTURE | deep})
     assert 'is missing in one, float32[1] in the other' in compared(a, c)[1]
@@ -383,9 +443,9 @@ def test_the_plot_shows_runs_of_unequal_length(
     assert compared(a, b, f'--plot={file}')[0] == 1
     assert file.read_bytes().startswith(b'\x89PNG')
     assert compared(a, a, f'--plot={file}')[0] == 0
-    code, told = compared(a, b, f'--plot={tmp_path / "none" / "losses.png"}')
+    code, output = compared(a, b, f'--plot={tmp_path / "none" / "losses.png"}')
     assert code == 2
-    assert 'cannot be written' in told
+    assert 'cannot be written' in output
 
 
 def test_it_starts_without_jax_and_without_matplotlib() -> None:
@@ -444,42 +504,42 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return train
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_planted_differences_of_real_runs_are_traced_to_their_culprit(
     train: Callable[..., Path], compared: Callable[..., Any]
 ) -> None:
     base = train('base')
     assert compared(base, train('again', devices=4))[0] == 0
 
-    code, told = compared(base, train('seed', seed=1))
+    code, output = compared(base, train('seed', seed=1))
     assert code == 1
-    assert 'differ from step 1 on.' in told
-    assert 'First to differ: the data' in told
-    assert 'config: seed: 0 -> 1' in told
-    assert 'manifest: root_key: "0000000000000000" -> "0000000000000001"' in told
+    assert 'diverge at step 1.' in output
+    assert 'First to differ: the data' in output
+    assert 'config: seed: 0 -> 1' in output
+    assert 'environment: root_key: "0000000000000000" -> "0000000000000001"' in output
 
-    code, told = compared(base, train('changed', data='changed'))
+    code, output = compared(base, train('changed', data='changed'))
     assert code == 1
-    assert 'First to differ: the data' in told
-    assert 'keys' not in told.split('Also different')[1]
-    assert 'task: training_data: ' in told
+    assert 'First to differ: the data' in output
+    assert 'keys' not in output.split('Also different')[1]
+    assert 'data: training_data: ' in output
 
-    code, told = compared(base, train('swapped', program=SWAPPED_KEYS))
+    code, output = compared(base, train('swapped', program=SWAPPED_KEYS))
     assert code == 1
-    assert 'First to differ: the dropout keys' in told
-    assert 'differ from step 1 on.' in told
+    assert 'First to differ: the dropout keys' in output
+    assert 'diverge at step 1.' in output
 
     train('rate', num_steps=3)
     rate = train('rate', '--allow_changes', optimizer__learning_rate=0.002)
-    code, told = compared(base, rate)
+    code, output = compared(base, rate)
     assert code == 1
-    assert 'differ from step 4 on; the 3 steps before are identical.' in told
-    assert 'First to differ: the parameters' in told
-    assert 'config: optimizer.learning_rate: 0.003 -> 0.002' in told
-    assert 'manifest: overrides: [] -> [' in told
+    assert 'diverge at step 4; the 3 steps before are the same, bit for bit.' in output
+    assert 'First to differ: the parameters' in output
+    assert 'config: optimizer.learning_rate: 0.003 -> 0.002' in output
+    assert 'environment: overrides: [] -> [' in output
 
     wide, narrow = (train(f'psum{n}', devices=n, reduction='psum') for n in (8, 2))
-    code, told = compared(wide, narrow)
+    code, output = compared(wide, narrow)
     assert code == 1
-    assert any(f'First to differ: the {it}' in told for it in ('loss', 'gradient', 'parameters'))
-    assert 'manifest: device_count: 8 -> 2' in told
+    assert any(f'First to differ: the {it}' in output for it in ('loss', 'gradient', 'parameters'))
+    assert 'environment: device_count: 8 -> 2' in output

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from etils import epath
 
 from tests import runs
-from tools import export, predict
+from tools import export, predict, saved_run
 
 pytestmark = pytest.mark.slow
 Trained = tuple[Path, dict[str, Any]]
@@ -29,7 +28,7 @@ assert not loaded & {'flax', 'orbax', 'optax', 'grain', 'configs'}, loaded
 
 
 def exported(run: Path, out: Path, texts: list[str]) -> tuple[list[Any], list[Any]]:
-    """What the export makes of all texts at once and of the first, in a process of its own."""
+    """Returns what the export predicts on all texts and on the first, in a separate process."""
     assert export.main([str(run), f'--out={out}']) == 0
     done = subprocess.run(
         [sys.executable, '-I', '-c', ELSEWHERE, str(out), *texts],
@@ -44,8 +43,11 @@ def exported(run: Path, out: Path, texts: list[str]) -> tuple[list[Any], list[An
 
 
 def predicted(run: Path, texts: list[str]) -> list[dict[str, Any]]:
-    """What tools.predict makes of them."""
-    found = predict.predictions(*predict.load(epath.Path(run))[:2], texts, skip=False)
+    """Returns what tools.predict predicts on them."""
+    saved = saved_run.open_run(str(run))
+    predictor = saved.predictor()
+    given = (predict.Text(f'text {n}', text) for n, text in enumerate(texts, 1))
+    found = predict.predictions(predictor, saved.params(predictor.init), given, skip=False)
     return [{name: x for name, x in line.items() if name != 'text'} for line in found]
 
 
@@ -67,23 +69,33 @@ def test_exported_classifier_predicts_the_same_without_the_project(
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out']
 
 
+def test_step_is_chosen_and_reported(
+    classifier_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'out'
+    assert export.main([str(classifier_run[0]), f'--out={out}', '--step=6']) == 0
+    assert capsys.readouterr().out == f'wrote {out}: step 6 of {classifier_run[0]}\n'
+    saved = json.loads((classifier_run[0] / 'checkpoints/6/run/metadata').read_text())
+    assert json.loads((out / 'run.json').read_text()) == saved
+
+
 @pytest.mark.parametrize(
-    ('run', 'out', 'told'),
+    ('run', 'out', 'expected'),
     [
         ('none', 'out', 'expected the workdir of a run, found no folder'),
         ('there', 'out', 'expected the workdir of a run, found no checkpoint'),
-        ('none', 'there', 'expected a folder that is not there yet'),
+        ('none', 'there', 'exists already, expected a new folder'),
     ],
 )
 def test_bad_input_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, out: str, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, out: str, expected: str
 ) -> None:
     (tmp_path / 'there').mkdir()
     with pytest.raises(SystemExit) as end:
         export.main([str(tmp_path / run), f'--out={tmp_path / out}'])
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line
     assert [path.name for path in tmp_path.iterdir()] == ['there']
 
 
@@ -93,4 +105,4 @@ def test_folder_that_can_not_be_made_is_one_line(
     with pytest.raises(SystemExit) as end:
         export.main([str(classifier_run[0]), f'--out={tmp_path / "no" / "out"}'])
     assert end.value.code == 2
-    assert 'can not be written (No such file or directory)' in capsys.readouterr().err
+    assert 'cannot be written (No such file or directory)' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command that looks at GPUs, tried on simulated devices."""
+"""The promises of tools/gpu_check.py, on simulated devices."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from tests import runs
 
 
 def gpu_check(*flags: str, devices: int = 2) -> subprocess.CompletedProcess[str]:
-    """Runs the tool to its end."""
+    """Runs the tool."""
     return subprocess.run(
         [sys.executable, '-m', 'tools.gpu_check', *flags],
         cwd=runs.ROOT,
@@ -20,16 +20,17 @@ def gpu_check(*flags: str, devices: int = 2) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_without_a_gpu_it_says_so_in_one_line() -> None:
+@pytest.mark.slow
+def test_missing_gpu_is_one_line() -> None:
     done = gpu_check()
     assert done.returncode == 2
-    assert done.stderr.startswith('error: --platform=cuda: JAX finds none')
+    assert done.stderr.startswith('error: --platform=cuda: JAX finds no such device')
     assert done.stderr.count('\n') == 1
 
 
-@pytest.mark.slow
-def test_runs_that_differ_are_told_from_those_that_do_not() -> None:
-    """With psum one device gives other bits than four; runs on four agree."""
+@pytest.mark.long
+def test_only_runs_that_differ_are_reported_as_different() -> None:
+    """With psum, one device gives other bits than four; runs on four agree."""
     config = 'configs/reviews.py'
     small = [flag for flag in runs.command(runs.ROOT, config)[4:] if 'every' not in flag]
     small = [flag for flag in small if not re.search('num_steps|num_shards', flag)]

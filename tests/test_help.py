@@ -34,9 +34,9 @@ def test_help_of_a_tool_shows_how_it_is_called_and_every_argument(
     with pytest.raises(SystemExit) as end:
         program.main(['--help'])
     assert not end.value.code
-    told = capsys.readouterr().out
-    assert f'python -m {name}' in told
-    assert len(told.splitlines()) <= 35
+    output = capsys.readouterr().out
+    assert f'python -m {name}' in output
+    assert len(output.splitlines()) <= 35
     (parser,) = shown
     assert all(action.help for action in parser._actions)
 

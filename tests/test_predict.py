@@ -1,27 +1,47 @@
 """The promises of tools/predict.py: a checkpoint is all it needs, and it agrees with evaluation."""
 
+import itertools
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from input_pipeline import reviews
+from tests import runs
 from tests.test_resume import small_config
 from tools import predict
+from tools.predict import Text
 
 pytestmark = pytest.mark.slow
+Trained = tuple[Path, dict[str, Any]]
+TEXTS = ['it is wonderful .', 'i hated it', 'a "quoted" word, and a comma']
 
 
 def predicted(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:
-    """What the command prints."""
+    """Returns what the command prints."""
     capsys.readouterr()
     assert predict.main(argv) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Returns the one line with which the command ends."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        predict.main(argv)
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    (line,) = printed.err.splitlines()
+    return line
+
+
 def test_labels_of_the_evaluation_split_are_right_as_often_as_evaluation_said(
-    classifier_run: tuple[Path, dict[str, Any]],
+    classifier_run: Trained,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -31,7 +51,7 @@ def test_labels_of_the_evaluation_split_are_right_as_often_as_evaluation_said(
     data = small_config().data
     _, (texts, labels) = reviews.make_reviews(data.num_train, data.num_eval)
     (tmp_path / 'texts').write_text('\n'.join(texts) + '\n')
-    monkeypatch.chdir(run.parent)  # a path that is relative to where one is
+    monkeypatch.chdir(run.parent)  # a relative path
     found = predicted(capsys, run.name, '--input', str(tmp_path / 'texts'))
     assert [line['text'] for line in found] == texts
     right = [
@@ -40,57 +60,141 @@ def test_labels_of_the_evaluation_split_are_right_as_often_as_evaluation_said(
     ]
     assert sum(right) == round(summary['eval']['accuracy'] * len(labels))
     for line in found:
-        assert sum(line['probabilities'].values()) == pytest.approx(1)
+        assert sum(line['probabilities'].values()) == pytest.approx(1, abs=2e-6)
         assert max(line['probabilities'], key=line['probabilities'].get) == line['label']
         assert len(line['attention']) == min(len(line['text'].split()), 40)
         assert 0 < sum(weight for _, weight in line['attention']) < 1  # the marks have the rest
 
 
+def test_columns_of_every_format_give_the_predictions_of_the_texts(
+    classifier_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(classifier_run[0])
+    expected = predicted(capsys, run, *(f'--text={text}' for text in TEXTS))
+    quoted = ['"' + text.replace('"', '""') + '"' for text in TEXTS]
+    contents = {
+        'a.tsv': 'label\ttext\n' + ''.join(f'x\t{text}\n' for text in TEXTS),
+        'a.csv': 'label,text\r\n' + ''.join(f'x,{text}\r\n' for text in quoted),
+        'a.jsonl': '\n'.join(json.dumps({'label': 1, 'text': text}) for text in TEXTS),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+        file = str(tmp_path / name)
+        assert predicted(capsys, run, f'--input={file}', '--column=text') == expected
+        assert '--column=NAME, one of' in refused(capsys, run, f'--input={file}')
+        wrong = refused(capsys, run, f'--input={file}', '--column=texts')
+        assert "--column='texts' is not among" in wrong
+        assert "did you mean 'text'?" in wrong
+
+
+def test_tsv_has_a_column_for_each_probability(
+    classifier_run: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, text = str(classifier_run[0]), 'one\ttab and\na line'
+    (expected,) = predicted(capsys, run, '--text', text)
+    assert predict.main([run, '--text', text, '--format=tsv']) == 0
+    header, row = (line.split('\t') for line in capsys.readouterr().out.splitlines())
+    assert header == ['text', 'label', 'probabilities.negative', 'probabilities.positive']
+    numbers = list(map(str, expected['probabilities'].values()))
+    assert row == ['one tab and a line', expected['label'], *numbers]
+
+
+def test_texts_are_read_only_as_far_as_predictions_are_taken(
+    classifier_run: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, 'ROWS', 4)
+    read: list[int] = []
+
+    def endless() -> Iterator[Text]:
+        for number in itertools.count(1):
+            read.append(number)
+            yield Text(f'text {number}', 'good')
+
+    run = predict.saved_run.open_run(str(classifier_run[0]))
+    predictor = run.predictor()
+    params = run.params(predictor.init)
+    found = predict.predictions(predictor, params, endless(), skip=False)
+    assert len(list(itertools.islice(found, 9))) == 9
+    assert len(read) <= 9 + 2 * 4
+
+
+def test_closed_pipe_ends_it_quietly(classifier_run: Trained, tmp_path: Path) -> None:
+    file = tmp_path / 'many'
+    file.write_text('good\n' * 5000)
+    command = [sys.executable, '-m', 'tools.predict', str(classifier_run[0]), f'--input={file}']
+    with subprocess.Popen(
+        command,
+        cwd=runs.ROOT,
+        env=runs.environment(1),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())['text'] == 'good'
+        process.stdout.close()
+        assert process.stderr.read() == ''
+    assert process.returncode == 141
+
+
 @pytest.mark.parametrize(
-    ('flags', 'told'),
+    ('flags', 'expected'),
     [
         (['--text=a', '--input=b'], 'expected --text or --input'),
         ([], 'expected --text or --input'),
-        (['--input=none.txt'], '--input=none.txt: can not be read'),
+        (['--input=none.txt'], '--input=none.txt: cannot be read'),
+        (['--input=none.txt', '--column=a'], '--column expects a .tsv, .csv or .jsonl file'),
         (['--text=a', '--rate=3'], 'unrecognized arguments: --rate=3'),
+        (['--text=a', '--step=last'], "--step: 'last': expected a step, or best"),
     ],
 )
 def test_bad_arguments_are_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        predict.main([str(tmp_path), *flags])
-    assert end.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert expected in refused(capsys, str(tmp_path), *flags)
 
 
-def test_folder_without_a_run_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_folder_without_a_run_or_the_step_is_refused(
+    classifier_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        predict.main([str(tmp_path), '--text=a'])
-    assert end.value.code == 2
-    assert 'found no checkpoint' in capsys.readouterr().err
+    assert 'found no checkpoint' in refused(capsys, str(tmp_path), '--text=a')
+    wrong = refused(capsys, str(classifier_run[0]), '--text=a', '--step=7')
+    assert wrong.endswith('has checkpoints of steps 6, 12')
 
 
 def test_bad_lines_are_named_and_stop_it_or_are_skipped(
-    classifier_run: tuple[Path, dict[str, Any]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    classifier_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, file = str(classifier_run[0]), tmp_path / 'lines'
     file.write_bytes(b'\xef\xbb\xbfgood\r\n \t\nna\xc3\xafve\x0cfilm\na \xff b\nlast')
-    with pytest.raises(SystemExit) as end:
-        predict.main([run, '--input', str(file)])
-    assert end.value.code == 2
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ('', 'error: text 2: expected some text\n')
+    assert refused(capsys, run, '--input', str(file)) == 'error: text 2: expected some text'
     assert predict.main([run, '--input', str(file), '--bad_lines=skip']) == 0
-    told = capsys.readouterr()
-    texts = [json.loads(line)['text'] for line in told.out.splitlines()]
+    printed = capsys.readouterr()
+    texts = [json.loads(line)['text'] for line in printed.out.splitlines()]
     assert texts == ['good', 'naïve\x0cfilm', 'last']
-    assert told.err.splitlines() == [
+    assert printed.err.splitlines() == [
         'skipped: text 2: expected some text',
-        "skipped: text 4, 'a \\udcff b': bytes that are not UTF-8, expected UTF-8",
+        "skipped: text 4: 'a \\udcff b' has bytes that are not UTF-8, expected UTF-8",
     ]
+
+
+def test_bad_rows_are_named_by_their_line(
+    classifier_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(classifier_run[0])
+    contents = {
+        'a.csv': 'n,text\n1,"two\nlines"\n1,2,3\n\n1,\n1,good\n',
+        'a.jsonl': '{"text": "good"}\n{"text": 3}\n[]\n{"text"\n{"other": ""}\n{"text": "good"}',
+    }
+    bad = {'a.csv': [4, 6], 'a.jsonl': [2, 3, 4, 5]}
+    for name, content in contents.items():
+        file = tmp_path / name
+        file.write_text(content)
+        flags = [run, f'--input={file}', '--column=text']
+        assert refused(capsys, *flags).startswith(f'error: {file}:{bad[name][0]}: ')
+        assert predict.main([*flags, '--bad_lines=skip']) == 0
+        printed = capsys.readouterr()
+        places = [line.split(': ')[1] for line in printed.err.splitlines()]
+        assert places == [f'{file}:{line}' for line in bad[name]]
+        assert len(printed.out.splitlines()) == 2

@@ -280,8 +280,8 @@ def test_run_that_is_running_is_followed_and_not_started_again(cloud: Cloud) -> 
 def test_queued_resource_is_waited_for_replaced_and_deleted(cloud: Cloud) -> None:
     code, _, errors = cloud.run('create', '--queued')
     assert code == 0, errors
-    told = ['not there', 'WAITING_FOR_RESOURCES', 'READY']
-    assert [line.rpartition(' is ')[2] for line in errors.splitlines()] == told
+    states = ['missing', 'WAITING_FOR_RESOURCES', 'READY']
+    assert [line.rpartition(' is ')[2] for line in errors.splitlines()] == states
     (cloud.folder / 'slice').unlink()
     (cloud.folder / 'request').write_text('keyfold SUSPENDED')  # after a preemption
     assert cloud.run('create', QUEUED='1')[0] == 0
