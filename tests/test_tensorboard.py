@@ -1,7 +1,9 @@
 """TensorBoard shows each point of a run once, with its options; metrics.csv has the same points."""
 
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,15 @@ from reporting.loggers import MetricsCsv
 from reporting.tensorboard import TensorBoard
 from tests import runs
 from tests.test_resume import small_config
-from tools.curves import records
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    """Yields the records of a TFRecord file: length uint64, checksum, record, checksum of each."""
+    place = 0
+    while place < len(data):
+        (size,) = struct.unpack_from('<Q', data, place)
+        yield data[place + 12 : place + 12 + size]
+        place += 16 + size
 
 
 def events(folder: Path) -> list[Event]:
