@@ -62,7 +62,7 @@ def test_prepared_data_set_is_read_whole(prepared: Path) -> None:
     dataset = read(prepared)
     assert dataset.label_names == ('no', 'yes')
     splits = (dataset.train, dataset.evaluation)
-    for (texts, labels), rows in zip(splits, ROWS.values(), strict=True):
+    for (texts, labels, _), rows in zip(splits, ROWS.values(), strict=True):
         assert labels.dtype == np.int32
         expected = {(f'{a.strip()} {SEPARATOR} {b}', label) for a, b, label in rows}
         assert set(zip(texts, labels.tolist(), strict=True)) == expected
@@ -280,7 +280,7 @@ def test_proxy_leaves_reachability_to_the_download(
 )
 def test_sst2_is_read_from_the_default_folder() -> None:
     data = DataConfig(source='tfds', name='glue/sst2', text_features=('sentence',))
-    (texts, labels), (eval_texts, _), label_names = read_texts(data)
+    (texts, labels, _), (eval_texts, *_), label_names = read_texts(data)
     assert label_names == ('negative', 'positive')
     assert [len(texts), len(eval_texts)] == [67_349, 872]
     assert np.bincount(labels).tolist() == [29_780, 37_569]
