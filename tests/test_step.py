@@ -346,7 +346,8 @@ def test_update_writes_over_the_state_and_copies_no_array(layout: MakeLayout) ->
         sums = dict.fromkeys(SUM_NAMES, jnp.float32(1))
         update = make_update(optimizer, config.clip_norm, layout(1))
         compiled = update.lower(state, state.params, sums, jnp.zeros(2, jnp.uint32)).compile()
-        assert compiled.memory_analysis().temp_size_in_bytes < state.params['kernel'].nbytes / 2
+        # One array is temporary: the squares that the norm adds.
+        assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * state.params['kernel'].nbytes
         assert not re.search(r'f32\[512,512\]\S* copy\(', compiled.as_text())
 
 

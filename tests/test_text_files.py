@@ -124,6 +124,8 @@ def test_integer_labels_sort_as_numbers_and_others_as_text(tmp_path: Path) -> No
     numbers = read(tmp_path, '.tsv', 'sentence\tlabel\na\t10\nb\t9\nc\t-2\n')
     assert numbers.label_names == ('-2', '9', '10')
     np.testing.assert_array_equal(numbers.train[1], [2, 1, 0])
+    with pytest.raises(UserError, match=r"train.tsv:3: label '01', but .*train.tsv:2 has '1'"):
+        read(tmp_path, '.tsv', 'sentence\tlabel\na\t1\nb\t01\nc\t001\nd\t0001\n')
     mixed = read(tmp_path, '.tsv', 'sentence\tlabel\na\t10\nb\t9\nc\tx\n')
     assert mixed.label_names == ('10', '9', 'x')
 
