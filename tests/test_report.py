@@ -3,19 +3,25 @@
 import collections
 import csv
 import dataclasses
+import io
+import itertools
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from etils import epath
 
 import train
+from errors import UserError
 from input_pipeline import reviews
 from runtime import ledger
+from runtime.checkpoints import seal
 from tasks.classification import DataConfig
 from tests.test_resume import small_config
 from tools import curves, plot, report
@@ -31,7 +37,7 @@ KNOWN_TAGS = {
 
 
 class Page(HTMLParser):
-    """The texts of a page: of table cells by section, and all that loads something."""
+    """Collects the texts of a page, of table cells by section, and everything that it loads."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -67,10 +73,12 @@ class Page(HTMLParser):
 
 
 def page_of(tmp_path: Path, *runs: Path) -> Page:
-    """The page that the command writes."""
+    """Returns the page that the command writes."""
     out = tmp_path / 'report.html'
     assert report.main([*map(str, runs), f'--out={out}']) == 0
-    page = Page(out.read_text())
+    text = out.read_text()
+    assert 'name="viewport" content="width=device-width' in text
+    page = Page(text)
     assert page.tags <= KNOWN_TAGS
     assert all(link.startswith('#') for link in page.links), 'loads something'
     assert not list(tmp_path.glob('*.partial'))
@@ -83,16 +91,25 @@ def test_page_of_a_classifier_has_the_facts_and_counts_as_evaluation_did(
     run, summary = classifier_run
     page = page_of(tmp_path, run)
     facts = dict(row for row in page.sections['Facts'] if len(row) == 2)
+    record = json.loads((run / 'checkpoints/12/run/metadata').read_text())
     assert facts['steps'] == '12 of 12'
     assert facts['root key'] == summary['root_key']
     assert facts['state fingerprint'] == summary['state_fingerprint']
     assert facts['shards'] == str(summary['num_shards'])
-    metrics = dict(page.sections['Final metrics'][1:])
-    assert metrics == {name: f'{value:.4f}' for name, value in summary['eval'].items()}
-    settings = {name: row for name, *row in page.sections['Settings that are not the defaults']}
-    assert settings['data.bucket_lengths'] == ['[8, 16, 24, 32, 48]', '[20, 42]']
-    assert settings['optimizer.learning_rate'] == ['0.001', '0.003']
-    assert 'optimizer.clip_norm' not in settings
+    assert re.fullmatch(r'20\d\d-\d\d-\d\d \d\d:\d\d UTC', facts['date of the checkpoint'])
+    assert facts['data'] == 'source reviews, num_train 200, num_eval 70'
+    assert facts['training data (SHA-256)'] == record['task']['training_data'][:16]
+    assert facts['code'].startswith(record['manifest']['code']['commit'][:12])
+    evaluations = dict(curves.read(epath.Path(run))['evaluation/accuracy'].tolist())
+    best = max(evaluations, key=lambda step: evaluations[step])
+    assert facts['best evaluation'] == f'step {best:.0f}, accuracy {evaluations[best]:.4f}'
+    head, (_, *values) = page.sections['Final metrics']
+    assert head == ['run', 'step', *summary['eval']]
+    assert values == ['12', *(f'{value:.4f}' for value in summary['eval'].values())]
+    settings = dict(page.sections['Settings other than the defaults'])
+    assert settings['data.bucket_lengths (default [8, 16, 24, 32, 48])'] == '[20, 42]'
+    assert settings['optimizer.learning_rate (default 0.001)'] == '0.003'
+    assert not any('optimizer.clip_norm' in name for name in settings)
     *modules, (_, total) = page.sections['Parameters'][1:]
     structure = json.loads((run / 'checkpoints/12/run/metadata').read_text())['manifest'][
         'structure'
@@ -116,29 +133,45 @@ def test_page_of_a_classifier_has_the_facts_and_counts_as_evaluation_did(
     assert all(said.split()[0] != true for _, true, said, _ in mistakes)
 
 
-def test_several_runs_share_the_figure_and_a_table_with_mean_and_spread(
+def test_sweep_is_grouped_by_its_settings_and_only_seeds_are_averaged(
     classifier_run: Trained, tmp_path: Path
 ) -> None:
+    """Six runs: copies of one whose records and summaries say other settings and metrics."""
     run, summary = classifier_run
-    other, unfinished = tmp_path / '_a $x^2$ <b>', tmp_path / 'unfinished'
-    for copy in (other, unfinished):
+    runs = []
+    for number, (rate, seed) in enumerate(itertools.product((0.003, 0.01), (0, 1, 2))):
+        copy = tmp_path / 'sweep' / f'$x^2$ <b> {rate}_{seed}'
         shutil.copytree(run, copy)
-    accuracy = summary['eval']['accuracy']
-    changed = summary | {'eval': {'loss': 0.5, 'accuracy': accuracy + 0.25}}
-    (other / 'summary.json').write_text(json.dumps(changed))
-    for folder in ('tensorboard', 'ledger'):
-        shutil.rmtree(unfinished / folder)
-    (unfinished / 'summary.json').unlink()
-    page = page_of(tmp_path, run, other, unfinished)
-    row = next(row for row in page.sections['Final metrics'] if row[0] == 'accuracy')
-    values = [f'{accuracy:.4f}', f'{accuracy + 0.25:.4f}']
-    assert row[1:] == [f'{accuracy + 0.125:.4f}', ' .. '.join(values), *values, 'none yet']
-    assert str(other) in page.words['Learning curves']
-    assert str(unfinished) not in page.words['Learning curves']
-    assert page.sections['Facts'][1] == ['steps', *2 * ['12 of 12'], '12 of 12, not finished']
+        file = copy / 'checkpoints/12/run/metadata'
+        record = json.loads(file.read_text())
+        record['config'] |= {'optimizer.learning_rate': rate, 'seed': seed}
+        file.write_text(json.dumps(seal(record)))
+        changed = summary | {'eval': {'loss': 0.5, 'accuracy': number / 10}}
+        (copy / 'summary.json').write_text(json.dumps(changed))
+        runs.append(copy)
+    shutil.rmtree(runs[5] / 'ledger')
+    (runs[5] / 'metrics.csv').unlink()
+    (runs[5] / 'summary.json').unlink()
+    page = page_of(tmp_path, *runs)
+    head, *rows = page.sections['Final metrics']
+    assert head == ['run', 'seed', 'optimizer.learning_rate', 'step', 'loss', 'accuracy']
+    assert [row[0] for row in rows] == [run.name for run in runs]
+    assert rows[4][1:] == ['1', '0.01', '12', '0.5000', '0.4000']
+    assert rows[5][1:] == ['2', '0.01', '12', 'none yet', 'none yet']
+    assert page.sections['Mean over seeds'] == [
+        ['optimizer.learning_rate', 'seeds', 'loss', 'accuracy'],
+        ['0.003', '3', '0.5000 ± 0.0000', '0.1000 ± 0.1000'],
+        ['0.01', '2', '0.5000 ± 0.0000', '0.3500 ± 0.0707'],
+    ]
+    assert runs[4].name in page.words['Learning curves']
+    assert runs[5].name not in page.words['Learning curves']
+    facts = {name: values for name, *values in page.sections['Facts']}
+    assert facts['shards'] == [str(summary['num_shards'])], 'the same in all runs'
+    assert facts['steps'] == [*5 * ['12 of 12'], '12 of 12, not finished']
+    assert 'Mean over seeds' not in page_of(tmp_path, runs[0], runs[3]).sections
 
 
-def test_texts_of_the_data_stay_text_and_lost_data_is_told(tmp_path: Path) -> None:
+def test_texts_of_the_data_stay_text_and_lost_data_is_reported(tmp_path: Path) -> None:
     train_file, dev = tmp_path / 'train.csv', tmp_path / 'dev.csv'
     for file in (train_file, dev):
         with file.open('w') as opened:
@@ -152,19 +185,20 @@ def test_texts_of_the_data_stay_text_and_lost_data_is_told(tmp_path: Path) -> No
     config = dataclasses.replace(small_config(), num_steps=2, data=data)
     train.train(config, epath.Path(tmp_path / 'run'))
     page = page_of(tmp_path, tmp_path / 'run')
-    assert page.sections['Confusion matrix'][0] == ['', "said '", 'said <b>']
+    assert page.sections['Confusion matrix'][0] == ['', "predicted '", 'predicted <b>']
     (_, _, _, example), *_ = page.sections['Worst mistakes'][1:]
     assert example.startswith(HOSTILE)
 
     dev.write_text(dev.read_text().replace('alert', 'prompt'))
     changed = page_of(tmp_path, tmp_path / 'run')
-    assert (
-        'not what the run was trained on: evaluation_data' in changed.words['Evaluation examples']
-    )
+    assert 'what the run was trained on: evaluation_data' in changed.words['Evaluation examples']
     dev.unlink()
     lost = page_of(tmp_path, tmp_path / 'run')
-    assert 'can not be shown' in lost.words['Evaluation examples']
-    assert lost.sections['Facts'] == page.sections['Facts']
+    assert 'cannot be shown' in lost.words['Evaluation examples']
+    facts = [dict(found.sections['Facts']) for found in (lost, page)]
+    assert facts[0].pop('best evaluation') == 'unknown'  # which metric is best, the task knows
+    assert facts[1].pop('best evaluation').startswith('step 2, accuracy')
+    assert facts[0] == facts[1]
 
 
 def test_curves_are_those_of_ledger_and_summary(classifier_run: Trained, tmp_path: Path) -> None:
@@ -176,51 +210,65 @@ def test_curves_are_those_of_ledger_and_summary(classifier_run: Trained, tmp_pat
     assert losses.tolist() == (rows['loss'].astype(float) / rows['weight']).tolist()
     interval = rows[8:12]
     mean = interval['loss'].sum(dtype=float) / interval['weight'].sum(dtype=float)
-    assert found['train/loss'][-1].tolist() == [12, np.float32(mean)]
+    assert found['train/loss'][-1].tolist() == [12, mean]
     for name, value in summary['eval'].items():
-        assert found[f'evaluation/{name}'].tolist()[-1] == [12, np.float32(value)]
+        assert found[f'evaluation/{name}'].tolist()[-1] == [12, value]
 
-    (file,) = (run / 'tensorboard').iterdir()
-    cut = tmp_path / 'tensorboard' / file.name  # as a crash leaves it
-    cut.parent.mkdir()
-    cut.write_bytes(file.read_bytes()[:-3])
-    left = curves.read(epath.Path(tmp_path))
-    assert (
-        sum(map(len, left.values()))
-        == sum(len(curve) for name, curve in found.items() if not name.startswith('step/')) - 1
-    )
+    damaged = tmp_path / 'metrics.csv'
+    damaged.write_bytes((run / 'metrics.csv').read_bytes() + b'13')
+    with pytest.raises(UserError, match=r'metrics\.csv: damaged'):
+        curves.read(epath.Path(tmp_path))
 
 
-def test_plot_draws_a_metric_of_several_runs(
+def test_plot_draws_a_metric_of_several_runs_in_the_format_of_the_name(
     classifier_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, runs = tmp_path / 'curve.png', [str(classifier_run[0]), str(tmp_path / 'no_metrics')]
+    name = 'a run with a name so long that a legend of it would be wider than the picture itself'
+    runs = [str(classifier_run[0]), str(tmp_path / name)]
     shutil.copytree(classifier_run[0] / 'ledger', Path(runs[1]) / 'ledger')
-    assert plot.main([*runs, '--metric=loss', f'--out={out}']) == 0
-    both = out.read_bytes()
-    assert both.startswith(b'\x89PNG')
-    assert plot.main([runs[0], f'--out={out}']) == 0
-    assert out.read_bytes() != both
-    out.unlink()
-    with pytest.raises(SystemExit) as end:
-        plot.main([*runs, '--metric=accuracy', f'--out={out}'])
-    assert end.value.code == 2
-    assert f"{runs[1]}: --metric='accuracy' is not among" in capsys.readouterr().err
-    assert not out.exists()
+    begins = {'png': b'\x89PNG', 'pdf': b'%PDF', 'svg': b'<?xml'}
+    for kind, magic in begins.items():
+        out = tmp_path / f'curve.{kind}'
+        assert plot.main([*runs, '--metric=loss', f'--out={out}']) == 0
+        assert out.read_bytes().startswith(magic)
+        assert capsys.readouterr().out == f'wrote {out}\n'
+    for flags, expected in (
+        ([f'--out={tmp_path / "curve.jpg"}'], 'expected a name that ends in .png, .pdf or .svg'),
+        (
+            ['--metric=accuracy', f'--out={tmp_path / "other.png"}'],
+            f"{runs[1]}: --metric='accuracy'",
+        ),
+    ):
+        with pytest.raises(SystemExit) as end:
+            plot.main([*runs, *flags])
+        assert end.value.code == 2
+        assert expected in capsys.readouterr().err
+    assert len(list(tmp_path.glob('*.*'))) == len(begins)
+
+
+def test_no_legend_is_cut_off(classifier_run: Trained) -> None:
+    curve = curves.read(epath.Path(classifier_run[0]))
+    long = {f'a run with quite a long name, number {n}: ' + 80 * 'x': curve for n in range(7)}
+    with curves.drawing(long, ['loss']) as figure:
+        before = figure.get_size_inches()[0] * 150
+        pixels = np.asarray(PIL.Image.open(io.BytesIO(curves.image(figure, 'png'))).convert('L'))
+    assert pixels.shape[1] > before, 'the names are too short for this test'
+    assert (pixels[:, :8] == 255).all(), 'cut off on the left'
+    assert (pixels[:, -8:] == 255).all(), 'cut off on the right'
 
 
 @pytest.mark.parametrize(
-    ('make', 'out', 'told'),
+    ('make', 'out', 'expected'),
     [
         ('none', 'page', 'expected the workdir of a run, found no folder'),
         ('empty', 'page', 'expected the workdir of a run, found no checkpoint'),
-        ('run', 'no/page', 'page: can not be written (No such file or directory)'),
-        ('run', '', 'can not be written (Is a directory)'),
+        ('run', 'no/page', 'page: cannot be written (No such file or directory)'),
+        ('run', '', 'cannot be written (Is a directory)'),
     ],
 )
 def test_bad_input_is_one_line(
     classifier_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, make: str, out: str, told: str,
+    monkeypatch: pytest.MonkeyPatch, make: str, out: str, expected: str,
 ) -> None:  # fmt: skip
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'run').symlink_to(classifier_run[0])
@@ -230,5 +278,5 @@ def test_bad_input_is_one_line(
         report.main([str(tmp_path / make), f'--out={tmp_path / out}'])
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line
     assert sorted(tmp_path.iterdir()) == before

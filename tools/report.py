@@ -241,7 +241,15 @@ def facts_table(runs: dict[str, Run], best_metric: str) -> str:
             'changes allowed on resume': '; '.join(manifest['overrides']) or 'none',
         }.items():
             facts.setdefault(name, []).append(value)
-    return table([[name, *values] for name, values in facts.items()], ['', *runs])
+    return side_by_side(facts, runs)
+
+
+def side_by_side(values: dict[str, list[Any]], runs: dict[str, Run]) -> str:
+    """Returns a table of what all runs share, and one with a column for each run of the rest."""
+    shared = [[name, of_each[0]] for name, of_each in values.items() if len(set(of_each)) == 1]
+    rest = [[name, *of_each] for name, of_each in values.items() if len(set(of_each)) > 1]
+    first = table(shared, ['', 'all runs' if len(runs) > 1 else next(iter(runs))])
+    return first + (paragraph('') + table(rest, ['', *runs]) if rest else '')
 
 
 def date(saved: SavedRun) -> str:
@@ -290,12 +298,12 @@ def settings_table(runs: dict[str, Run]) -> str:
         defaults |= schema.to_dict(
             schema.Config(data=type(config.data)(), model=type(config.model)())
         )
-    rows = [
-        [name, default, *(run.settings.get(name, '') for run in runs.values())]
+    changed = {
+        f'{name} (default {default})': [str(run.settings.get(name, '')) for run in runs.values()]
         for name, default in defaults.items()
         if any(run.settings.get(name, default) != default for run in runs.values())
-    ]
-    return table(rows, ['', 'default', *runs])
+    }
+    return side_by_side(changed, runs)
 
 
 if __name__ == '__main__':
