@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from errors import UserError
 from input_pipeline import reviews
 from tests import runs
 from tests.test_resume import small_config
@@ -162,12 +163,12 @@ def test_bad_arguments_are_one_line(
     assert expected in refused(capsys, str(tmp_path), *flags)
 
 
-def test_damaged_gzip_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_gzip_is_refused(tmp_path: Path) -> None:
     file = tmp_path / 'a.tsv.gz'
     for content in (b'text\n', gzip.compress(b'text\ngood\n')[:-9]):
         file.write_bytes(content)
-        wrong = refused(capsys, str(tmp_path), f'--input={file}', '--column=text')
-        assert f'--input={file}: cannot be read' in wrong
+        with pytest.raises(UserError, match=f'--input={file}: cannot be read'):
+            list(predict.read_texts(str(file), 'text'))
 
 
 def test_folder_without_a_run_or_the_step_is_refused(

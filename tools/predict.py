@@ -144,8 +144,8 @@ def read_texts(file: str, column: str | None) -> Iterator[Text]:
 def table_texts(file: str, column: str | None, lines: Iterable[str], suffix: str) -> Iterator[Text]:
     """Yields one column of a table, which starts with a header line.
 
-    In a .tsv file a cell is quoted if it could be: each ends with its line, so that texts can be read
-    one by one. Training reads the whole file first, and takes all cells or none as quoted.
+    In a .tsv file every cell that may be quoted counts as quoted, since texts are read one by one.
+    Training reads the whole file first, and then takes all cells or none as quoted.
     """
     csv.field_size_limit(2**31 - 1)  # by default a text of more than 128 KiB is an error
     tabs: dict[str, Any] = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE}
