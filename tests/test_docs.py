@@ -29,6 +29,7 @@ ELSEWHERE = {
     'make setup': '.ci/run: make',
     'make train CONFIG=configs/sst2.py': 'tests/test_sst2.py: configs/sst2.py',
     'python -m tools.compile_for': '.ci/run: compile-check',
+    '.venv-tpu/bin/python -m tools.compile_for': '.ci/run: compile-check',
     'python -m tools.exactness --config=configs/sst2.py': 'tests/test_processes.py: test_exactness',
     'python -m tools.sweep': 'tests/test_sweep.py: test_trained_here',
     'launch/tpu_vm.sh': 'tests/test_tpu_vm.py: test_dry_run_prints',

@@ -1,5 +1,6 @@
 """The promises of tools/predict.py: a checkpoint is all it needs, and it agrees with evaluation."""
 
+import gzip
 import itertools
 import json
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from errors import UserError
 from input_pipeline import reviews
 from tests import runs
 from tests.test_resume import small_config
@@ -75,10 +77,13 @@ def test_columns_of_every_format_give_the_predictions_of_the_texts(
     contents = {
         'a.tsv': 'label\ttext\n' + ''.join(f'x\t{text}\n' for text in TEXTS),
         'a.csv': 'label,text\r\n' + ''.join(f'x,{text}\r\n' for text in quoted),
+        'quoted.tsv': '"label"\t"text"\n' + ''.join(f'"x"\t{text}\n' for text in quoted),
         'a.jsonl': '\n'.join(json.dumps({'label': 1, 'text': text}) for text in TEXTS),
+        'a.CSV.gz': 'label,text\n' + ''.join(f'x,{text}\n' for text in quoted),
     }
     for name, content in contents.items():
-        (tmp_path / name).write_text(content)
+        data = content.encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith('.gz') else data)
         file = str(tmp_path / name)
         assert predicted(capsys, run, f'--input={file}', '--column=text') == expected
         assert '--column=NAME, one of' in refused(capsys, run, f'--input={file}')
@@ -144,7 +149,10 @@ def test_closed_pipe_ends_it_quietly(classifier_run: Trained, tmp_path: Path) ->
         (['--text=a', '--input=b'], 'expected --text or --input'),
         ([], 'expected --text or --input'),
         (['--input=none.txt'], '--input=none.txt: cannot be read'),
-        (['--input=none.txt', '--column=a'], '--column expects a .tsv, .csv or .jsonl file'),
+        (
+            ['--input=none.txt', '--column=a'],
+            '--column expects a .tsv, .csv or .jsonl file (or .gz)',
+        ),
         (['--text=a', '--rate=3'], 'unrecognized arguments: --rate=3'),
         (['--text=a', '--step=last'], "--step: 'last': expected a step, or best"),
     ],
@@ -153,6 +161,14 @@ def test_bad_arguments_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
 ) -> None:
     assert expected in refused(capsys, str(tmp_path), *flags)
+
+
+def test_damaged_gzip_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / 'a.tsv.gz'
+    for content in (b'text\n', gzip.compress(b'text\ngood\n')[:-9]):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=f'--input={file}: cannot be read'):
+            list(predict.read_texts(str(file), 'text'))
 
 
 def test_folder_without_a_run_or_the_step_is_refused(

@@ -10,10 +10,13 @@ each line. A text that cannot be predicted from stops it with exit code 2, or is
 """
 
 import csv
+import gzip
 import io
 import itertools
 import json
+import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,15 +119,16 @@ def read_texts(file: str, column: str | None) -> Iterator[Text]:
 
     Bytes that are not UTF-8 become lone surrogates, as on a command line.
     """
-    suffix = Path(file).suffix.lower()
+    suffix = Path(file.lower().removesuffix('.gz')).suffix
     named = suffix in ('.tsv', '.csv', '.jsonl')
     if column is not None and not named:
-        raise UserError(f'--input={file}: --column expects a .tsv, .csv or .jsonl file')
+        raise UserError(f'--input={file}: --column expects a .tsv, .csv or .jsonl file (or .gz)')
     try:
         path = open_location(file) if in_bucket(file) else epath.Path(file).expanduser()
         with path.open('rb') as data:
             newline = '' if suffix == '.csv' else None  # a quoted cell may hold line ends
-            lines = io.TextIOWrapper(data, 'utf-8-sig', 'surrogateescape', newline=newline)
+            unpacked = gzip.GzipFile(fileobj=data) if file.lower().endswith('.gz') else data
+            lines = io.TextIOWrapper(unpacked, 'utf-8-sig', 'surrogateescape', newline=newline)
             if not named:
                 for number, line in enumerate(lines, 1):
                     yield Text(f'text {number}', line.rstrip('\n'))
@@ -132,12 +136,17 @@ def read_texts(file: str, column: str | None) -> Iterator[Text]:
                 yield from json_texts(file, column, lines)
             else:
                 yield from table_texts(file, column, lines, suffix)
-    except OSError as error:
-        raise UserError(f'--input={file}: cannot be read ({error.strerror or error})') from error
+    except (OSError, EOFError, zlib.error) as error:  # the last two from gzip
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'--input={file}: cannot be read ({reason})') from error
 
 
 def table_texts(file: str, column: str | None, lines: Iterable[str], suffix: str) -> Iterator[Text]:
-    """Yields one column of a table, which starts with a header line."""
+    """Yields one column of a table, which starts with a header line.
+
+    In a .tsv file every cell that may be quoted counts as quoted, since texts are read one by one.
+    Training reads the whole file first, and then takes all cells or none as quoted.
+    """
     csv.field_size_limit(2**31 - 1)  # by default a text of more than 128 KiB is an error
     tabs: dict[str, Any] = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE}
     rows = csv.reader(lines, **(tabs if suffix == '.tsv' else {'strict': True}))
@@ -149,15 +158,22 @@ def table_texts(file: str, column: str | None, lines: Iterable[str], suffix: str
             if len(row) <= 1 and not ''.join(row).strip():
                 continue
             if not header:
-                header = [name.strip() for name in row]
+                header = [unquoted(name) if suffix == '.tsv' else name.strip() for name in row]
                 index = header.index(require_column(file, column, header))
             elif len(row) != len(header):
                 problem = f'{len(row)} column(s), expected {len(header)}: {brief.repr(header)}'
                 yield Text(place, '', problem)
             else:
-                yield Text(place, row[index])
+                yield Text(place, unquoted(row[index]) if suffix == '.tsv' else row[index])
     except csv.Error as error:
         raise UserError(f'{file}:{line}: {error}, expected balanced double quotes') from error
+
+
+def unquoted(cell: str) -> str:
+    """Returns a cell of a .tsv file without the quotes that spreadsheets put around some."""
+    if re.fullmatch('"([^"]|"")*"', cell):
+        cell = cell[1:-1].replace('""', '"')
+    return cell.strip()
 
 
 def json_texts(file: str, column: str | None, lines: Iterable[str]) -> Iterator[Text]:

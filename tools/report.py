@@ -140,8 +140,12 @@ def metrics_table(runs: dict[str, Run]) -> str:
 
 
 def seeds_table(runs: dict[str, Run]) -> str:
-    """Returns mean and standard deviation for runs that differ in the seed alone, or ''."""
-    differing = [name for name in differing_settings(runs) if name != 'seed']
+    """Returns mean and standard deviation for runs that differ in one seed alone, or ''."""
+    differing = differing_settings(runs)
+    seeds = [name for name in differing if name == 'seed' or name.startswith('seeds.')]
+    if len(seeds) != 1:
+        return ''
+    differing.remove(seeds[0])
     groups: dict[str, list[Run]] = {}
     for run in runs.values():
         data = [
@@ -152,7 +156,7 @@ def seeds_table(runs: dict[str, Run]) -> str:
             groups.setdefault(key, []).append(run)
     rows, names = [], dict.fromkeys(name for run in runs.values() for name in run.metrics)
     for group in groups.values():
-        if len({run.settings['seed'] for run in group}) < len(group) or len(group) < 2:
+        if len({run.settings[seeds[0]] for run in group}) < len(group) or len(group) < 2:
             continue
         values = [[run.metrics.get(name, np.nan) for run in group] for name in names]
         spread = [f'{np.mean(each):.4f} ± {np.std(each, ddof=1):.4f}' for each in values]
