@@ -30,6 +30,6 @@ def test_commands_run_as_they_are(tmp_path: Path) -> None:
     page = (runs.ROOT / 'docs' / 'seq2seq.md').read_text()
     (block,) = (text for language, text in FENCE.findall(page) if language == 'sh')
     train, predict, exactness = without_comments(block)
-    assert '"step": 8' in runs.shell(project, train)
+    assert 'finished at step 8' in runs.shell(project, train)
     assert '"prediction": ' in runs.shell(project, predict)
     assert 'the same bits' in runs.shell(project, exactness)

@@ -139,7 +139,7 @@ def test_job_equals_undisturbed_run_through_its_signal(
     job.wait_for(MIDDLE)
     ask(slurm, 'scancel', '--signal=TERM', job.id)
     assert job.end() == ('COMPLETED', '0', 1), job.told()
-    (step,) = re.findall(r'stopping after step (\d+) as asked', job.told())
+    (step,) = re.findall(r'stopped after step (\d+) as asked', job.told())
     assert f'resumed after step {step}' in job.told()
     assert runs.outcome(tmp_path / 'run') == runs.outcome(undisturbed)
 
