@@ -11,7 +11,7 @@ from tasks.seq2seq import DataConfig, ModelConfig
 
 
 def get_config() -> Config:
-    """The task of flax's seq2seq example, with held-out operands."""
+    """Returns the task of flax's seq2seq example, with held-out operands."""
     return Config(
         num_steps=6000,
         num_shards=2,

@@ -1,4 +1,4 @@
-"""The embedded film reviews: no download, done in half a minute on two CPU cores.
+"""Classifies generated film reviews: no download, done in half a minute on two CPU cores.
 
 Command:  make train            (python train.py --config=configs/reviews.py --workdir=runs/reviews)
 """
@@ -8,7 +8,7 @@ from tasks.classification import DataConfig, ModelConfig
 
 
 def get_config() -> Config:
-    """Five epochs of 10,000 sentences; 8 shards, so a resume may use 1, 2, 4 or 8 devices."""
+    """Returns five epochs of 10,000 sentences; a resume may use 1, 2, 4 or 8 devices."""
     return Config(
         num_steps=800,
         num_shards=8,

@@ -1,4 +1,4 @@
-"""GLUE SST-2 through TFDS: sentences of film reviews, positive or negative.
+"""Classifies GLUE SST-2 from TFDS: sentences of film reviews, positive or negative.
 
 Command:  make train CONFIG=configs/sst2.py
 Expected: 86.15 +- 0.40% of the validation set right (mean and deviation of seeds 0 to 4)
@@ -14,7 +14,7 @@ from tasks.classification import DataConfig, ModelConfig
 
 
 def get_config() -> Config:
-    """Three epochs of 67,349 phrases and sentences."""
+    """Returns three epochs of 67,349 phrases and sentences."""
     return Config(
         num_steps=1578,
         batch_size=128,

@@ -1,4 +1,4 @@
-"""flax's sst2 example: its model, optimizer, batches and ten epochs.
+"""Repeats flax's sst2 example: its model, optimizer, batches and ten epochs.
 
 Command:  make train CONFIG=configs/sst2_flax.py
 Expected: not run to its end here; flax's own has 84.06% after ten epochs (docs/performance.md)
@@ -13,7 +13,7 @@ from tasks.classification import DataConfig, ModelConfig
 
 
 def get_config() -> Config:
-    """Ten epochs of 67,349 phrases and sentences."""
+    """Returns ten epochs of 67,349 phrases and sentences."""
     return Config(
         num_steps=10_520,
         eval_every=1052,

@@ -13,7 +13,7 @@ ROUNDS = 6  # of the Feistel network; four already make a good shuffle
 def make_additions(
     digits: tuple[int, ...], num_train: int, num_eval: int, split_seed: int, longest: int
 ) -> PairDataset:
-    """Training has the first `num_train` pairs of the shuffled order, evaluation those after.
+    """Makes both splits: the first `num_train` pairs of the shuffled order, and those after them.
 
     Raises UserError when there are fewer pairs, or a pair needs more ids than `longest`.
     """
@@ -36,23 +36,23 @@ def make_additions(
 
 
 def pair(operand_digits: tuple[int, ...], number: int, split_seed: int) -> tuple[str, str]:
-    """The pair with this number in the shuffled order: ('7+15', '22')."""
+    """Returns the pair with this number in the shuffled order, such as ('7+15', '22')."""
     small, large = (10**digits for digits in operand_digits)
     return sum_of(*operands(shuffled(number, num_pairs(small, large), split_seed), small, large))
 
 
 def sum_of(first: int, second: int) -> tuple[str, str]:
-    """The texts of one sum."""
+    """Returns the texts of one sum."""
     return f'{first}+{second}', str(first + second)
 
 
 def num_pairs(small: int, large: int) -> int:
-    """Unordered pairs {a, b} with a < small, b < large and small <= large."""
+    """Counts the unordered pairs {a, b} with a < small, b < large and small <= large."""
     return small * large - small * (small - 1) // 2
 
 
 def operands(index: int, small: int, large: int) -> tuple[int, int]:
-    """The unordered pair with an index below num_pairs, in one order or the other.
+    """Returns the unordered pair with an index below num_pairs, in one order or the other.
 
     Row a holds the pairs (a, b) with a <= b < large. Rows a and small - 1 - a, laid end to end,
     have the same length for every a, so the index folds out by one division; `small` is even.
@@ -66,7 +66,7 @@ def operands(index: int, small: int, large: int) -> tuple[int, int]:
 
 
 def shuffled(index: int, size: int, seed: int) -> int:
-    """A permutation of range(size), decided by the seed, without a table.
+    """Permutes range(size) as the seed decides, without a table.
 
     A Feistel network permutes the next larger power of four; values beyond `size` are permuted
     on until one falls inside, which keeps it one to one.
@@ -82,7 +82,7 @@ def shuffled(index: int, size: int, seed: int) -> int:
 
 
 def mixed(seed: int, turn: int, value: int) -> int:
-    """64 bits that look random (the finaliser of splitmix64)."""
+    """Returns 64 bits that look random (the finaliser of splitmix64)."""
     word = (seed * ROUNDS + turn + 1) * 0x9E3779B97F4A7C15 + value * 0xD1342543DE82EF95
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         word = ((word ^ word >> shift) * factor) & (2**64 - 1)

@@ -1,4 +1,4 @@
-"""Which examples make up a batch: a pure function of (root key, step), at any step at once.
+"""Decides which examples make up a batch: a pure function of (root key, step).
 
 The stream is epoch after epoch, each in an order of its own. A window is W global batches of the
 stream; sorted by length and cut into W batches of similar length, which come in a shuffled order.
@@ -20,27 +20,27 @@ PREFETCHED = 8  # batches kept ready
 
 
 class Examples(Protocol):
-    """A split that can give any of its examples as rows of a padded batch."""
+    """Describes a split that can return any of its examples as rows of a padded batch."""
 
     lengths: np.ndarray  # int32[N], which padding follows
 
     def __len__(self) -> int:
-        """N."""
+        """Returns the number of examples."""
 
     def text(self, row: int) -> str:
-        """One example, for people."""
+        """Returns one example as people read it."""
 
     def batch(self, rows: np.ndarray, width: int) -> HostBatch:
-        """The examples `rows` (int64[B]) padded to `width`; 'weights' float32[B] is among them."""
+        """Pads the examples `rows` (int64[B]) to `width`; includes 'weights' float32[B]."""
 
 
 def batch_order(
     lengths: np.ndarray, batch_size: int, window_batches: int, epoch_words: EpochWords
 ) -> Callable[[int], np.ndarray]:
-    """step -> int64[batch_size], the examples of the global batch of that step (from 0).
+    """Returns step -> int64[batch_size], the examples of the global batch of a step (from 0).
 
     `epoch_words(epoch)` are the bits of the key that orders an epoch. Random numbers are the raw
-    output of NumPy's Philox, a stream that is fixed for good: sorting by it makes a permutation.
+    output of NumPy's Philox, a stream that never changes: sorting by it makes a permutation.
     """
 
     def bits(epoch: int, block: int, count: int) -> np.ndarray:
@@ -67,7 +67,7 @@ def batch_order(
 def train_batches(
     examples: Examples, config: Config, epoch_words: EpochWords, process_rows: slice, start: int
 ) -> Iterator[HostBatch]:
-    """This process's rows of the batches of steps start .. num_steps - 1, made ahead by threads.
+    """Yields this process's rows of the batches of steps start .. num_steps - 1, prefetched.
 
     A batch has the width of the bucket that its longest example, on any process, fits in.
     """
@@ -85,7 +85,7 @@ def train_batches(
 
 
 def eval_batches(examples: Examples, config: Config, process_rows: slice) -> Iterator[HostBatch]:
-    """Every example once, in order, at one width; the last batch is filled up with weight 0."""
+    """Yields every example once, in order, at one width; weight 0 fills up the last batch."""
     width = config.data.bucket_lengths[-1]
     for first in range(0, len(examples), config.eval_batch_size):
         rows = np.arange(first, first + config.eval_batch_size)
@@ -95,12 +95,12 @@ def eval_batches(examples: Examples, config: Config, process_rows: slice) -> Ite
 
 
 def bucket(length: int, bucket_lengths: tuple[int, ...]) -> int:
-    """The shortest bucket that holds `length`."""
+    """Returns the shortest bucket that holds `length`."""
     return next(width for width in bucket_lengths if length <= width)
 
 
 def padding_share(lengths: np.ndarray, config: Config) -> float:
-    """The part of the ids in training batches that is padding, as of one window of the stream.
+    """Returns the share of padding among the ids of training batches, estimated from one window.
 
     Its examples are taken evenly from all (`lengths`, int32[N]): that takes no time however many.
     """

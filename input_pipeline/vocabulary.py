@@ -1,4 +1,4 @@
-"""Words or characters as numbers."""
+"""Turns words or characters into ids, and ids into text."""
 
 import collections
 import itertools
@@ -13,22 +13,22 @@ ALL_LETTERS = slice(None)
 
 
 def units(text: str, unit: str) -> Sequence[str]:
-    """The words or the characters of a text."""
+    """Returns the words or the characters of a text."""
     return text if unit == 'character' else text.split()
 
 
 class Vocabulary:
-    """The units of the training split: words, which white space separates, or characters.
+    """Maps the units of the training split (words between white space, or characters) to ids.
 
-    Ids: 0 padding, 1 unknown, 2 and 3 the marks around a text, then units, frequent first.
+    Ids: 0 padding, 1 unknown, 2 and 3 the marks around a text, then units, most frequent first.
     """
 
     def __init__(
         self, words: Sequence[str], unit: str = 'word', letters: slice = ALL_LETTERS
     ) -> None:
-        """`words`: without the specials, in the order of their ids; `unit`: or 'character'.
+        """Numbers `words`, given without the specials; `unit` is 'word' or 'character'.
 
-        `letters` of a unit are what has an id: the first four, say, or the last three.
+        Only the `letters` of a unit have an id, for example its first four or its last three.
         """
         self.words = tuple(words)
         self.names = (*SPECIALS, *self.words)  # by id
@@ -43,7 +43,7 @@ class Vocabulary:
         unit: str = 'word',
         letters: slice = ALL_LETTERS,
     ) -> 'Vocabulary':
-        """The units seen at least `min_frequency` times; equally frequent ones by spelling."""
+        """Makes a vocabulary of units seen at least `min_frequency` times; ties by spelling."""
         counts = collections.Counter(unit_ for text in texts for unit_ in units(text, unit))
         parts: collections.Counter[str] = collections.Counter()
         for word, count in counts.items():
@@ -52,29 +52,29 @@ class Vocabulary:
         return cls([part for _, part in sorted(frequent)], unit, letters)
 
     def __len__(self) -> int:
-        """The number of ids."""
+        """Returns the number of ids."""
         return FIRST_WORD + len(self.words)
 
     def encode(self, text: str, max_length: int) -> np.ndarray:
-        """The ids of BOS, units, EOS: int32[T], 2 <= T <= max_length; units beyond are cut off."""
+        """Returns the ids of BOS, units, EOS: int32[T], 2 <= T <= max_length. Cuts longer texts."""
         return np.array([BOS, *self._lookup(text)[: max_length - 2], EOS], np.int32)
 
     def _lookup(self, text: str) -> list[int]:
         return [self._ids.get(word[self.letters], UNK) for word in units(text, self.unit)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids up to EOS or padding; other marks show as in the vocabulary file."""
+        """Returns the text of ids up to EOS or padding; other marks by their names."""
         until_end = itertools.takewhile(lambda index: index not in (PAD, EOS), ids)
         return (' ' if self.unit == 'word' else '').join(self.names[index] for index in until_end)
 
     def file_text(self) -> str:
-        """A line for every id."""
+        """Returns the contents of the vocabulary file: one line for each id."""
         return '\n'.join(self.names) + '\n'
 
     def encode_open(self, text: str, max_length: int) -> np.ndarray:
-        """The ids of units and EOS, without BOS: int32[T], 1 <= T <= max_length."""
+        """Returns the ids of units and EOS, without BOS: int32[T], 1 <= T <= max_length."""
         return np.array([*self._lookup(text)[: max_length - 1], EOS], np.int32)
 
     def unknown(self, text: str) -> list[str]:
-        """The units of a text that have no id."""
+        """Returns the units of a text that have no id."""
         return [word for word in units(text, self.unit) if word not in self._ids]

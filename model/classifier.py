@@ -1,4 +1,4 @@
-"""A word-dropout text classifier: embedding, bidirectional LSTM, attention over words, MLP head.
+"""Classifies texts: word dropout, embedding, bidirectional LSTM, attention over words, MLP head.
 
 Follows the model of flax's sst2 example (https://github.com/google/flax/tree/main/examples/sst2).
 
@@ -14,14 +14,14 @@ from model.lstm import BidirectionalLSTM
 
 
 class KeysOnlyAttention(nn.Module):
-    """A weight for each word from the word alone: softmax(v . tanh(W x)), with no query."""
+    """Weights each word by the word alone: softmax(v . tanh(W x)), without a query."""
 
     hidden_size: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, words: jax.Array, mask: jax.Array) -> jax.Array:
-        """words: [B, T, 2H], mask: bool[B, T] -> weights float32[B, T], zero where the mask is."""
+        """Returns float32[B, T], zero outside the mask. words: [B, T, 2H], mask: bool[B, T]."""
         keys = nn.tanh(
             nn.Dense(self.hidden_size, use_bias=False, dtype=self.dtype, name='keys')(words)
         )
@@ -31,9 +31,9 @@ class KeysOnlyAttention(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """Class logits of padded word sequences.
+    """Computes the class logits of padded word sequences.
 
-    What stands in padded positions does not change a bit of the logits: the LSTM reads each
+    The contents of padded positions do not change a bit of the logits: the LSTM reads each
     direction from the true ends, and attention gives padding a weight of exactly zero.
     """
 
@@ -59,11 +59,11 @@ class TextClassifier(nn.Module):
         *,
         train: bool,
     ) -> jax.Array:
-        """token_ids: int32[B, T], lengths: int32[B] -> logits float32[B, C].
+        """Returns logits float32[B, C]. token_ids: int32[B, T], lengths: int32[B].
 
-        affix_ids: int32[B, T, A], starts and ends of the words, if the model knows A of them. A
-        word is the sum of its vector and theirs (Bojanowski et al., 2017, sum all its n-grams).
-        Draws from the 'dropout' stream when `train`, from nothing otherwise.
+        affix_ids: int32[B, T, A], starts and ends of the words, if the model has embeddings of A
+        of them. A word is the sum of its vector and theirs (Bojanowski et al., 2017, sum all its
+        n-grams). Draws from the 'dropout' stream if `train`, otherwise from nothing.
         """
 
         def dropout(rate: float, name: str, values: jax.Array) -> jax.Array:

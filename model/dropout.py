@@ -1,8 +1,8 @@
-"""Dropout that asks the generator for no more bits than its rate needs.
+"""Drops elements with no more random bits than the rate needs.
 
-Drawing the masks is what dropout costs, and JAX's own takes 32 bits for each element. Here a rate
-is rounded to a multiple of 1/256, which then is the exact probability: 0.5 takes one bit, 0.25 two,
-and 0.1, which becomes 26/256 = 0.1016, eight.
+Most of the cost of dropout is drawing its masks, and JAX's own takes 32 bits for each element. Here
+a rate is rounded to a multiple of 1/256, which is then the exact probability: 0.5 takes one bit,
+0.25 two, and 0.1, rounded to 26/256 = 0.1016, eight.
 """
 
 import math
@@ -15,7 +15,7 @@ LEVELS = 256
 
 
 class Dropout(nn.Module):
-    """Zeroes elements, each with probability `rate`, and scales the others up to make up for it.
+    """Zeroes elements, each with probability `rate`, and scales the others up to compensate.
 
     Srivastava et al., 2014. Draws from the 'dropout' stream, unless deterministic or at rate 0.
     """
@@ -24,7 +24,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, deterministic: bool) -> jax.Array:
-        """inputs: any shape and dtype -> the same."""
+        """Returns the shape and dtype of the inputs, which may be any."""
         if deterministic or not levels(self.rate):
             return inputs
         dropped = drop_mask(self.make_rng('dropout'), self.rate, inputs.shape)
@@ -43,7 +43,7 @@ class WordDropout(nn.Module):
 
     @nn.compact
     def __call__(self, token_ids: jax.Array, *, deterministic: bool) -> jax.Array:
-        """token_ids: int32[B, T] -> int32[B, T]."""
+        """Returns int32[B, T]. token_ids: int32[B, T]."""
         if deterministic or not levels(self.rate):
             return token_ids
         dropped = drop_mask(self.make_rng('dropout'), self.rate, token_ids.shape)
@@ -51,18 +51,18 @@ class WordDropout(nn.Module):
 
 
 def levels(rate: float) -> int:
-    """A rate 0 <= rate < 1 in 1/256, rounded; only a rate of 0 becomes none of them."""
+    """Rounds 0 <= rate < 1 to multiples of 1/256; only a rate of 0 becomes 0."""
     return min(max(round(rate * LEVELS), rate > 0), LEVELS - 1)
 
 
 def drop_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """bool[shape], each element True with probability levels(rate) / 256.
+    """Draws bool[shape], each element True with probability levels(rate) / 256.
 
-    Elements take the words of the key's bits in order, and of a word its low bits first.
+    Elements use the words of the key's bits in order, and the low bits of a word first.
     """
     size, exact = math.prod(shape), levels(rate)
     width = next(bits for bits in (1, 2, 4, 8) if exact * 2**bits % LEVELS == 0)
     words = jax.random.bits(key, (-(-size * width // 32),), jnp.uint32)
-    words = jax.lax.optimization_barrier(words)  # else XLA may draw a word anew for each element
+    words = jax.lax.optimization_barrier(words)  # else XLA may draw a word again for each element
     numbers = words[:, None] >> jnp.arange(0, 32, width, dtype=jnp.uint32) & (2**width - 1)
     return (numbers.reshape(-1)[:size] < exact * 2**width // LEVELS).reshape(shape)

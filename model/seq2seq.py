@@ -1,4 +1,4 @@
-"""An LSTM encoder-decoder whose next input can be its own prediction, drawn from a named stream.
+"""Writes one text for another: an LSTM encoder-decoder that may read its own sampled tokens.
 
 Follows the model of flax's seq2seq example (https://github.com/google/flax/tree/main/examples/
 seq2seq), whose decoder draws every input itself. Here a coin decides at each step, which is
@@ -17,17 +17,17 @@ LSTMState = tuple[jax.Array, jax.Array]  # (c, h), each [B, H]
 
 
 def lstm_cell(remat: bool) -> type[nn.OptimizedLSTMCell]:
-    """The cell, which with `remat` keeps c and h alone for the backward pass, no gates."""
+    """Returns the cell; with `remat` it keeps only c and h for the backward pass, no gates."""
     if not remat:
         return nn.OptimizedLSTMCell
     return nn.remat(nn.OptimizedLSTMCell, prevent_cse=False)  # a scan separates the passes already
 
 
 class DecoderCell(nn.Module):
-    """One step of the decoder: a token is read, the logits of the next one come out.
+    """Performs one step of the decoder: reads a token and returns the logits of the next.
 
-    It carries the LSTM's state and its own prediction int32[B], which is what it reads next
-    unless it is told the true token. It reads nothing else, so no later token can leak in.
+    It carries the state of the LSTM and its own prediction int32[B], which it reads next unless it
+    is given the true token. It reads nothing else, so no later token can leak in.
     """
 
     vocab_size: int
@@ -40,7 +40,7 @@ class DecoderCell(nn.Module):
     remat: bool = False
 
     def setup(self) -> None:
-        """Every submodule is named by its attribute, so that its keys do not depend on order."""
+        """Names every submodule by its attribute, so that its keys do not depend on order."""
         self.embedding = nn.Embed(
             self.vocab_size,
             self.embedding_size,
@@ -52,7 +52,7 @@ class DecoderCell(nn.Module):
         self.logits = nn.Dense(self.vocab_size, dtype=self.dtype)
 
     def step(self, state: LSTMState, token: jax.Array, train: bool) -> tuple[LSTMState, jax.Array]:
-        """token: int32[B] -> (state, logits float32[B, V])."""
+        """Returns (state, logits float32[B, V]). token: int32[B]."""
         state, hidden = self.lstm(state, self.embedding(token))
         hidden = self.lstm_dropout(hidden, deterministic=not train)
         return state, self.logits(hidden).astype(jnp.float32)
@@ -60,7 +60,7 @@ class DecoderCell(nn.Module):
     def forced(
         self, state: LSTMState, token: jax.Array, train: bool
     ) -> tuple[LSTMState, jax.Array]:
-        """Teacher forcing: always reads the true token. Draws no sample."""
+        """Always reads the true token (teacher forcing). Draws no sample."""
         return self.step(state, token, train)
 
     def sampled(
@@ -90,9 +90,9 @@ class DecoderCell(nn.Module):
 
 
 class Seq2Seq(nn.Module):
-    """Logits of a target sequence, given a source sequence; also decodes without a target.
+    """Computes the logits of a target sequence from a source; also decodes without a target.
 
-    Padding does not change a bit: the encoder starts where each source truly ends, and a step of
+    Padding does not change a bit: the encoder starts at the true end of each source, and a step of
     the decoder sees only the steps before it.
     """
 
@@ -112,7 +112,7 @@ class Seq2Seq(nn.Module):
     remat: bool = False
 
     def setup(self) -> None:
-        """Each step of the decoder draws from keys of its own."""
+        """Makes the submodules; each step of the decoder draws from its own keys."""
         self.word_dropped = WordDropout(self.word_dropout, self.unk_id, self.first_word_id)
         self.embedding = nn.Embed(
             self.source_vocab_size,
@@ -155,11 +155,12 @@ class Seq2Seq(nn.Module):
         *,
         train: bool,
     ) -> jax.Array:
-        """sources: int32[B, T], source_lengths: int32[B], targets: int32[B, U] -> float32[B, U, V].
+        """Returns logits float32[B, U, V]; `logits[:, u]` predict `targets[:, u]`.
 
-        Logits u foretell target u from the targets before it. With `forcing` float32[], each of
-        these is true with that probability and otherwise the model's own sample; without it, all
-        are true and nothing is drawn from 'sample'. 'dropout' is drawn from when `train`.
+        sources: int32[B, T], source_lengths: int32[B], targets: int32[B, U]. The decoder reads the
+        targets before u. With `forcing` float32[], each of these is the true one with that
+        probability and otherwise the model's own sample; without it, all are true and nothing is
+        drawn from 'sample'. Draws from 'dropout' if `train`.
         """
         state = self.encode(sources, source_lengths, train)
         first = jnp.full(targets.shape[:1], self.bos_id, jnp.int32)
@@ -169,16 +170,16 @@ class Seq2Seq(nn.Module):
         return self.decoder.sampled((state, first), before, forcing, train)[1]
 
     def greedy(self, sources: jax.Array, source_lengths: jax.Array, width: int) -> jax.Array:
-        """The likeliest token at each step, int32[B, width], padding after EOS. Draws nothing."""
+        """Returns the likeliest token at each step, int32[B, width]; padding follows EOS."""
         state = self.encode(sources, source_lengths, train=False)
         first = jnp.full(sources.shape[:1], self.bos_id, jnp.int32)
         return self.decoder.greedy((state, first), jnp.arange(width))[1]
 
     def encode(self, sources: jax.Array, source_lengths: jax.Array, train: bool) -> LSTMState:
-        """sources: int32[B, T], source_lengths: int32[B] -> the state after each first token.
+        """Returns the state after each source. sources: int32[B, T], source_lengths: int32[B].
 
-        Each source is read from its true end to its start, which brings the first tokens of source
-        and target close together (Sutskever et al., 2014, https://arxiv.org/abs/1409.3215).
+        Reads a source from its true end to its start, which brings the first tokens of source and
+        target close together (Sutskever et al., 2014, https://arxiv.org/abs/1409.3215).
         """
         sources = self.word_dropped(sources, deterministic=not train)
         words = self.source_dropout(self.embedding(sources), deterministic=not train)

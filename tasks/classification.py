@@ -34,7 +34,7 @@ def prefix_and_suffix() -> Check:
 
 @dataclasses.dataclass
 class DataConfig(schema.DataConfig):
-    """What the classifier reads."""
+    """Declares what the classifier reads."""
 
     source: str = option(
         'reviews', 'where the examples come from', one_of('reviews', 'tfds', 'files')
@@ -57,7 +57,7 @@ class DataConfig(schema.DataConfig):
 
 @dataclasses.dataclass
 class ModelConfig(schema.ModelConfig):
-    """The word-dropout classifier (model/classifier.py)."""
+    """Declares the word-dropout classifier (model/classifier.py)."""
 
     embedding_size: int = option(64, 'size of a word embedding', at_least(1))
     hidden_size: int = option(64, 'size of each LSTM direction, attention and head', at_least(1))

@@ -39,7 +39,7 @@ def digit_counts() -> Check:
 
 @dataclasses.dataclass
 class DataConfig(schema.DataConfig):
-    """What the encoder-decoder reads: pairs of a source and a target text."""
+    """Declares what the encoder-decoder reads: pairs of a source and a target text."""
 
     source: str = option(
         'addition', 'where the pairs come from', one_of('addition', 'tfds', 'files')
@@ -63,7 +63,7 @@ class DataConfig(schema.DataConfig):
 
 @dataclasses.dataclass
 class ModelConfig(schema.ModelConfig):
-    """The encoder-decoder (model/seq2seq.py)."""
+    """Declares the encoder-decoder (model/seq2seq.py)."""
 
     embedding_size: int = option(32, 'size of a token embedding', at_least(1))
     hidden_size: int = option(128, 'size of the encoder and of the decoder', at_least(1))
