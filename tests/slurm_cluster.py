@@ -1,7 +1,7 @@
-"""A Slurm cluster on this machine, for tests: two nodes of 16 cores and 2 GPUs that are none.
+"""Starts a Slurm cluster on this machine, for tests: two nodes with 16 cores and 2 fake GPUs.
 
-Debian's slurm-wlm and munge give the programs. The daemons have files, ports and a process
-namespace of their own: an existing cluster sees nothing of them, and they end with the test.
+The programs are from Debian's slurm-wlm and munge. The daemons use private files, ports and a
+process namespace, so an existing cluster does not notice them, and they end with the test.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ NAMESPACE = (
     *('setpriv', '--pdeathsig=KILL'),  # dies with the tests
     *('unshare', '--pid', '--fork', '--kill-child', '--mount-proc'),
 )
-START_SECONDS = 60  # that daemons may take on a busy machine
+START_SECONDS = 60  # for the daemons, on a busy machine
 
-# Nodes are named by addresses that every Linux machine has, since JAX asks the first one by its
-# name. A job that is requeued waits for cred_expire before it starts again. Slurm repeats a signal
-# that takes longer than 10 s: before then, after KillWait, the job has to be gone, or its next
-# launch is signalled. (The defaults are 120 s and 30 s.)
+# Nodes are named by addresses that every Linux machine has, since JAX connects to the first one by
+# name. A requeued job waits for cred_expire before it starts. Slurm repeats a signal after 10 s; by
+# then, after KillWait, the job must have ended, or its next launch gets the signal. (The defaults
+# are 120 s and 30 s.)
 CONFIG = """
 ClusterName=keyfold
 SlurmctldHost=localhost
@@ -68,7 +68,7 @@ wait
 
 
 def missing() -> str:
-    """What this machine lacks for a cluster; nothing where it can have one."""
+    """Returns what this machine lacks for a cluster, or ''."""
     programs = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'unshare', 'setpriv')
     lacking = [name for name in programs if not shutil.which(name, path=PATH)]
     if lacking:
@@ -80,7 +80,7 @@ def missing() -> str:
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """A cluster whose files are in `folder`. Gives the environment in which sbatch finds it."""
+    """Runs a cluster with its files in `folder`. Gives the environment in which sbatch finds it."""
     with contextlib.ExitStack() as probes:
         ports = [probes.enter_context(socket.create_server(('', 0))) for _ in range(3)]
         names = {'folder': folder, 'ports': [port.getsockname()[1] for port in ports]}
@@ -101,10 +101,10 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
             time.sleep(0.1)
         yield env
     finally:
-        daemons.kill()  # and with it, as the namespace ends, all that ever started inside
+        daemons.kill()  # ends the namespace, and with it everything that was started inside
         daemons.wait()
 
 
 def ask(env: dict[str, str], *command: str) -> str:
-    """What a command of Slurm prints."""
+    """Returns what a command of Slurm prints."""
     return subprocess.run(command, env=env, capture_output=True, text=True).stdout.strip()

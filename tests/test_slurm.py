@@ -1,6 +1,6 @@
-"""The promises of a Slurm job: the same bits, requeued when it helps and never when it does not.
+"""The promises of a Slurm job: the same bits, requeued if and only if that helps.
 
-A cluster of its own runs launch/slurm.sbatch: two nodes, which are this machine twice.
+A private cluster runs launch/slurm.sbatch: two nodes, which are this machine twice.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ LONGER = {
     'eval_every': 120,
     'data__bucket_lengths': '(42,)',  # one width to compile
 }
-MIDDLE = r'step +\d+/240  loss'  # logged; at least one checkpoint is there
-PAUSE = 0.3  # seconds after which Slurm is asked again
+MIDDLE = r'step +\d+/240  loss'  # logged; at least one checkpoint exists
+PAUSE = 0.3  # seconds between questions to Slurm
 
-# Stands for python: ends as its arguments say, LAUNCH,LAUNCH,..., and in each PROCESS/PROCESS/...
+# Replaces python: exits as its arguments say, LAUNCH,LAUNCH,..., each of PROCESS/PROCESS/...
 STAND_IN = """#!/bin/bash
 IFS=, read -ra launches <<<"$2"
 IFS=/ read -ra ends <<<"${launches[${SLURM_RESTART_COUNT:-0}]}"
@@ -60,41 +60,41 @@ class Job:
         self.id = ask(env | more, 'sbatch', f'--chdir={runs.ROOT}', *flags, script, *rest)
         assert self.id.isdecimal()
 
-    def told(self) -> str:
-        """What it has printed, in all its launches."""
+    def printed(self) -> str:
+        """Returns what it has printed, in all its launches."""
         return self.output.read_text() if self.output.exists() else ''
 
     def state(self) -> tuple[str, str, int]:
-        """(state, exit code, restarts), as Slurm tells them."""
+        """Returns state, exit code and restarts, as Slurm reports them."""
         shown = ask(self.env, 'scontrol', 'show', 'job', self.id)
         found = dict(re.findall(r'(JobState|ExitCode|Restarts)=(\S+)', shown))
         return found['JobState'], found['ExitCode'].split(':')[0], int(found['Restarts'])
 
     def wait_for(self, pattern: str, times: int = 1) -> None:
-        """Returns when it has printed so many matches; it must not end before."""
-        wait_for(lambda: len(re.findall(pattern, self.told())) >= times or self.ended(), PAUSE)
-        assert len(re.findall(pattern, self.told())) >= times, self.told()
+        """Waits until it has printed so many matches; it must not end before."""
+        wait_for(lambda: len(re.findall(pattern, self.printed())) >= times or self.ended(), PAUSE)
+        assert len(re.findall(pattern, self.printed())) >= times, self.printed()
 
     def ended(self) -> bool:
-        """Whether it will not run again."""
+        """Returns whether it will not run again."""
         return self.state()[0] in ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'NODE_FAIL')
 
     def end(self) -> tuple[str, str, int]:
-        """Its last state."""
+        """Returns its last state."""
         wait_for(self.ended, PAUSE)
         return self.state()
 
 
 @pytest.fixture(scope='module')
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a cluster."""
+    """Returns the environment of a cluster."""
     with slurm_cluster.cluster(tmp_path_factory.mktemp('slurm')) as env:
         yield env
 
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a run in one process."""
+    """Returns the workdir of a run in one process."""
     workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
     runs.finish(workdir, devices=1, **LONGER)
     return workdir
@@ -102,7 +102,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def submit(slurm: dict[str, str], tmp_path: Path) -> Callable[..., Job]:
-    """(flags of sbatch, ends of the stand-in, environment) -> its job, two processes on a node."""
+    """Submits (flags of sbatch, exits of the stand-in, environment): two processes on a node."""
     python = tmp_path / 'bin' / 'python'
     python.parent.mkdir()
     python.write_text(STAND_IN)
@@ -126,8 +126,8 @@ def test_job_equals_undisturbed_run_through_a_crash_and_a_requeue(
     os.kill(trainers(tmp_path / 'run')[1], signal.SIGKILL)
     job.wait_for(r'resumed after step [1-9](?s:.)*' + MIDDLE)
     ask(slurm, 'scontrol', 'requeue', job.id)
-    assert job.end() == ('COMPLETED', '0', 2), job.told()
-    assert len(re.findall(r'resumed after step [1-9]', job.told())) == 2
+    assert job.end() == ('COMPLETED', '0', 2), job.printed()
+    assert len(re.findall(r'resumed after step [1-9]', job.printed())) == 2
     assert runs.outcome(tmp_path / 'run') == runs.outcome(undisturbed)
 
 
@@ -138,14 +138,14 @@ def test_job_equals_undisturbed_run_through_its_signal(
     job = train(slurm, tmp_path, '--nodes=2', '--ntasks-per-node=2', devices=1)
     job.wait_for(MIDDLE)
     ask(slurm, 'scancel', '--signal=TERM', job.id)
-    assert job.end() == ('COMPLETED', '0', 1), job.told()
-    (step,) = re.findall(r'stopped after step (\d+) as asked', job.told())
-    assert f'resumed after step {step}' in job.told()
+    assert job.end() == ('COMPLETED', '0', 1), job.printed()
+    (step,) = re.findall(r'stopped after step (\d+) as asked', job.printed())
+    assert f'resumed after step {step}' in job.printed()
     assert runs.outcome(tmp_path / 'run') == runs.outcome(undisturbed)
 
 
 def train(slurm: dict[str, str], folder: Path, *flags: str, devices: int) -> Job:
-    """A job that trains in `folder`/run, with so many devices in each process."""
+    """Submits a job that trains in `folder`/run, with so many devices in each process."""
     words = runs.command(folder / 'run', **LONGER)[2:]
     env = {'VENV': str(Path(sys.executable).parent.parent)}
     return Job(slurm, folder, *flags, '--', *words, **runs.environment(devices, **slurm, **env))
@@ -159,20 +159,20 @@ def test_how_processes_end_decides_whether_the_job_starts_again(submit: Callable
         'saves/4': ('FAILED', '4', 0),
         '5/waits': ('FAILED', '5', 0),
         'then5/hangs,0/0': ('FAILED', '137', 0),  # Slurm kills the other, which hides the 5
-        '75/75,75/75,0/0': ('COMPLETED', '0', 2),  # asked to stop: as often as it likes
+        '75/75,75/75,0/0': ('COMPLETED', '0', 2),  # asked to stop: any number of times
         'killed/saves,0/0': ('COMPLETED', '0', 1),
         '1/saves,1/saves,0/0': ('FAILED', '129', 1),  # a crash, although one was asked to stop
         'waits/killed,killed/waits,0/0': ('FAILED', '137', 1),
     }
     jobs = {ends: submit('', ends, MAX_RESTARTS='1') for ends in expected}
     assert {ends: job.end() for ends, job in jobs.items()} == expected
-    assert 'exit code 129 after 1 restarts: not requeued' in jobs['1/saves,1/saves,0/0'].told()
+    assert 'exit code 129 after 1 restarts: not requeued' in jobs['1/saves,1/saves,0/0'].printed()
 
 
 def test_what_slurm_does_decides_whether_the_job_starts_again(
     slurm: dict[str, str], submit: Callable[..., Job]
 ) -> None:
-    """A crash is not one of these: MAX_RESTARTS=0."""
+    """None of these counts as a crash: MAX_RESTARTS=0."""
     signalled = [submit('', f'{end}/{end},0/0', MAX_RESTARTS='0') for end in ('saves', 'waits')]
     ending = submit('', 'killed/saves,0/0')
     limited = submit('--time=1', 'saves/saves,0/0', MAX_RESTARTS='0')
@@ -186,18 +186,18 @@ def test_what_slurm_does_decides_whether_the_job_starts_again(
     ask(slurm, 'scontrol', 'requeue', requeued.id)
     ask(slurm, 'scancel', cancelled.id, ending.id)
     for job in (*signalled, limited, requeued):
-        assert job.end() == ('COMPLETED', '0', 1), job.told()
+        assert job.end() == ('COMPLETED', '0', 1), job.printed()
     for job in (cancelled, ending):
         state, _, restarts = job.end()
-        assert (state, restarts) == ('CANCELLED', 0), job.told()
+        assert (state, restarts) == ('CANCELLED', 0), job.printed()
 
 
-def test_a_set_up_that_is_not_there_is_one_line(submit: Callable[..., Job]) -> None:
+def test_missing_set_up_is_one_line(submit: Callable[..., Job]) -> None:
     job = submit('--ntasks-per-node=1', '', VENV='nowhere')
     assert job.end() == ('FAILED', '2', 0)
-    told = [line for line in job.told().splitlines() if 'error: no nowhere/bin/python' in line]
-    assert len(told) == 1, job.told()
-    assert 'after make setup' in told[0]
+    lines = [line for line in job.printed().splitlines() if 'error: no nowhere/bin/python' in line]
+    assert len(lines) == 1, job.printed()
+    assert 'after make setup' in lines[0]
 
 
 def test_a_process_gets_the_gpus_that_are_its_own(submit: Callable[..., Job]) -> None:
@@ -209,8 +209,8 @@ def test_a_process_gets_the_gpus_that_are_its_own(submit: Callable[..., Job]) ->
     }
     for flags, lines in expected.items():
         job = submit(f'--nodes=2 {flags}', '0/0/0/0')
-        assert job.end() == ('COMPLETED', '0', 0), job.told()
-        assert set(re.findall(r'gpus \S* jax \S*', job.told())) == lines
+        assert job.end() == ('COMPLETED', '0', 0), job.printed()
+        assert set(re.findall(r'gpus \S* jax \S*', job.printed())) == lines
 
 
 def test_nothing_outlives_the_cluster(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_nothing_outlives_the_cluster(tmp_path: Path) -> None:
 
 
 def started_with(env: dict[str, str]) -> list[str]:
-    """The programs that live in a cluster."""
+    """Returns the programs that run in a cluster."""
     found, sign = [], f'SLURM_CONF={env["SLURM_CONF"]}'.encode()
     for folder in Path('/proc').glob('[0-9]*'):
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
 """The promises of launch/tpu_vm.sh, against a stand-in for Google's command line.
 
-No TPU and no cloud are here: the stand-in keeps the state of one slice in a folder, and its two
-workers are folders in which it runs what comes by ssh. train.py, the scripts and what a worker does
-are the real ones; `make setup` is replaced by a .venv that leads to this Python.
+No TPU and no cloud are used: the stand-in keeps the state of one slice in a folder, and its two
+workers are folders in which it runs the commands sent by ssh. train.py and the scripts are the real
+ones; `make setup` is replaced by a .venv that leads to this Python.
 """
 
 import contextlib
@@ -107,10 +107,10 @@ cp "$CLOUD/bin/worker-python" .venv/bin/python
 
 
 class Cloud:
-    """The stand-in: its folder, and the launcher on it."""
+    """The stand-in: its folder, and the launcher that uses it."""
 
     def __init__(self, folder: Path) -> None:
-        """An empty cloud, whose workers run train.py with this Python."""
+        """Makes an empty cloud, whose workers run train.py with this Python."""
         self.folder = folder
         (folder / 'bin').mkdir()
         self.put('gcloud', GCLOUD, f'{sys.executable} -IS')
@@ -120,7 +120,7 @@ class Cloud:
         self.put('worker-python', f'exec {shlex.quote(sys.executable)} "$@"')
 
     def put(self, name: str, text: str, interpreter: str = '/bin/sh') -> None:
-        """A program that is found first."""
+        """Adds a program that is found before others."""
         file = self.folder / 'bin' / name
         file.write_text(f'#!{interpreter}\n{text}\n')
         file.chmod(0o755)
@@ -139,11 +139,11 @@ class Cloud:
         )
 
     def run(self, *words: str, **env: str) -> tuple[int, str, str]:
-        """(exit code, standard output, standard error) of the launcher."""
+        """Runs the launcher; returns exit code, standard output and standard error."""
         return ended(self.start(*words, **env))
 
     def calls(self) -> list[str]:
-        """Group and verb of every command that gcloud was given, apart from looks."""
+        """Returns group and verb of every gcloud command but those that only look."""
         file = self.folder / 'calls'
         words = [json.loads(line) for line in file.read_text().splitlines()]
         return [
@@ -153,12 +153,12 @@ class Cloud:
         ]
 
     def pids(self) -> list[int]:
-        """The sessions of the run, a worker each."""
+        """Returns the sessions of the run, one per worker."""
         files = sorted((self.folder / 'workers').glob('*/keyfold-run/pid'))
         return [int(file.read_text()) for file in files]
 
     def preempt(self) -> None:
-        """Takes the slice back: everything on it dies."""
+        """Preempts the slice: everything on it dies."""
         (self.folder / 'slice').write_text('keyfold PREEMPTED')
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
@@ -166,7 +166,7 @@ class Cloud:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """(exit code, standard output, standard error) of a launcher that must end by itself."""
+    """Waits for a launcher; returns exit code, standard output and standard error."""
     try:
         output, errors = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
@@ -177,7 +177,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[Cloud]:
-    """A cloud without a slice; what runs on it ends with the test."""
+    """Makes a cloud without a slice; what runs on it ends with the test."""
     if not (runs.ROOT / '.git').exists() or not shutil.which('setsid'):
         pytest.skip('needs a git checkout, and setsid')
     made = Cloud(tmp_path)
@@ -186,7 +186,7 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Returns as soon as `condition()` holds, while the process runs."""
+    """Waits until `condition()` holds, while the process runs."""
     limit = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, ended(process)
@@ -194,7 +194,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
         time.sleep(0.05)
 
 
-def test_stopped_killed_and_preempted_it_goes_on_to_the_same_bits(
+def test_stopped_killed_and_preempted_run_ends_in_the_same_bits(
     cloud: Cloud, tmp_path: Path
 ) -> None:
     """Two workers: asked to stop, then one of them killed and the slice taken away."""
@@ -246,10 +246,10 @@ def test_flags_arrive_on_the_workers_as_they_were_given(cloud: Cloud) -> None:
     ('codes', 'end', 'starts'),
     [([2, 0], 2, 1), ([REQUEUE, 137, 0, 1], 0, 3), ([1, REQUEUE, 1, 1, 1, 0], 1, 5)],
 )
-def test_watch_starts_again_what_may_go_better(
+def test_watch_restarts_what_may_succeed(
     cloud: Cloud, codes: list[int], end: int, starts: int
 ) -> None:
-    """Never after a final code, always when asked to stop, three times after crashes."""
+    """Never after a final code, always after 75, three times after crashes."""
     (cloud.folder / 'codes').write_text('\n'.join(map(str, codes)))
     take = 'code=$(head -n 1 "$CLOUD/codes"); sed -i 1d "$CLOUD/codes"; exit "$code"'
     cloud.put('worker-python', f'[ "$JAX_PROCESS_ID" = 0 ] || exit 0; {take}')
@@ -324,7 +324,7 @@ def test_dry_run_prints_commands_that_a_shell_reads_back_and_runs_none(cloud: Cl
 
 
 @pytest.mark.parametrize(
-    ('words', 'env', 'told'),
+    ('words', 'env', 'expected'),
     [
         (['launch'], {}, 'launch: no such command'),
         (['create', '--zones=a'], {}, '--zones=a: no such --FLAG=VALUE'),
@@ -341,13 +341,13 @@ def test_dry_run_prints_commands_that_a_shell_reads_back_and_runs_none(cloud: Cl
     ],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(
-    cloud: Cloud, words: list[str], env: dict[str, str], told: str
+    cloud: Cloud, words: list[str], env: dict[str, str], expected: str
 ) -> None:
     code, output, errors = cloud.run(*words, **env)
     assert (code, output) == (2, '')
     (line,) = errors.splitlines()
     assert line.startswith('error: ')
-    assert told in line
+    assert expected in line
     assert not (cloud.folder / 'slice').exists()
 
 
@@ -425,7 +425,7 @@ print(f'host {jax.process_index()} of {jax.process_count()}', flush=True)
 
 @contextlib.contextmanager
 def metadata_server(worker: int, endpoints: str) -> Iterator[str]:
-    """The address of what tells a TPU VM who it is."""
+    """Gives the address of a server that tells a TPU VM its place in the slice."""
     answers = {'agent-worker-number': str(worker), 'worker-network-endpoints': endpoints}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -446,7 +446,7 @@ def metadata_server(worker: int, endpoints: str) -> Iterator[str]:
 
 @pytest.mark.parametrize('endpoints', ['127.0.0.1', 'a:0:127.0.0.1,b:1:127.0.0.1'])
 def test_hosts_of_a_tpu_vm_slice_find_each_other_through_its_metadata(endpoints: str) -> None:
-    """JAX's own code for TPU VMs, told that chips are there, asks a stand-in for the server."""
+    """JAX's own code for TPU VMs believes that there are chips, and asks a stand-in server."""
     with socket.create_server(('', 0)) as probe:
         port = str(probe.getsockname()[1])
     count = len(endpoints.split(','))
@@ -462,6 +462,6 @@ def test_hosts_of_a_tpu_vm_slice_find_each_other_through_its_metadata(endpoints:
             )
             for address in servers
         ]
-        told = [host.communicate(timeout=PATIENCE)[0] for host in hosts]
-    found = [re.findall('^host .*', text, re.MULTILINE) for text in told]
-    assert found == [[f'host {index} of {count}'] for index in range(count)], told
+        printed = [host.communicate(timeout=PATIENCE)[0] for host in hosts]
+    found = [re.findall('^host .*', text, re.MULTILINE) for text in printed]
+    assert found == [[f'host {index} of {count}'] for index in range(count)], printed
