@@ -3,11 +3,14 @@
 import dataclasses
 import gzip
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+from etils import epath
 
+import train
 from configs.schema import Config
 from errors import UserError
 from tasks import classification
@@ -265,3 +268,26 @@ def test_quotes_that_can_be_read_in_two_ways_are_refused(
     with pytest.raises(UserError) as caught:
         quoted_texts(tmp_path, contents)
     assert message in str(caught.value)
+
+
+@pytest.mark.slow
+def test_warnings_are_logged_and_files_may_move_but_not_change_before_a_resume(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(steps: int, train_cells: Cells, name: str) -> Any:
+        data = DataConfig(
+            source='files',
+            train=table(tmp_path / name, train_cells),
+            evaluation=table(tmp_path / f'eval_{name}', GOOD),
+            bucket_lengths=(8,),
+        )
+        config = dataclasses.replace(small_config(), num_steps=steps, data=data)
+        config.optimizer.decay_steps = 8
+        return train.train(config, epath.Path(tmp_path / 'run'))
+
+    with caplog.at_level(logging.WARNING):
+        run(2, GOOD, 'a.tsv')
+    assert any('evaluation examples are in the training split too' in m for m in caplog.messages)
+    assert run(4, GOOD, 'b.tsv')['step'] == 4
+    with pytest.raises(UserError, match=r'training_data: .* -> '):
+        run(6, [*GOOD, ('a good film', 'neg')], 'b.tsv')
