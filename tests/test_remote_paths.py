@@ -321,7 +321,7 @@ def test_only_a_folder_of_a_gs_bucket_can_be_a_workdir(store: Storage, workdir: 
     with pytest.raises(UserError, match=r'expected a folder, gs://.*/file is a file'):
         command_line.usable_workdir(f'{workdir}/file')
     for wrong in ('s3://box/run', 'http://box/run'):
-        with pytest.raises(UserError, match='of buckets, Orbax writes to gs://BUCKET/FOLDER alone'):
+        with pytest.raises(UserError, match='expected a local folder or gs://BUCKET/FOLDER'):
             command_line.usable_workdir(wrong)
     with pytest.raises(UserError, match='in a bucket: gs://BUCKET/FOLDER'):
         command_line.usable_workdir('gs:///run')
