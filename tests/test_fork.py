@@ -123,10 +123,15 @@ def test_a_third_task_needs_new_files_only_and_keeps_every_promise(project: Path
     assert set(listings(NEW_TASK)) == {'tasks/bytes.py', 'configs/bytes.py'}
     assert not any((runs.ROOT / path).exists() for path in listings(NEW_TASK))
     short = {'num_steps': 12, 'batch_size': 16, 'checkpoint_every': 2, 'model.hidden_size': 8}
-    short |= {'data.bucket_lengths': '(64,256)', 'data.window_batches': 4, 'eval_batch_size': 64}
+    short |= {
+        'cpu_threads': 4,
+        'data.bucket_lengths': '(64,256)',
+        'data.window_batches': 4,
+        'eval_batch_size': 64,
+    }
     block = '\n'.join(text for language, text in FENCE.findall(NEW_TASK) if language == 'sh')
     printed = runs.shell(project, shortened(block, short))
-    assert 'bits_per_byte ' in printed
+    assert '"bits_per_byte": ' in printed
     assert re.findall(r'^ +(\d) .* the same bits$', printed, re.MULTILINE) == ['1', '2']
 
     command = f'train.py --config=configs/bytes.py --workdir=runs/killed {flags(short)}'
