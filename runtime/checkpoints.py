@@ -82,8 +82,14 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, in order."""
-        with storage.access_checked(self._directory):
-            return sorted(ocp.utils.checkpoint_steps(self._directory))
+        with storage.access_checked(self._directory), contextlib.suppress(FileNotFoundError):
+            if storage.in_bucket(self._directory):
+                return sorted(ocp.utils.checkpoint_steps(self._directory))
+            # A rename commits. Orbax would leave out what it cannot look at, even all steps, and
+            # the run would start over.
+            names = [path.name for path in self._directory.iterdir()]
+            return sorted(int(name) for name in names if name.isdecimal())
+        return []
 
     def newest_record(self) -> RunRecord | None:
         """Returns the newest undamaged run record, or None without a checkpoint."""
@@ -103,7 +109,6 @@ class Checkpoints:
         """
         restored = self._newest_undamaged(lambda step: self.read(step, target))
         assert restored is not None, 'restore without a checkpoint'
-        self._open().reload()
         self._committed = int(restored.step)
         return restored
 
@@ -209,19 +214,22 @@ class Checkpoints:
     def _newest_undamaged(self, read: Callable[[int], Found]) -> Found | None:
         """Returns `read(step)` of the newest step undamaged on every process; moves newer ones."""
         for step in reversed(self.steps()):
-            result, problem = None, ''
-            try:
-                result = read(step)
-            except Damaged as error:
-                problem = str(error)
-            if processes.all_processes(not problem):
-                return result
+            for _ in range(2):  # an error that does not come again is no damage
+                result, problem = None, ''
+                try:
+                    result = read(step)
+                except Damaged as error:
+                    problem = str(error)
+                if processes.all_processes(not problem):
+                    return result
             problem = problem or f'{self._directory / str(step)}: damaged on another process'
             logging.warning('%s; moved to %s, using the one before', problem, self._quarantine)
             with storage.access_checked(self._quarantine):
                 self._move(step, problem)
-        with storage.access_checked(self._quarantine):
-            if self._quarantine.exists() and any(self._quarantine.iterdir()):
+                if self._manager:
+                    self._manager.reload()
+        with storage.access_checked(self._quarantine), contextlib.suppress(FileNotFoundError):
+            if any(self._quarantine.iterdir()):
                 raise UserError(
                     f'{self._quarantine}: none of the checkpoints is whole; repair one and move '
                     f'it back to {self._directory}, or start over in another workdir'
@@ -253,11 +261,10 @@ def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
         raise
     except Exception as error:
         problem, kind = error, storage.access_error(error)
-        if not kind:
-            try:
-                storage.read_through(checkpoint)
-            except Exception as unreadable:  # OSError, or an exception of a bucket's client
-                problem, kind = unreadable, storage.access_error(unreadable) or UserError
+        try:  # first, since Orbax may say "File exists" of a folder that it cannot look at
+            storage.read_through(checkpoint)
+        except Exception as unreadable:  # OSError, or an exception of a bucket's client
+            problem, kind = unreadable, storage.access_error(unreadable) or UserError
         if kind:
             raise kind(f'{checkpoint}: cannot be read ({storage.brief(problem)})') from error
         raise Damaged(f'{checkpoint} is damaged ({storage.brief(error)})') from error

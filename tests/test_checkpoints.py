@@ -4,12 +4,14 @@ import builtins
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +33,14 @@ from training.state import TrainState, abstract_state
 
 # Orbax leaves coroutines of a failed read behind, which complain when they are collected.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Has what a failed read left behind complain here, where that is ignored."""
+    yield
+    gc.collect()
+
 
 HEADER: dict[str, Any] = {
     'config': {'seed': 3},
@@ -71,7 +81,6 @@ def restore(workdir: Path, layout: Any) -> TrainState:
     target = abstract_state(lambda _: small_state(layout, 0), 'rbg', layout)
     found = keeper.restore(target)
     keeper.close()
-    gc.collect()  # what a failed read left behind complains here, not in a later test
     return found
 
 
@@ -311,6 +320,133 @@ def test_good_checkpoint_is_not_called_damaged_without_file_descriptors(
             os.close(descriptor)
     assert not (workdir / 'damaged').exists()
     assert int(restore(workdir, layout).step) == 2
+
+
+class FailingFiles:
+    """Makes calls of Python's file functions in a folder fail, from one to another in their order.
+
+    TensorStore, in C++, is out of reach.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        """Fails nothing yet."""
+        self.calls, self.first, self.last, self.number = 0, 0, -1, errno.EIO
+        self._folder = str(folder)
+        names = ('os.open', 'os.stat', 'os.lstat', 'os.listdir', 'os.scandir', 'io.open')
+        for name in (*names, 'builtins.open'):
+            module, _, function = name.partition('.')
+            monkeypatch.setattr(name, self._failing(getattr(sys.modules[module], function)))
+
+    def _failing(self, operation: Any) -> Any:
+        def call(path: Any = '.', *args: Any, **options: Any) -> Any:
+            if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(self._folder):
+                self.calls += 1
+                if self.first <= self.calls <= self.last:
+                    raise OSError(self.number, os.strerror(self.number), os.fspath(path))
+            return operation(path, *args, **options)
+
+        return call
+
+
+def restore_under_errors(
+    saved: Any, monkeypatch: pytest.MonkeyPatch, codes: Iterator[str], stride: int
+) -> None:
+    """Restores with an error at each file operation in turn: there alone, and from there on."""
+    workdir, layout = saved
+    before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+    expected = state.state_fingerprint(small_state(layout, 2))
+    failing, refusals = FailingFiles(monkeypatch, workdir / 'checkpoints'), 0
+    restore(workdir, layout)
+    operations = failing.calls
+    assert operations > 20
+    for first, lasting in itertools.product(range(1, operations + 1, stride), (False, True)):
+        code, error = next(codes), None
+        failing.calls, failing.first, failing.number = 0, first, getattr(errno, code)
+        failing.last = 10**9 if lasting else first
+        try:
+            found = restore(workdir, layout)
+        except KeyfoldError as raised:
+            error = raised
+        failing.last = -1
+        if error:
+            assert not isinstance(error, Damaged)
+            assert 'damaged' not in str(error)
+            # For one that came once Orbax may say "Path is not a directory" instead.
+            assert os.strerror(failing.number) in str(error) or not lasting, first
+            assert str(workdir / 'checkpoints') in str(error)
+            refusals += 1
+        else:
+            assert state.state_fingerprint(found) == expected, (first, lasting, code)
+        files = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+        assert files == before
+    assert refusals >= operations // stride
+
+
+def test_error_at_a_file_operation_of_a_restore_moves_nothing_and_hides_no_checkpoint(
+    saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restore_under_errors(saved, monkeypatch, itertools.cycle(CODES), stride=3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('code', CODES)
+def test_every_error_at_every_file_operation_of_a_restore_moves_nothing(
+    saved: Any, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    restore_under_errors(saved, monkeypatch, itertools.repeat(code), stride=1)
+
+
+def test_steps_that_cannot_be_looked_at_are_no_new_run(
+    saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir, _ = saved
+    keeper = Checkpoints(epath.Path(workdir))
+    failing = FailingFiles(monkeypatch, workdir / 'checkpoints')
+    failing.last = 10**9
+    with pytest.raises(Unavailable, match=r'/checkpoints: cannot be read.*Input/output error'):
+        keeper.newest_record()
+
+
+@contextlib.contextmanager
+def user(number: int) -> Iterator[None]:
+    """Acts as another user on files inside, in all threads."""
+    before = os.geteuid()
+    os.seteuid(number)
+    yield
+    os.seteuid(before)
+
+
+def test_file_without_permission_ends_a_restore_by_tensorstore_and_moves_nothing(
+    layout: Any,
+) -> None:
+    nobody = os.geteuid() or 65534  # permissions do not bind root
+    with tempfile.TemporaryDirectory() as folder:  # other users cannot enter tmp_path
+        workdir = Path(folder) / 'run'
+        keeper = Checkpoints(epath.Path(workdir), keep_newest=2)
+        for step in (1, 2):
+            keeper.save(small_state(layout(2), step), HEADER, None)
+        keeper.close()
+        for path in (Path(folder), *Path(folder).rglob('*')):
+            path.chmod(0o777)
+        restore(workdir, layout(2))  # imports what it needs
+        paths, refusals = sorted((workdir / 'checkpoints' / '2').rglob('*')), 0
+        for path in paths:
+            path.chmod(0)
+            error = None
+            with user(nobody):
+                try:
+                    found = restore(workdir, layout(2))
+                except KeyfoldError as raised:
+                    error = raised
+            path.chmod(0o777)
+            if error:
+                assert type(error) is UserError
+                assert 'Permission denied' in str(error)
+                refusals += 1
+            else:
+                assert int(found.step) == 2, path
+            assert not (workdir / 'damaged').exists()
+        assert refusals >= len(paths) // 2
 
 
 NAMES = """
