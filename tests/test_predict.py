@@ -99,9 +99,20 @@ def test_tsv_has_a_column_for_each_probability(
     (expected,) = predicted(capsys, run, '--text', text)
     assert predict.main([run, '--text', text, '--format=tsv']) == 0
     header, row = (line.split('\t') for line in capsys.readouterr().out.splitlines())
-    assert header == ['text', 'label', 'probabilities.negative', 'probabilities.positive']
+    probabilities = ['probabilities.negative', 'probabilities.positive']
+    assert header == ['text', 'label', *probabilities, 'unknown', 'cut']
     numbers = list(map(str, expected['probabilities'].values()))
-    assert row == ['one tab and a line', expected['label'], *numbers]
+    notes = [str(expected['unknown']), str(expected['cut'])]
+    assert row == ['one tab and a line', expected['label'], *numbers, *notes]
+
+
+def test_unknown_words_and_a_cut_text_are_reported_with_the_prediction(
+    classifier_run: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ['the film is zyx', 'the film is the', 'the ' * 40, 'the ' * 41]
+    found = predicted(capsys, str(classifier_run[0]), *(f'--text={text}' for text in texts))
+    assert [line['unknown'] for line in found] == [0.25, 0, 0, 0]
+    assert [line['cut'] for line in found] == [False, False, False, True]
 
 
 def test_texts_are_read_only_as_far_as_predictions_are_taken(
