@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +103,19 @@ def copied(folder: Path) -> Path:
 def shell(project: Path, commands: str, **extra: str) -> str:
     """What commands of the documents print, run in a copy of the project by one shell."""
     path = f'{project / ".venv" / "bin"}:{os.environ["PATH"]}'
+    return printed(['bash', '-ec', commands], project, environment(2, PATH=path, **extra), 600)
+
+
+def printed(command: Sequence[str], folder: Path, env: dict[str, str], timeout: float) -> str:
+    """Returns what a command prints, to both outputs, after asserting that it succeeded."""
     done = subprocess.run(
-        ['bash', '-ec', commands],
-        cwd=project,
-        env=environment(2, PATH=path, **extra),
+        command,
+        cwd=folder,
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

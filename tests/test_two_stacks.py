@@ -6,7 +6,6 @@ Needs a second environment, in which `make setup PYTHON=... VENV=...` has instal
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,17 +43,8 @@ for impl in ('threefry2x32', 'rbg'):
 def run(python: str, arguments: Sequence[str], devices: int = 2) -> str:
     """Runs a program of the project under a Python, and returns what it printed."""
     cache = str(Path(runs.COMPILED) / Path(python).parent.parent.name)
-    done = subprocess.run(
-        [python, *arguments],
-        cwd=runs.ROOT,
-        env=runs.environment(devices, JAX_COMPILATION_CACHE_DIR=cache),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    env = runs.environment(devices, JAX_COMPILATION_CACHE_DIR=cache)
+    return runs.printed([python, *arguments], runs.ROOT, env, timeout=300)
 
 
 def train(python: str, workdir: Path, devices: int = 2, **overrides: object) -> str:
