@@ -317,7 +317,7 @@ def test_pod_on_a_full_disk_ends_with_the_same_exit_code_and_loses_nothing(
         output = done.stdout + done.stderr
         assert done.returncode == code, output
         assert ('the last checkpoint could not be written' in output) == (code == 5)
-        assert 'starting again' not in output
+        assert 'restarting' not in output
         subprocess.run(['mount', '-o', f'remount,size={size}', str(full_disk)], check=True)
     runs.finish(tmp_path / 'undisturbed')
     assert runs.outcome(run) == runs.outcome(tmp_path / 'undisturbed')

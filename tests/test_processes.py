@@ -198,7 +198,7 @@ def test_pod_with_a_dead_process_starts_again_and_equals_the_undisturbed_run(
     os.kill(trainers(run)[1], signal.SIGKILL)
     code, output = ended(pod)
     assert code == 0, output
-    assert 'starting again in 1 s, 1 of 1' in output
+    assert 'restarting in 1 s, 1 of 1' in output
     assert runs.outcome(run) == runs.outcome(undisturbed)
 
 

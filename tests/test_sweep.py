@@ -240,7 +240,7 @@ def test_trained_here_the_runs_are_those_of_train_py(tmp_path: Path) -> None:
     file, workdir = tmp_path / 'small.py', tmp_path / 'sweep'
     file.write_text(
         'from configs import reviews\n'
-        'from tasks.classification import DataConfig, ModelConfig'
+        'from tasks.classification import DataConfig, ModelConfig\n'
         'def get_config():\n'
         '    config = reviews.get_config()\n'
         '    config.num_steps, config.batch_size, config.eval_batch_size = 6, 16, 64\n'
@@ -263,4 +263,5 @@ def test_trained_here_the_runs_are_those_of_train_py(tmp_path: Path) -> None:
     assert summary['root_key'].endswith('3')
     assert json.loads((run / 'config.json').read_text())['optimizer.name'] == 'sgd'
     found = json.loads((workdir / 'sweep.json').read_text())
-    assert found['runs'] == [{'name': run.name, 'seed': 3, 'eval': summary['eval']}]
+    expected = {'name': run.name, 'vary': 'all', 'seed': 3, 'eval': summary['eval']}
+    assert found['runs'] == [expected]
