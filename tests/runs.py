@@ -56,9 +56,13 @@ def command(workdir: Path, config: str = 'configs/reviews.py', **overrides: Any)
     ]
 
 
+PASSED_ON_BY_MAKE = ('ARGS', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS')
+
+
 def environment(devices: int, **extra: str) -> dict[str, str]:
-    """The environment of a run on simulated CPU devices."""
-    return os.environ | {
+    """The environment of a run on simulated CPU devices, without what a `make` around the tests passes on."""
+    kept = {name: text for name, text in os.environ.items() if name not in PASSED_ON_BY_MAKE}
+    return kept | {
         'JAX_PLATFORMS': 'cpu',
         'JAX_NUM_CPU_DEVICES': str(devices),
         'JAX_COMPILATION_CACHE_DIR': COMPILED,
@@ -90,8 +94,8 @@ def finish(workdir: Path, devices: int = 2, **overrides: Any) -> str:
 def copied(folder: Path) -> Path:
     """A copy of the project whose .venv is this Python, for what changes its files."""
     copy, venv = folder / 'project', folder / 'project' / '.venv'
-    left = {'.git', '.venv', '.venv-tpu', 'runs', '__pycache__', '.hypothesis'}
-    shutil.copytree(ROOT, copy, ignore=lambda _, names: left & set(names))
+    left = shutil.ignore_patterns('.git', '.venv*', 'runs', '__pycache__', '.hypothesis')
+    shutil.copytree(ROOT, copy, ignore=left)
     venv.mkdir()
     for name in ('bin', 'lib', 'pyvenv.cfg'):
         (venv / name).symlink_to(Path(sys.prefix) / name)

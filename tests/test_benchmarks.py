@@ -54,7 +54,7 @@ def test_step_and_recurrence_run_on_a_small_model(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(recurrence, 'config', small)
     monkeypatch.setattr(recurrence, 'LENGTHS', (4,))
     assert isinstance(small().model, ModelConfig)
-    assert len(values(step.measure())) == 6
+    assert len(values(step.measure())) == 14
     assert len(values(recurrence.measure())) == 3
 
 

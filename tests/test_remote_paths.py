@@ -166,7 +166,7 @@ def test_damaged_checkpoint_in_a_bucket_is_moved_aside_whole_and_a_barred_one_is
     for name, data in objects(store, disturbed).items():
         store.put(workdir.parts[2], f'a/run/{name}', data)
     before = objects(store, workdir)
-    for barred, told in (('run/metadata', 'Forbidden'), ('state/manifest', 'PERMISSION_DENIED')):
+    for barred in ('run/metadata', 'state/manifest'):
         store.refused = f'GET .*/checkpoints/24/{barred}.*alt=media'
         predicting = [sys.executable, '-m', 'tools.predict', str(workdir), '--text', 'good']
         for command in (predicting, runs.command(workdir)):
@@ -174,7 +174,9 @@ def test_damaged_checkpoint_in_a_bucket_is_moved_aside_whole_and_a_barred_one_is
                 command, cwd=runs.ROOT, env=runs.environment(2), capture_output=True, text=True
             )
             assert done.returncode == 2, done
-            assert re.match(f'error: {workdir}.*: .*{told}', done.stderr.splitlines()[-1]), done
+            assert re.match(
+                f'error: {workdir}.*(Forbidden|PERMISSION_DENIED)', done.stderr.splitlines()[-1]
+            ), done
             assert 'Traceback' not in done.stderr  # of threads of TensorStore
             assert 'damaged' not in done.stdout + done.stderr
     store.refused = '^$'
