@@ -42,10 +42,10 @@ def row(step: int, loss: float = 32.0) -> Any:
     return np.array([tuple(values.values())], list(COLUMNS.items()))[0]
 
 
-def run_log(workdir: Path, recorder: Recorder, start: int = 0) -> log.RunLog:
-    """Returns the log of a run of 100 steps of 64 examples, with a line every 20 steps."""
+def run_log(workdir: Path, recorder: Recorder, start: int = 0, num_steps: int = 100) -> log.RunLog:
+    """Returns the log of a run whose steps have 64 examples, with a line every 20 steps."""
     config = reviews.get_config()
-    config.num_steps, config.log_every, config.batch_size = 100, 20, 64
+    config.num_steps, config.log_every, config.batch_size = num_steps, 20, 64
     ledger = Ledger(epath.Path(workdir / 'ledger'), COLUMNS, start)
     return log.RunLog(
         [recorder], lambda sums: {'loss': sums['loss'] / sums['weight']}, lambda step: step / 100,
@@ -79,6 +79,19 @@ def test_line_shows_means_of_the_interval_and_rates_without_evaluations(
         'examples_per_second': 256, 'tokens_per_second': 2560,
     }  # fmt: skip
     assert shown.examples_per_second == 256
+
+
+def test_line_of_the_last_step_is_about_the_steps_since_the_line_before(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    recorder = Recorder()
+    shown = run_log(tmp_path, recorder, num_steps=24)
+    for step in range(1, 25):
+        clock[0] += 0.25 if step > 20 else 0.5
+        shown.add([row(step, loss=step)])
+    last = recorder.points['train', 24]
+    assert last['loss'] == (21 + 22 + 23 + 24) / 4 / 64
+    assert last['examples_per_second'] == 256
 
 
 def test_time_left_is_not_shown_before_it_is_known_and_has_no_compilation(
