@@ -119,13 +119,17 @@ def test_run_in_a_bucket_killed_in_a_save_and_finished_by_a_pod_is_the_run_of_a_
     names = {re.sub('tfevents.*', 'tfevents', name) for name in left}
     kept = {name for name in names if not name.startswith('checkpoints/')}
     assert kept == {
-        'config.json', 'summary.json', 'vocabulary.txt', 'tensorboard/events.out.tfevents',
+        'config.json', 'summary.json', 'vocabulary.txt', 'metrics.csv',
+        'tensorboard/events.out.tfevents',
         *(f'ledger/{n - 5:09d}-{n:09d}.npy' for n in (6, 12, 18, 24)),
     }  # fmt: skip
     assert {name.split('/')[1] for name in names - kept} == {'18', '24'}
     points = [scalars(left[name]) for name in left if 'tfevents' in name]
     files = (undisturbed / 'tensorboard').iterdir()
     assert set().union(*points) == set().union(*(scalars(file.read_bytes()) for file in files))
+    tables = left['metrics.csv'].decode(), (undisturbed / 'metrics.csv').read_text()
+    rows = [[row for row in text.splitlines() if '_per_second,' not in row] for text in tables]
+    assert rows[0] == rows[1]
 
 
 def scalars(events: bytes) -> set[tuple[int, str]]:
