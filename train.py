@@ -27,6 +27,7 @@ from configs.schema import Config
 from errors import REQUEUE
 from input_pipeline.batches import eval_batches, padding_share, train_batches
 from reporting import log, summary
+from reporting.loggers import default_loggers
 from reporting.profile import Profile
 from reporting.start_report import start_report
 from runtime import backend, command_line, processes, resume
@@ -62,6 +63,7 @@ def main(_: Sequence[str]) -> None:
     backend.enable_compilation_cache()
     processes.join(JOIN_TIMEOUT.value)
     with processes.bounded_end():
+        log.quiet_libraries()
         backend.check()
         log.start_logging()
         with exclusive_workdir(workdir):
@@ -105,12 +107,12 @@ def train(
         state = create_state(keys.root_keys(config.seed, config.prng_impl, seeds))
     start = int(state.step)
     padding = padding_share(task.train.lengths, config)
-    start_report(config, layout, task.summary, padding, state, workdir)
     for warning in task.warnings:
         logging.warning('%s', warning)
+    start_report(config, layout, task.summary, padding, state, workdir)
     finished = summary.read_summary(workdir, start) if start >= config.num_steps else {}
     if finished.get('evaluation_data') == evaluation_data:
-        logging.info('the run is finished at step %d: %s', start, finished['eval'])
+        summary.log_finished(workdir, finished)
         return finished
     config_json = json.dumps(run_record['config'], indent=2)
     summary.write_files(workdir, task.files | {'config.json': config_json})
@@ -126,8 +128,7 @@ def train(
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
     writes = jax.process_index() == 0
     ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start, writes)
-    loggers = log.default_loggers(workdir, start)
-    run_log = log.RunLog(loggers, task.metrics, schedule, config, ledger)
+    run_log = log.RunLog(default_loggers(workdir, start), task.metrics, schedule, config, ledger)
     metrics = None
     with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
@@ -144,8 +145,7 @@ def train(
             if due or evaluating:
                 run_log.add(checked(ledger.drain(), config.optimizer.on_nonfinite, workdir))
             if evaluating:
-                with run_log.paused():
-                    metrics, samples = evaluate(state.params), task.samples(state.params)
+                metrics, samples = evaluate(state.params), task.samples(state.params)
                 run_log.evaluation(step, metrics, samples)
             if due:
                 # The ledger is written first, so that no checkpoint lacks its past.

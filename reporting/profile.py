@@ -2,14 +2,14 @@
 
 import contextlib
 import logging
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 from etils import epath
 
 from errors import UserError
-from runtime.storage import brief, in_bucket
+from reporting.loggers import tolerate
+from runtime.storage import in_bucket
 
 
 class Profile:
@@ -20,9 +20,9 @@ class Profile:
         self._first, self._last, self._tracing = 0, 0, False
         if not steps or workdir is None:
             return
-        self._folder = workdir / 'profile'
-        found = re.fullmatch(r'(\d+):(\d+)', steps)
-        self._first, self._last = map(int, found.groups()) if found else (0, 0)
+        self._folder = str(workdir / 'profile')
+        with contextlib.suppress(ValueError):
+            self._first, self._last = map(int, steps.split(':'))
         if not 1 <= self._first <= self._last:
             raise UserError(f'--profile={steps}: expected START:STOP, such as --profile=100:110')
         if in_bucket(workdir):
@@ -33,7 +33,9 @@ class Profile:
         """Wraps the dispatch of a step, which the trace then shows by its number."""
         if number == self._first:
             self._first = 0  # matches no step, so the trace starts only once
-            self._tracing = self._tolerate(lambda: jax.profiler.start_trace(str(self._folder)))
+            with tolerate('profile'):
+                jax.profiler.start_trace(self._folder)
+                self._tracing = True
         with jax.profiler.StepTraceAnnotation('train', step_num=number):
             yield
         if number == self._last:
@@ -41,19 +43,11 @@ class Profile:
 
     def close(self) -> None:
         """Waits for the devices and writes the trace, if one is being taken."""
-        if not self._tracing:
-            if self._first:
-                logging.warning('profile: not taken, this launch had no step %d', self._first)
-            return
-        self._tracing = False
-        jax.block_until_ready(jax.live_arrays())
-        if self._tolerate(jax.profiler.stop_trace):
-            logging.info('profile: written to %s', self._folder)
-
-    def _tolerate(self, call: Callable[[], None]) -> bool:
-        try:
-            call()
-        except Exception as error:  # OSError, or whatever the profiler raises
-            logging.error('profile: not written to %s (%s)', self._folder, brief(error))
-            return False
-        return True
+        if self._first:
+            logging.warning('profile: not taken, this launch had no step %d', self._first)
+        elif self._tracing:
+            self._tracing = False
+            jax.block_until_ready(jax.live_arrays())
+            with tolerate('profile'):
+                jax.profiler.stop_trace()
+                logging.info('profile: written to %s', self._folder)

@@ -8,7 +8,7 @@ import jax
 from etils import epath
 
 from errors import SaveFailed
-from reporting.log import Metrics, is_writer, scalars_text
+from reporting.log import Metrics, scalars_text
 from runtime.storage import brief, write_whole
 from training.mesh import Layout
 from training.state import TrainState, root_key_hex, state_fingerprint
@@ -16,44 +16,34 @@ from training.state import TrainState, root_key_hex, state_fingerprint
 
 def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
     """Writes text files into the workdir, each completely or not at all. Raises SaveFailed."""
-    if not is_writer():
-        return
     try:
-        for name, text in files.items():
+        for name, text in files.items() if jax.process_index() == 0 else ():
             write_whole(workdir / name, (text.rstrip() + '\n').encode())
     except Exception as error:  # OSError, or whatever the client of a bucket raises
         raise SaveFailed(f'{workdir}: {", ".join(files)} not written ({brief(error)})') from error
 
 
 def write_summary(
-    workdir: epath.Path,
-    state: TrainState,
-    layout: Layout,
-    evaluation_data: str,
-    metrics: Metrics,
-    speed: float,
+    workdir: epath.Path, state: TrainState, layout: Layout, data: str, metrics: Metrics, rate: float
 ) -> dict[str, Any]:
     """Writes the summary of a finished run to summary.json, logs it, and returns it.
 
-    `metrics` are of the last evaluation, on data with this fingerprint; `speed` is in examples/s.
+    `metrics` are of the last evaluation, on data with the fingerprint `data`; `rate` is in
+    examples/s.
     """
     summary = {
         'step': int(state.step),
         'eval': metrics,
-        'evaluation_data': evaluation_data,
+        'evaluation_data': data,
         'state_fingerprint': state_fingerprint(state),
         'root_key': root_key_hex(state),
         'num_shards': layout.num_shards,
         'device_count': jax.device_count(),
         'process_count': jax.process_count(),
-        'examples_per_second': speed,
+        'examples_per_second': rate,
     }
     write_files(workdir, {'summary.json': json.dumps(summary, indent=2)})
-    logging.info(
-        'finished at step %d: %s  state_fingerprint %.16s (%s)',
-        summary['step'], scalars_text(metrics), summary['state_fingerprint'],
-        workdir / 'summary.json',
-    )  # fmt: skip
+    log_finished(workdir, summary)
     return summary
 
 
@@ -64,3 +54,10 @@ def read_summary(workdir: epath.Path, step: int) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return summary if isinstance(summary, dict) and summary.get('step') == step else {}
+
+
+def log_finished(workdir: epath.Path, summary: dict[str, Any]) -> None:
+    """Logs the metrics of a finished run, rounded; summary.json has them in full."""
+    metrics, fingerprint = scalars_text(summary['eval']), summary['state_fingerprint'][:16]
+    shown = f'{metrics}  state_fingerprint {fingerprint}  ({workdir / "summary.json"})'
+    logging.info('the run is finished at step %d: %s', summary['step'], shown)

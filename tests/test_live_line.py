@@ -130,7 +130,7 @@ def test_run_on_a_terminal_shows_a_live_line_and_has_the_bits_of_one_into_a_file
             output += data.decode(errors='replace')
     assert process.wait() == 0, output
     drawn = re.findall(
-        r'step +\d+/24 loss \S+ accuracy \S+ examples/s \S+(?: left \d+:\d\d)? saved (\d+)', output
+        r'step +\d+/24 loss \S+ accuracy \S+(?: examples/s \S+ left \d\d:\d\d)? saved (\d+)', output
     )
     assert {int(step) for step in drawn} <= {0, 6, 12, 18}
     assert drawn

@@ -30,23 +30,41 @@ def test_start_report_shows_devices_shards_parameters_padding_and_where_training
         'data texts',
         'batches 64 examples, padded to 12, 20, 28, 42 ids (about 22% padding); '
         'evaluation: 256, to 42',
-        'devices 2 x cpu in 1 process(es), mesh data=2',
-        'shards 8, 4 per device; resumes with the same bits on 1, 2, 4, 8 device(s)',
+        'devices 2 x cpu in 1 process',
+        'shards 8 (the most devices this run can ever use), 4 on each device; '
+        'resumes exactly on 1, 2, 4 or 8 devices',
         'parameters 1,244 in 3 arrays',
         'cell 1,230 in 2 arrays',
-        'embedding 14 in 1 arrays',
+        'embedding 14 in 1 array',
         'start new run',
         'root key 0000000000000003',
-        'compiling the first step of each padded length takes seconds',
+        'compiling the training step, once for each padded length ...',
     ]
     assert resumed[7] == 'start resumed after step 312 from runs/x/checkpoints/312'
 
 
-def test_start_report_says_how_to_allow_more_devices_where_shards_were_not_chosen(
-    layout: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize(
+    ('devices', 'shards', 'reduction', 'exact'),
+    [
+        (1, 1, 'tree', '1 device'),
+        (2, 2, 'tree', '1 or 2 devices'),
+        (1, 8, 'tree', '1, 2, 4 or 8 devices'),
+        (2, 8, 'psum', '2 devices'),
+        (1, 8, 'psum', '1 device'),
+    ],
+)
+def test_start_report_says_which_devices_a_resume_may_use_and_how_to_allow_more(
+    devices: int, shards: int, reduction: str, exact: str,
+    layout: Any, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     state = TrainState(jnp.int32(0), {}, (), keys.root_keys(3, 'threefry2x32'))
     caplog.set_level(logging.INFO)
-    config = dataclasses.replace(reviews.get_config(), num_shards=0)
-    start_report(config, layout(2, 2), 'texts', 0.2, state, epath.Path('runs/x'))
-    assert 'on 1, 2 device(s); config.num_shards = N of a new run allows up to N' in caplog.text
+    for chosen in (0, shards):
+        caplog.clear()
+        config = dataclasses.replace(reviews.get_config(), num_shards=chosen)
+        made = layout(devices, shards, reduction)
+        start_report(config, made, 'texts', 0.2, state, epath.Path('runs/x'))
+        (line,) = (line for line in caplog.messages if line.startswith('shards '))
+        assert line.endswith(f'; resumes exactly on {exact}')
+        advice = f'--config.num_shards=N in a new run allows more than {shards}'
+        assert (advice in caplog.text) == (chosen == 0)
