@@ -89,7 +89,8 @@ class DataConfig:
         resumable=True,
     )
     train: str = option(
-        'train', 'tfds: training split; files: path of a .tsv, .csv or .jsonl file, or of its .gz'
+        'train',
+        'tfds: training split; files: path of .tsv, .csv or .jsonl, also .gz; * for several files',
     )
     evaluation: str = option('validation', 'tfds: evaluation split; files: path')
     columns: tuple[str, ...] = option(

@@ -5,14 +5,14 @@ seeded and with a held-out split: no evaluation pair is in training, in neither 
 """
 
 from errors import UserError
-from input_pipeline.pairs import PairDataset, PairSplit
+from input_pipeline.pairs import Pairs
 
 ROUNDS = 6  # of the Feistel network; four already make a good shuffle
 
 
 def make_additions(
     digits: tuple[int, ...], num_train: int, num_eval: int, split_seed: int, longest: int
-) -> PairDataset:
+) -> tuple[Pairs, Pairs]:
     """Makes both splits: the first `num_train` pairs of the shuffled order, and those after them.
 
     Raises UserError when there are fewer pairs, or a pair needs more ids than `longest`.
@@ -31,18 +31,13 @@ def make_additions(
             f"{large} digits with '+' and the end mark need {needed}"
         )
     pairs = [pair(digits, number, split_seed) for number in range(wanted)]
-    train, evaluation = pairs[:num_train], pairs[num_train:]
-    return PairDataset(PairSplit.of(train), PairSplit.of(evaluation))
+    return pairs[:num_train], pairs[num_train:]
 
 
 def pair(operand_digits: tuple[int, ...], number: int, split_seed: int) -> tuple[str, str]:
     """Returns the pair with this number in the shuffled order, such as ('7+15', '22')."""
     small, large = (10**digits for digits in operand_digits)
-    return sum_of(*operands(shuffled(number, num_pairs(small, large), split_seed), small, large))
-
-
-def sum_of(first: int, second: int) -> tuple[str, str]:
-    """Returns the texts of one sum."""
+    first, second = operands(shuffled(number, num_pairs(small, large), split_seed), small, large)
     return f'{first}+{second}', str(first + second)
 
 

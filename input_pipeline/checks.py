@@ -48,7 +48,7 @@ def canonical(label: str) -> Hashable:
     shown = [c for c in folded if unicodedata.category(c) not in ('Cc', 'Cf', 'Zs', 'Zl', 'Zp')]
     text = ''.join(shown).strip('"\'\ufe0e\ufe0f')
     try:
-        number = decimal.Decimal(text)
+        number = decimal.Decimal(text.replace('_', '?'))  # Decimal would read 1_0 as 10
     except decimal.InvalidOperation:
         return text
     return number if number.is_finite() else text

@@ -1,7 +1,6 @@
 """Holds pairs of texts as ids, and makes padded batches of any of them."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,26 +9,7 @@ from input_pipeline.encoded import HostBatch, Ragged, fingerprint, unknown_share
 from input_pipeline.examples import brief
 from input_pipeline.vocabulary import Vocabulary, units
 
-
-class PairSplit(NamedTuple):
-    """Holds one split, read whole: N sources and N targets, in the order of the data."""
-
-    sources: list[str]
-    targets: list[str]
-
-    @classmethod
-    def of(cls, pairs: Iterable[tuple[str, ...]]) -> 'PairSplit':
-        """Makes a split of (source, target) tuples."""
-        sources, targets = zip(*pairs, strict=True)
-        return cls(list(sources), list(targets))
-
-
-class PairDataset(NamedTuple):
-    """Holds the training split and the evaluation split."""
-
-    train: PairSplit
-    evaluation: PairSplit
-    skipped: int = 0  # bad rows that were left out
+Pairs = Sequence[tuple[str, ...]]  # N times (source, target)
 
 
 class EncodedPairs:
@@ -40,13 +20,15 @@ class EncodedPairs:
     """
 
     def __init__(
-        self, split: PairSplit, source: Vocabulary, target: Vocabulary, max_length: int, cut: bool
+        self, pairs: Pairs, source: Vocabulary, target: Vocabulary, max_length: int, cut: bool
     ) -> None:
         """Encodes the pairs. Sides longer than `max_length` ids are cut, or else refused."""
-        self.num_truncated = num_too_long(split, source, target, max_length, cut)
+        self.num_truncated = num_too_long(pairs, source, target, max_length, cut)
         self._source, self._target = source, target
-        self._sources = Ragged([source.encode_open(text, max_length) for text in split.sources])
-        self._targets = Ragged([target.encode_open(text, max_length) for text in split.targets])
+        self._sources, self._targets = (
+            Ragged([vocabulary.encode(text, max_length, start=False) for text in side])
+            for vocabulary, side in zip((source, target), zip(*pairs, strict=True), strict=True)
+        )
         self.lengths = np.maximum(self._sources.lengths, self._targets.lengths)
         self.unknown = unknown_share(np.concatenate([self._sources.ids, self._targets.ids]))
 
@@ -76,34 +58,32 @@ class EncodedPairs:
 
 
 def num_too_long(
-    split: PairSplit, source: Vocabulary, target: Vocabulary, max_length: int, cut: bool
+    pairs: Pairs, source: Vocabulary, target: Vocabulary, max_length: int, cut: bool
 ) -> int:
     """Counts the pairs with a side that does not fit. Raises UserError for one, unless `cut`."""
-    widths = np.array(
-        [
-            1 + max(len(units(a, source.unit)), len(units(b, target.unit)))
-            for a, b in zip(*split, strict=True)
-        ]
-    )
-    count = int(np.sum(widths > max_length))
+    widths = [1 + max(len(units(a, source.unit)), len(units(b, target.unit))) for a, b in pairs]
+    count = sum(width > max_length for width in widths)
     if count and not cut:
         worst = int(np.argmax(widths))
         raise UserError(
             f'config.data.bucket_lengths: {count} of {len(widths)} pairs are longer than '
-            f'{max_length}, and {brief.repr(split.sources[worst])} -> '
-            f'{brief.repr(split.targets[worst])} needs {widths[worst]}; add a wider bucket, or '
-            "set config.data.too_long = 'cut'"
+            f'{max_length}, and {" -> ".join(map(brief.repr, pairs[worst]))} needs '
+            f"{widths[worst]}; add a wider bucket, or set config.data.too_long = 'cut'"
         )
     return count
 
 
 def encode_sources(
-    texts: Sequence[str], vocabulary: Vocabulary, max_length: int, allow_unknown: bool = False
+    texts: Sequence[str],
+    vocabulary: Vocabulary,
+    max_length: int,
+    allow_unknown: bool = False,
+    cut: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encodes texts to predict from: sources int32[B, max_length], source_lengths int32[B].
 
-    Raises UserError for a text that is empty or too long or, unless `allow_unknown`, that has a
-    unit that is not in the vocabulary.
+    Raises UserError for a text that is empty, for one that is too long, unless `cut`, and for one
+    with a unit that is not in the vocabulary, unless `allow_unknown`.
     """
     for number, text in enumerate(texts, start=1):
         where = f'text {number}, {brief.repr(text)}'
@@ -113,7 +93,7 @@ def encode_sources(
             raise UserError(
                 f'{where}: {brief.repr(unknown[0])} is not in the vocabulary of the run'
             )
-        if (width := 1 + len(units(text, vocabulary.unit))) > max_length:
+        if (width := 1 + len(units(text, vocabulary.unit))) > max_length and not cut:
             raise UserError(f'{where}: needs a width of {width}, expected at most {max_length}')
-    sequences = Ragged([vocabulary.encode_open(text, max_length) for text in texts])
+    sequences = Ragged([vocabulary.encode(text, max_length, start=False) for text in texts])
     return sequences.padded(np.arange(len(texts)), max_length), sequences.lengths

@@ -11,6 +11,7 @@ write it; if its quotes do not fit together, they are ordinary characters of sen
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
 import zlib
@@ -46,12 +47,15 @@ def read(
 ) -> Rows:
     """Reads columns of a table, or keys of JSON objects. A JSON label is a string or an integer.
 
+    `file` is a path, or a pattern with * for several files, which are read in order of their names.
     `columns` names the columns of a table without a header line. `bad` gets the problem of each row
     that cannot be used, and the row is left out. Raises UserError for a file that cannot be read:
     one line that starts with the file and, if possible, the number of the line at fault.
     """
     places, found, labels = [], [], []
-    for where, record in _records(file, [*texts, *([label] if label else [])], columns, bad):
+    wanted = [*texts, *([label] if label else [])]
+    records = (_records(path, wanted, columns, bad) for path in _paths(file))
+    for where, record in itertools.chain.from_iterable(records):
         try:
             row = tuple(_text(where, name, record[name]) for name in texts)
             if label:
@@ -62,6 +66,14 @@ def read(
             found.append(row)
             places.append(where)
     return Rows(found, labels, (), places.__getitem__)
+
+
+def _paths(pattern: str) -> list[str]:
+    folder, _, name = pattern.rpartition('/')
+    if '*' not in name or epath.Path(pattern).expanduser().exists():
+        return [pattern]
+    found = sorted(str(path) for path in epath.Path(folder or '.').expanduser().glob(name))
+    return found or refuse(f'{pattern}: no such files')
 
 
 def _records(

@@ -29,44 +29,57 @@ def read(name: str, split: str, texts: Sequence[str], label: str = '', data_dir:
     type ClassLabel, whose names become the classes. Raises UserError if there is no such data set,
     split or feature, or if the data cannot be prepared or read.
     """
-    builder = _builder(name, data_dir)
-    _prepare(builder)
-    for feature in texts:
-        _require_feature(builder, feature, 'Text')
-    classes: tuple[str, ...] = ()
-    if label:
-        _require_feature(builder, label, 'ClassLabel')
-        classes = tuple(builder.info.features[label].names)
-    split_place = f'TFDS data set {builder.info.full_name!r}, {split!r}'
+    from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
 
-    def place(position: int) -> str:
-        return f'{split_place}: example {position}'
-
-    found, labels, unlabelled = [], [], 0
-    for position, record in enumerate(_records(builder, split_place, split)):
-        features = _features(record)
+    info = (builder := _prepared(name, data_dir)).info
+    for feature, kind in [*((text, 'Text') for text in texts), (label, 'ClassLabel')]:
+        where = f'TFDS data set {info.full_name!r}: feature'
+        if feature and feature not in info.features:
+            raise UserError(f'{where} {not_among(feature, sorted(info.features))}')
+        if feature and (found := type(info.features[feature]).__name__) != kind:
+            raise UserError(f'{where} {feature!r} is {found}, expected {kind}')
+    classes = tuple(info.features[label].names) if label else ()
+    place = f'TFDS data set {info.full_name!r}, {split!r}'
+    rows: list[tuple[str, ...]] = []
+    numbers: list[int] = []
+    for record in _records(builder, place, split):
+        # TFDS's own decoding of whole examples is more than ten times slower.
+        features = Example.FromString(record).features.feature
         try:
             values = [features[name].bytes_list.value[0].decode().strip() for name in texts]
         except (IndexError, UnicodeDecodeError) as error:
-            raise UserError(f'{place(position)}: {_first_line(error)}') from error
-        found.append(tuple(values))
+            raise UserError(f'{place}: example {len(rows)}: {_first_line(error)}') from error
+        rows.append(tuple(values))
         if label:
-            number = (*features[label].int64_list.value, -1)[0]
-            unlabelled += not 0 <= number < len(classes)
-            labels.append(classes[number])
-    if unlabelled:
+            numbers.append((*features[label].int64_list.value, -1)[0])
+    if unlabelled := sum(not 0 <= number < len(classes) for number in numbers):
         raise UserError(
-            f'{split_place}: {unlabelled} of {len(found)} examples have no label, expected a split '
-            'with labels (test splits often have none)'
+            f'{place}: {unlabelled} of {len(rows)} examples have no label, expected a split with '
+            'labels (test splits often have none)'
         )
-    return Rows(found, labels, classes, place)
+    labels = [classes[number] for number in numbers]
+    return Rows(rows, labels, classes, lambda row: f'{place}: example {row}')
 
 
-def _features(record: bytes) -> Any:
-    """Parses one record; TFDS's own decoding of whole examples is more than ten times slower."""
-    from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
-
-    return Example.FromString(record).features.feature
+def _prepared(name: str, data_dir: str) -> Any:
+    """Returns the builder of a data set that can be read, after preparing it if necessary."""
+    builder = _builder(name, data_dir)
+    name, folder = builder.info.full_name, builder.data_dir
+    if not Path(folder).exists():
+        _require_network(builder)
+        try:
+            builder.download_and_prepare(file_format=_FORMAT)
+        except Exception as error:  # anything that the data set's own code and downloads raise
+            raise UserError(f'{folder}: TFDS cannot prepare it: {_first_line(error)}') from error
+    if not builder.info.splits:
+        raise UserError(f'{folder}: {name!r} is prepared only in part; delete this folder')
+    formats = sorted(found.value for found in builder.info.available_file_formats())
+    if _FORMAT not in formats:
+        raise UserError(
+            f'{folder}: {name!r} is prepared as {", ".join(formats)}, which only TensorFlow can '
+            f"read; prepare it with file_format='{_FORMAT}' in another data_dir"
+        )
+    return builder
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -95,25 +108,6 @@ def _builder(name: str, data_dir: str) -> Any:
         raise UserError(f'TFDS data set {name!r}: {reason}') from error
 
 
-def _prepare(builder: Any) -> None:
-    """Prepares a data set unless its folder exists, and checks that it can be read from there."""
-    name, folder = builder.info.full_name, builder.data_dir
-    if not Path(folder).exists():
-        _require_network(builder)
-        try:
-            builder.download_and_prepare(file_format=_FORMAT)
-        except Exception as error:  # anything that the data set's own code and downloads raise
-            raise UserError(f'{folder}: TFDS cannot prepare it: {_first_line(error)}') from error
-    if not builder.info.splits:
-        raise UserError(f'{folder}: {name!r} is prepared only in part; delete this folder')
-    formats = sorted(found.value for found in builder.info.available_file_formats())
-    if _FORMAT not in formats:
-        raise UserError(
-            f'{folder}: {name!r} is prepared as {", ".join(formats)}, which only TensorFlow can '
-            f"read; prepare it with file_format='{_FORMAT}' in another data_dir"
-        )
-
-
 def _require_network(builder: Any) -> None:
     """Fails within seconds if there is no network: TFDS retries its downloads for minutes."""
     urls = [urlsplit(url) for url in builder.url_infos or ()]
@@ -137,14 +131,6 @@ def _require_network(builder: Any) -> None:
             f'cannot be downloaded: no connection to {tried}; prepare it where there is '
             'one, copy the folder, and set TFDS_DATA_DIR or --config.data.data_dir to the copy'
         )
-
-
-def _require_feature(builder: Any, name: str, kind: str) -> None:
-    where, features = f'TFDS data set {builder.info.full_name!r}', builder.info.features
-    if name not in features:
-        raise UserError(f'{where}: feature {not_among(name, sorted(features))}')
-    if (found := type(features[name]).__name__) != kind:
-        raise UserError(f'{where}: feature {name!r} is {found}, expected {kind}')
 
 
 def _records(builder: Any, where: str, split: str) -> Sequence[bytes]:

@@ -55,12 +55,14 @@ class Vocabulary:
         """Returns the number of ids."""
         return FIRST_WORD + len(self.words)
 
-    def encode(self, text: str, max_length: int) -> np.ndarray:
-        """Returns the ids of BOS, units, EOS: int32[T], 2 <= T <= max_length. Cuts longer texts."""
-        return np.array([BOS, *self._lookup(text)[: max_length - 2], EOS], np.int32)
+    def encode(self, text: str, max_length: int, start: bool = True) -> np.ndarray:
+        """Returns the ids of BOS (if `start`), units and EOS: int32[T], T <= max_length.
 
-    def _lookup(self, text: str) -> list[int]:
-        return [self._ids.get(word[self.letters], UNK) for word in units(text, self.unit)]
+        Cuts longer texts.
+        """
+        marks = [BOS] if start else []
+        ids = [self._ids.get(word[self.letters], UNK) for word in units(text, self.unit)]
+        return np.array([*marks, *ids[: max_length - len(marks) - 1], EOS], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids up to EOS or padding; other marks by their names."""
@@ -70,10 +72,6 @@ class Vocabulary:
     def file_text(self) -> str:
         """Returns the contents of the vocabulary file: one line for each id."""
         return '\n'.join(self.names) + '\n'
-
-    def encode_open(self, text: str, max_length: int) -> np.ndarray:
-        """Returns the ids of units and EOS, without BOS: int32[T], 1 <= T <= max_length."""
-        return np.array([*self._lookup(text)[: max_length - 1], EOS], np.int32)
 
     def unknown(self, text: str) -> list[str]:
         """Returns the units of a text that have no id."""

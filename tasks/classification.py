@@ -18,7 +18,7 @@ from input_pipeline.encoded import LabelledTexts, unknown_share
 from input_pipeline.examples import Rows, brief, not_among, read_rows
 from input_pipeline.vocabulary import ALL_LETTERS, FIRST_WORD, UNK, Vocabulary
 from model.classifier import TextClassifier
-from tasks.task import Batch, Predictor, Rngs, Sums, Task
+from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
 
 SEPARATOR = '[sep]'  # the word between two text features; the vocabulary treats it like any other
 
@@ -156,10 +156,10 @@ def inputs(rows: Batch) -> dict[str, Any]:
     return {name: rows[name] for name in ('token_ids', 'lengths', 'affix_ids') if name in rows}
 
 
-def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array], Any]:
+def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array], Params]:
     """Returns key -> parameters, whose shapes do not depend on the width of a batch."""
 
-    def init(key: jax.Array) -> Any:
+    def init(key: jax.Array) -> Params:
         rows: dict[str, Any] = {'token_ids': jnp.zeros((1, 2), jnp.int32)}
         rows['lengths'] = jnp.full(1, 2)
         if affixes:
@@ -177,7 +177,7 @@ def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
     """
 
     def sums(
-        params: Any, batch: Batch, rngs: Rngs | None = None, _: jax.Array | None = None
+        params: Params, batch: Batch, rngs: Rngs | None = None, _: jax.Array | None = None
     ) -> Sums:
         lengths, labels, weights = batch['lengths'], batch['labels'], batch['weights']
         train = rngs is not None
@@ -275,7 +275,7 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
         split = LabelledTexts(texts, np.zeros(len(texts)), vocabulary, width, affixes)
         return split.batch(np.arange(len(texts)), width)
 
-    def apply(params: Any, rows: Batch) -> Any:
+    def apply(params: Params, rows: Batch) -> Any:
         logits, seen = model.apply(
             {'params': params},
             **inputs(rows),

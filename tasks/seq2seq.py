@@ -14,10 +14,10 @@ from configs.schema import Check, Config, at_least, fraction, one_of, option
 from input_pipeline import addition, checks
 from input_pipeline.encoded import unknown_share
 from input_pipeline.examples import read_rows
-from input_pipeline.pairs import EncodedPairs, PairDataset, PairSplit, encode_sources
+from input_pipeline.pairs import EncodedPairs, Pairs, encode_sources
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.seq2seq import Seq2Seq
-from tasks.task import Batch, Predictor, Rngs, Sums, Task
+from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
 
 SAMPLES = 5  # examples shown at each evaluation
 
@@ -87,22 +87,19 @@ class ModelConfig(schema.ModelConfig):
     )
 
 
-def read_pairs(data: DataConfig) -> PairDataset:
-    """Reads the pairs that a config names. Raises UserError for a pair with an empty side."""
+def read_pairs(data: DataConfig) -> tuple[Pairs, Pairs, int]:
+    """Reads training pairs, evaluation pairs, and the number of bad rows that were skipped.
+
+    Raises UserError for a pair with an empty side.
+    """
     if data.source == 'addition':
-        return addition.make_additions(
-            data.operand_digits,
-            data.num_train,
-            data.num_eval,
-            data.split_seed,
-            data.bucket_lengths[-1],
-        )
+        sizes = data.num_train, data.num_eval, data.split_seed, data.bucket_lengths[-1]
+        return *addition.make_additions(data.operand_digits, *sizes), 0
     features = (data.source_feature, data.target_feature)
     train, evaluation = (
         read_rows(data, split, features, every=True) for split in (data.train, data.evaluation)
     )
-    splits = PairSplit.of(train.texts), PairSplit.of(evaluation.texts)
-    return PairDataset(*splits, train.skipped + evaluation.skipped)
+    return train.texts, evaluation.texts, train.skipped + evaluation.skipped
 
 
 def make_model(options: ModelConfig, source_size: int, target_size: int) -> Seq2Seq:
@@ -125,10 +122,10 @@ def make_model(options: ModelConfig, source_size: int, target_size: int) -> Seq2
     )
 
 
-def seq2seq_init(model: Seq2Seq) -> Callable[[jax.Array], Any]:
+def seq2seq_init(model: Seq2Seq) -> Callable[[jax.Array], Params]:
     """Returns key -> parameters, whose shapes do not depend on the width of a batch."""
 
-    def init(key: jax.Array) -> Any:
+    def init(key: jax.Array) -> Params:
         tokens, lengths = jnp.zeros((1, 2), jnp.int32), jnp.full(1, 2)
         return model.init({'params': key}, tokens, lengths, tokens, train=False)['params']
 
@@ -157,10 +154,10 @@ def forcing_schedule(options: ModelConfig) -> Callable[[jax.Array], jax.Array] |
 
 def seq2seq_loss_sums(
     model: Seq2Seq, probability: Callable[[jax.Array], jax.Array] | None
-) -> Callable[[Any, Batch, Rngs, jax.Array], Sums]:
+) -> Callable[[Params, Batch, Rngs, jax.Array], Sums]:
     """Returns the function that computes `token_sums` in training."""
 
-    def loss_sums(params: Any, batch: Batch, rngs: Rngs, step: jax.Array) -> Sums:
+    def loss_sums(params: Params, batch: Batch, rngs: Rngs, step: jax.Array) -> Sums:
         logits = model.apply(
             {'params': params},
             batch['sources'],
@@ -175,10 +172,10 @@ def seq2seq_loss_sums(
     return loss_sums
 
 
-def seq2seq_eval_sums(model: Seq2Seq) -> Callable[[Any, Batch], Sums]:
+def seq2seq_eval_sums(model: Seq2Seq) -> Callable[[Params, Batch], Sums]:
     """Returns what sums tokens with teacher forcing, pairs, and pairs decoded without a mistake."""
 
-    def eval_sums(params: Any, batch: Batch) -> Sums:
+    def eval_sums(params: Params, batch: Batch) -> Sums:
         sources = batch['sources'], batch['source_lengths']
         targets, weights = batch['targets'], batch['weights']
         logits = model.apply({'params': params}, *sources, targets, train=False)
@@ -223,18 +220,18 @@ def make_task(config: Config) -> Task:
     data, options = config.data, config.model
     assert isinstance(data, DataConfig)
     assert isinstance(options, ModelConfig)
-    pairs = read_pairs(data)
-    examples = [list(zip(*split, strict=True)) for split in (pairs.train, pairs.evaluation)]
-    source = Vocabulary.of(pairs.train.sources, data.min_frequency, data.unit)
-    target = Vocabulary.of(pairs.train.targets, data.min_frequency, data.unit)
+    train_pairs, eval_pairs, skipped = read_pairs(data)
+    source, target = (
+        Vocabulary.of(side, data.min_frequency, data.unit)
+        for side in zip(*train_pairs, strict=True)
+    )
     known = min(len(source.words), len(target.words))
-    checks.require_known(known, len(examples[0]), data.unit, data.min_frequency)
+    checks.require_known(known, len(train_pairs), data.unit, data.min_frequency)
     max_length = data.bucket_lengths[-1]
-
-    def encode(split: PairSplit) -> EncodedPairs:
-        return EncodedPairs(split, source, target, max_length, data.too_long == 'cut')
-
-    train, evaluation = encode(pairs.train), encode(pairs.evaluation)
+    train, evaluation = (
+        EncodedPairs(pairs, source, target, max_length, data.too_long == 'cut')
+        for pairs in (train_pairs, eval_pairs)
+    )
     model = make_model(options, len(source), len(target))
     return Task(
         train=train,
@@ -259,12 +256,12 @@ def make_task(config: Config) -> Task:
             f'{len(train)} training and {len(evaluation)} evaluation pairs, {len(source)} source '
             f'and {len(target)} target ids ({data.unit}s), {train.unknown:.1%} of training and '
             f'{evaluation.unknown:.1%} of evaluation tokens unknown, '
-            f'{f"{pairs.skipped} bad rows skipped, " if pairs.skipped else ""}'
+            f'{f"{skipped} bad rows skipped, " if skipped else ""}'
             f'{train.num_truncated + evaluation.num_truncated} pairs cut to {max_length} ids'
         ),
         warnings=(
             *checks.unknown_warnings(training=train.unknown, evaluation=evaluation.unknown),
-            *checks.shared_warnings(*examples),
+            *checks.shared_warnings(train_pairs, eval_pairs),
         ),
         samples=make_samples(model, evaluation, source, target, max_length),
     )
@@ -272,7 +269,7 @@ def make_task(config: Config) -> Task:
 
 def make_samples(
     model: Seq2Seq, split: EncodedPairs, source: Vocabulary, target: Vocabulary, width: int
-) -> Callable[[Any], list[str]]:
+) -> Callable[[Params], list[str]]:
     """Returns parameters -> greedy decodings of the first evaluation pairs, one in a line."""
     batch = split.batch(np.arange(min(SAMPLES, len(split))), width)
     decode = jax.jit(
@@ -281,7 +278,7 @@ def make_samples(
         )
     )
 
-    def samples(params: Any) -> list[str]:
+    def samples(params: Params) -> list[str]:
         rows = zip(batch['sources'], batch['targets'], jax.device_get(decode(params)), strict=True)
         lines = []
         for question, answer, given in rows:
@@ -306,10 +303,11 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
 
     def encode(texts: list[str]) -> dict[str, np.ndarray]:
         # If training had rare units, the model has learned what an unknown one means.
-        sources, lengths = encode_sources(texts, source, width, data.min_frequency > 1)
+        rare, cut = data.min_frequency > 1, data.too_long == 'cut'
+        sources, lengths = encode_sources(texts, source, width, rare, cut)
         return {'sources': sources, 'source_lengths': lengths}
 
-    def apply(params: Any, rows: Batch) -> Any:
+    def apply(params: Params, rows: Batch) -> Any:
         rows_of = rows['sources'], rows['source_lengths']
         return model.apply({'params': params}, *rows_of, width, method='greedy')
 
@@ -317,8 +315,9 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
         return {'prediction': target.decode(decoded[row])}
 
     def notes(text: str) -> dict[str, Any]:
-        if data.min_frequency == 1:
-            return {}  # unknown units are refused
-        return {'unknown': unknown_share(source.encode_open(text, len(text) + 1))}
+        if data.min_frequency == 1 and data.too_long == 'error':
+            return {}  # what could be noted is refused
+        ids = source.encode(text, len(text) + 1, start=False)
+        return {'unknown': unknown_share(ids), 'cut': len(ids) > width}
 
     return Predictor(seq2seq_init(model), encode, apply, show, notes)

@@ -15,29 +15,19 @@ Sums = dict[str, jax.Array]  # float32[] sums over examples
 Params = Any  # a tree of arrays, as Linen makes it
 
 
-def no_notes(_: str) -> dict[str, Any]:
-    """Has nothing to say about a text."""
-    return {}
-
-
-def nothing_to_show(_: Any) -> list[str]:
-    """Shows no samples: the metrics are enough."""
-    return []
-
-
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Holds all that the trainer knows of what is learned; every task module makes one."""
 
     train: Examples
     evaluation: Examples
-    init: Callable[[jax.Array], Any]  # key -> parameters
-    loss_sums: Callable[[Any, Batch, Rngs, jax.Array], Sums]
+    init: Callable[[jax.Array], Params]  # key -> parameters
+    loss_sums: Callable[[Params, Batch, Rngs, jax.Array], Sums]
     """(parameters, rows, rngs, step) -> float32[] sums over the rows, each weighted by 'weights'.
 
     'loss' / 'weight' is minimised, 'tokens' counts real tokens; `step` is of finished steps.
     """
-    eval_sums: Callable[[Any, Batch], Sums]
+    eval_sums: Callable[[Params, Batch], Sums]
     """(parameters, rows) -> the same sums and perhaps more. Draws no random number."""
     sum_names: tuple[str, ...]  # the names of the loss sums, sorted
     metrics: Callable[[dict[str, float]], dict[str, float]]  # totals of either sums -> metrics
@@ -48,7 +38,7 @@ class Task:
     files: dict[str, str]  # name -> text of files in the workdir, for people and tools
     summary: str  # one line for the start of the log
     warnings: tuple[str, ...] = ()  # what is odd about the data, each in one line
-    samples: Callable[[Any], list[str]] = nothing_to_show
+    samples: Callable[[Params], list[str]] = lambda _: []
     """parameters -> lines that show what the model does with a few examples."""
 
 
@@ -56,9 +46,11 @@ class Task:
 class Predictor:
     """Predicts on new texts; made from the config and the facts of a checkpoint alone."""
 
-    init: Callable[[jax.Array], Any]  # key -> parameters
+    init: Callable[[jax.Array], Params]  # key -> parameters
     encode: Callable[[list[str]], dict[str, np.ndarray]]
     """N texts -> arrays [N, ...]. Raises UserError for a text that it cannot predict from."""
-    apply: Callable[[Any, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
+    apply: Callable[[Params, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
     show: Callable[[Any, int], dict[str, Any]]  # (these arrays on the host, row) -> JSON
-    notes: Callable[[str], dict[str, Any]] = no_notes  # text -> JSON of what the model cannot see
+    notes: Callable[[str], dict[str, Any]] = (
+        lambda _: {}
+    )  # text -> JSON of what the model cannot see

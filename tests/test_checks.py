@@ -83,6 +83,7 @@ def test_labels_that_differ_by_more_than_spelling_are_classes(tmp_path: Path) ->
         '-2',
         '1.5',
         '10',
+        '1_0',
         'a',
         'á',
         '+',
@@ -228,6 +229,18 @@ def test_gzip_files_are_read_as_their_contents(tmp_path: Path, suffix: str) -> N
     assert refusal(tmp_path, GOOD, train=str(packed)).startswith(f'b{suffix}.gz: damaged gzip data')
     packed.write_text('plain')
     assert refusal(tmp_path, GOOD, train=str(packed)).startswith(f'b{suffix}.gz: cannot be read (')
+
+
+def test_several_files_are_read_in_order_of_their_names(tmp_path: Path) -> None:
+    for name, cells in (('b', GOOD[:3]), ('a', GOOD[3:]), ('c', [('a', 'neg')] * 2)):
+        table(tmp_path / f'part-{name}.tsv', cells)
+    one = make_task(tmp_path, [*GOOD[3:], *GOOD[:3], *[('a', 'neg')] * 2])
+    pattern = str(tmp_path / 'part-*.tsv')
+    assert make_task(tmp_path, GOOD, train=pattern).resume_facts == one.resume_facts
+    table(tmp_path / 'part-c.tsv', [('a', 'neg'), ('a', '')])
+    assert refusal(tmp_path, GOOD, train=pattern).startswith("part-c.tsv:3: 'label' is ''")
+    absent = str(tmp_path / 'port-*.tsv')
+    assert refusal(tmp_path, GOOD, train=absent) == 'port-*.tsv: no such files'
 
 
 QUOTED = '"she said ""hi"" and left"\t"pos"\nplain words\tpos\n"a tab\tinside"\tneg\n'

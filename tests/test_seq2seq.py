@@ -16,7 +16,7 @@ from configs import addition as addition_config
 from configs.schema import Config
 from errors import UserError
 from input_pipeline import addition
-from input_pipeline.pairs import EncodedPairs, PairSplit, encode_sources
+from input_pipeline.pairs import EncodedPairs, Pairs, encode_sources
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.seq2seq import Seq2Seq
 from tasks import make_task, seq2seq
@@ -407,16 +407,17 @@ def test_every_pair_of_operands_comes_up_once(digits: tuple[int, int]) -> None:
 def test_addition_is_seeded_right_and_held_out_in_either_order() -> None:
     pairs = addition.make_additions((2, 2), 3000, 1500, split_seed=0, longest=7)
     assert pairs == addition.make_additions((2, 2), 3000, 1500, split_seed=0, longest=7)
-    assert pairs.evaluation.sources[7] == addition.pair((2, 2), 3007, 0)[0]
+    train_pairs, eval_pairs = pairs
+    assert eval_pairs[7] == addition.pair((2, 2), 3007, 0)
     assert pairs != addition.make_additions((2, 2), 3000, 1500, split_seed=1, longest=7)
-    for source, target in zip(*pairs.train, strict=True):
+    for source, target in train_pairs:
         assert sum(map(int, source.split('+'))) == int(target)
 
-    def operands(sources: list[str]) -> set[frozenset[str]]:
-        return {frozenset(source.split('+')) for source in sources}
+    def operands(pairs: Pairs) -> set[frozenset[str]]:
+        return {frozenset(source.split('+')) for source, _ in pairs}
 
-    assert not operands(pairs.train.sources) & operands(pairs.evaluation.sources)
-    ascending = [int(a) <= int(b) for a, b in (s.split('+') for s in pairs.train.sources)]
+    assert not operands(train_pairs) & operands(eval_pairs)
+    ascending = [int(a) <= int(b) for a, b in (source.split('+') for source, _ in train_pairs)]
     assert 0.4 < np.mean(ascending) < 0.6
 
 
@@ -431,11 +432,11 @@ def test_addition_refuses_operands_too_large_for_the_field_and_more_pairs_than_t
 
 
 def test_pairs_too_long_are_refused_or_cut_and_counted() -> None:
-    split = PairSplit(['ab', 'abcdef', 'a'], ['ab', 'a', 'abcde'])
+    pairs = [('ab', 'ab'), ('abcdef', 'a'), ('a', 'abcde')]
     letters = Vocabulary.of(['abcdef'], 1, 'character')
     with pytest.raises(UserError, match=r"2 of 3 pairs .* 'abcdef' -> 'a' needs 7"):
-        EncodedPairs(split, letters, letters, max_length=5, cut=False)
-    cut = EncodedPairs(split, letters, letters, max_length=5, cut=True)
+        EncodedPairs(pairs, letters, letters, max_length=5, cut=False)
+    cut = EncodedPairs(pairs, letters, letters, max_length=5, cut=True)
     assert cut.num_truncated == 2
     batch = cut.batch(np.arange(3), 5)
     assert [letters.decode(ids) for ids in batch['sources']] == ['ab', 'abcd', 'a']
@@ -448,8 +449,8 @@ def test_words_and_characters_come_back_from_their_ids() -> None:
     words = Vocabulary.of(['the cat', 'the dog'], 1)
     letters = Vocabulary.of(['the cat', 'the dog'], 1, 'character')
     for vocabulary in (words, letters):
-        assert vocabulary.decode(vocabulary.encode_open('the dog', 9)) == 'the dog'
-    assert words.decode(words.encode_open('the cow', 9)) == 'the <unk>'
+        assert vocabulary.decode(vocabulary.encode('the dog', 9, start=False)) == 'the dog'
+    assert words.decode(words.encode('the cow', 9, start=False)) == 'the <unk>'
 
 
 @pytest.mark.parametrize(

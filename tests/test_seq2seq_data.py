@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from configs.schema import Config
 from errors import UserError
-from input_pipeline.pairs import PairDataset
-from tasks.seq2seq import DataConfig, read_pairs
+from input_pipeline.pairs import Pairs
+from tasks.seq2seq import DataConfig, ModelConfig, make_predictor, read_pairs
 from tests.tfds_reviews import Reviews, prepare_rows
 
 PAIRS = {
@@ -19,7 +20,7 @@ PAIRS = {
 }
 
 
-def read_file(folder: Path, suffix: str, contents: str, **options: Any) -> PairDataset:
+def read_file(folder: Path, suffix: str, contents: str, **options: Any) -> tuple[Pairs, Pairs, int]:
     """Reads one file as training and as evaluation pairs."""
     path = folder / f'pairs{suffix}'
     path.write_text(contents)
@@ -33,7 +34,7 @@ def read_file(folder: Path, suffix: str, contents: str, **options: Any) -> PairD
     return read_pairs(DataConfig(**(data | options)))
 
 
-def read_tfds(data_dir: Path, **options: Any) -> PairDataset:
+def read_tfds(data_dir: Path, **options: Any) -> tuple[Pairs, Pairs, int]:
     """Reads premises and hypotheses of the data set of tests/test_tfds_source.py."""
     data = {
         'source': 'tfds',
@@ -47,9 +48,10 @@ def read_tfds(data_dir: Path, **options: Any) -> PairDataset:
 
 @pytest.mark.parametrize('suffix', PAIRS)
 def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str) -> None:
-    pairs = read_file(tmp_path, suffix, PAIRS[suffix])
-    assert pairs.train.sources == ['a film', 'two "films']
-    assert pairs.evaluation.targets == ['ein Film', 'zwei "Filme']
+    train, evaluation, skipped = read_file(tmp_path, suffix, PAIRS[suffix])
+    assert train == [('a film', 'ein Film'), ('two "films', 'zwei "Filme')]
+    assert evaluation == train
+    assert not skipped
 
 
 @pytest.mark.parametrize(
@@ -69,12 +71,31 @@ def test_pairs_with_an_empty_side_and_files_without_pairs_are_refused(
     assert message in str(caught.value)
 
 
+def test_pairs_with_an_empty_side_are_skipped_and_counted_if_asked_for(tmp_path: Path) -> None:
+    contents = 'en\tde\na film\t \na dog\tein Hund\n\tein Film\n'
+    train, _, skipped = read_file(tmp_path, '.tsv', contents, bad_rows='skip')
+    assert train == [('a dog', 'ein Hund')]
+    assert skipped == 4  # two in each split
+
+
+def test_long_texts_are_cut_in_prediction_as_in_training_and_noted() -> None:
+    data = DataConfig(too_long='cut', min_frequency=2, bucket_lengths=(5,), unit='word')
+    facts = {'source_vocabulary': ['a', 'b'], 'target_vocabulary': ['c']}
+    predictor = make_predictor(Config(data=data, model=ModelConfig()), facts)
+    rows = predictor.encode(['a b x b a b'])
+    assert rows['source_lengths'].tolist() == [5]
+    assert predictor.notes('a b x b a b') == {'unknown': pytest.approx(1 / 6), 'cut': True}
+    assert predictor.notes('a b x b') == {'unknown': 0.25, 'cut': False}
+    data.too_long = 'error'
+    with pytest.raises(UserError, match='needs a width of 7, expected at most 5'):
+        predictor.encode(['a b x b a b'])
+
+
 def test_two_text_features_are_read_as_pairs(tmp_path: Path) -> None:
     Reviews(data_dir=tmp_path).download_and_prepare(file_format='array_record')
-    pairs = read_tfds(tmp_path)
-    assert pairs.train.sources == ['good', 'bad', 'fine é']
-    assert pairs.train.targets == ['film', 'film', 'play']
-    assert pairs.evaluation == (['poor'], ['play'])
+    train, evaluation, _ = read_tfds(tmp_path)
+    assert train == [('good', 'film'), ('bad', 'film'), ('fine é', 'play')]
+    assert evaluation == [('poor', 'play')]
     with pytest.raises(UserError, match="feature 'label' is ClassLabel, expected Text"):
         read_tfds(tmp_path, target_feature='label')
 

@@ -34,15 +34,13 @@ def test_sums_are_decoded_as_in_evaluation(
     addition_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, summary = addition_run
-    pairs = seq2seq.read_pairs(small_config().data).evaluation
-    (tmp_path / 'sums').write_text('\n'.join(pairs.sources))
+    _, pairs, _ = seq2seq.read_pairs(small_config().data)
+    (tmp_path / 'sums').write_text('\n'.join(source for source, _ in pairs))
     unfinished = run / 'checkpoints' / '99.orbax-checkpoint-tmp'  # of a run that is at work
     unfinished.mkdir()
     found = predicted(capsys, str(run), '--input', str(tmp_path / 'sums'))
     unfinished.rmdir()  # it is still there
-    right = [
-        line['prediction'] == target for line, target in zip(found, pairs.targets, strict=True)
-    ]
+    right = [line['prediction'] == target for line, (_, target) in zip(found, pairs, strict=True)]
     assert sum(right) == round(summary['eval']['exact_match'] * len(right))
 
 
