@@ -15,7 +15,9 @@ from etils import epath
 from runtime import ledger
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPILED = tempfile.mkdtemp(prefix='keyfold-compiled-')  # shared by the processes of one session
+# Shared by all processes of a session.
+SESSION = os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())
+COMPILED = f'{tempfile.gettempdir()}/keyfold-compiled-{SESSION}'
 
 STEPS = {
     'num_steps': 24,
