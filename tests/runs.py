@@ -62,7 +62,7 @@ PASSED_ON_BY_MAKE = ('ARGS', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS')
 
 
 def environment(devices: int, **extra: str) -> dict[str, str]:
-    """The environment of a run on simulated CPU devices, without what a `make` around the tests passes on."""
+    """The environment of a run on simulated CPU devices, without the arguments of a `make`."""
     kept = {name: text for name, text in os.environ.items() if name not in PASSED_ON_BY_MAKE}
     return kept | {
         'JAX_PLATFORMS': 'cpu',
