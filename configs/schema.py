@@ -92,13 +92,22 @@ class DataConfig:
         'train',
         'tfds: training split; files: path of .tsv, .csv or .jsonl, also .gz; * for several files',
     )
-    evaluation: str = option('validation', 'tfds: evaluation split; files: path')
+    evaluation: str = option(
+        'validation',
+        'tfds: evaluation split; files: path; both: share of the training rows, such as 10%',
+    )
     columns: tuple[str, ...] = option(
         (), 'files: names of the columns of tables without a header line, in order', resumable=True
     )
+    delimiter: str = option(
+        '',
+        "files: what separates the columns of tables ('' = tab in .tsv, comma in .csv)",
+        (lambda value: len(value) < 2 and value not in [*'"\r\n\0'], "one character, such as ';'"),
+        resumable=True,
+    )
     bad_rows: str = option(
         'stop',
-        'a row that cannot be used: stop, or skip it and count it',
+        'a row that cannot be used: stop, or skip it and list it in WORKDIR/skipped_rows.txt',
         one_of('stop', 'skip'),
         resumable=True,
     )

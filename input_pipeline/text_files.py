@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NoReturn
 
 from etils import epath
@@ -23,14 +23,13 @@ from etils import epath
 from errors import UserError
 from input_pipeline.examples import Rows, brief, not_among
 
-_Records = Iterator[tuple[str, Mapping[str, object]]]  # place ('a.tsv:17'), values by name
+_Records = Iterator[tuple[str, list[object]]]  # place ('a.tsv:17'), values in the order asked for
 _Table = list[tuple[int, list[str]]]  # line, cells
 
 # JSON escapes can spell what a UTF-8 file cannot: half of a surrogate pair, and NUL.
 _UNSTORABLE = re.compile('[\0\ud800-\udfff]')
 _OPENS_QUOTED = re.compile('(^|[\t\r\n])"')
 _WHOLLY_QUOTED = re.compile('(^|[\t\r\n])"([^"\t\r\n]|"")*"([\t\r\n]|$)')
-_MISSING = {'nan', 'na', 'n/a', '<na>', 'null', '-1'}  # labels that stand for no label
 
 
 def refuse(problem: str) -> NoReturn:
@@ -43,51 +42,47 @@ def read(
     texts: Sequence[str],
     label: str = '',
     columns: Sequence[str] = (),
+    delimiter: str = '',
     bad: Callable[[str], None] = refuse,
 ) -> Rows:
-    """Reads columns of a table, or keys of JSON objects. A JSON label is a string or an integer.
+    """Reads columns of a table, or keys of JSON objects; 'a.b' is key b of the object at key a.
 
-    `file` is a path, or a pattern with * for several files, which are read in order of their names.
-    `columns` names the columns of a table without a header line. `bad` gets the problem of each row
-    that cannot be used, and the row is left out. Raises UserError for a file that cannot be read:
-    one line that starts with the file and, if possible, the number of the line at fault.
+    A JSON label is a string, a number, true or false. `file` is a path, or a pattern with * for
+    several files, which are read in order of their names. `columns` names the columns of a table
+    without a header line. `bad` gets the problem of each row that cannot be read, and the row is
+    left out. Raises UserError for a file that cannot be read: one line that starts with the file
+    and, if possible, the number of the line at fault.
     """
     places, found, labels = [], [], []
     wanted = [*texts, *([label] if label else [])]
-    records = (_records(path, wanted, columns, bad) for path in _paths(file))
-    for where, record in itertools.chain.from_iterable(records):
-        try:
-            row = tuple(_text(where, name, record[name]) for name in texts)
-            if label:
-                labels.append(_label(where, label, record[label]))
-        except UserError as error:
-            bad(str(error))
-        else:
-            found.append(row)
-            places.append(where)
+    for path in _paths(file):
+        match suffix := epath.Path(path.lower().removesuffix('.gz')).suffix:
+            case '.jsonl':
+                records = _json_objects(path, wanted, bad)
+            case '.tsv' | '.csv':
+                separator = delimiter or (',' if suffix == '.csv' else '\t')
+                records = _table_rows(path, separator, wanted, list(columns), bad)
+            case _:
+                raise UserError(f'{path}: suffix {suffix!r}, expected .tsv, .csv or .jsonl')
+        for where, values in records:
+            try:
+                row = tuple(map(_cell, itertools.repeat(where), texts, values))
+                labels += [_cell(where, label, values[-1], numbers=True)] if label else []
+            except UserError as error:
+                bad(str(error))
+            else:
+                found.append(row)
+                places.append(where)
     return Rows(found, labels, (), places.__getitem__)
 
 
 def _paths(pattern: str) -> list[str]:
-    folder, _, name = pattern.rpartition('/')
-    if '*' not in name or epath.Path(pattern).expanduser().exists():
+    if '*' not in pattern or epath.Path(pattern).expanduser().exists():
         return [pattern]
-    found = sorted(str(path) for path in epath.Path(folder or '.').expanduser().glob(name))
+    folder, slash, _ = pattern[: pattern.index('*')].rpartition('/')
+    paths = epath.Path(f'{folder}{slash}' or '.').expanduser()
+    found = sorted(map(str, paths.glob(pattern.removeprefix(f'{folder}{slash}'))))
     return found or refuse(f'{pattern}: no such files')
-
-
-def _records(
-    file: str, wanted: Sequence[str], columns: Sequence[str], bad: Callable[[str], None]
-) -> _Records:
-    match epath.Path(file.lower().removesuffix('.gz')).suffix:
-        case '.tsv' | '.csv' as suffix:
-            text = _contents(file)
-            table = _tab_separated(file, text) if suffix == '.tsv' else _table(file, text)
-            return _table_rows(file, table, wanted, list(columns), bad)
-        case '.jsonl':
-            return _json_objects(file, wanted, bad)
-        case suffix:
-            raise UserError(f'{file}: suffix {suffix!r}, expected .tsv, .csv or .jsonl')
 
 
 def _contents(file: str) -> str:
@@ -111,7 +106,7 @@ def _contents(file: str) -> str:
 
 
 def _table(
-    file: str, text: str, delimiter: str = ',', quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+    file: str, text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
 ) -> _Table:
     """Returns the rows of a table, each with the line it starts on: quoted cells span lines."""
     csv.field_size_limit(2**31 - 1)  # by default a text of more than 128 KiB is an error
@@ -124,7 +119,10 @@ def _table(
                 table.append((line, row))
             line = rows.line_num + 1
     except csv.Error as error:
-        raise UserError(f'{file}:{line}: {error}, expected balanced double quotes') from error
+        raise UserError(
+            f'{file}:{line}: {error}, expected balanced double quotes and {delimiter!r} between '
+            'cells (config.data.delimiter)'
+        ) from error
     return table
 
 
@@ -148,24 +146,27 @@ def _tab_separated(file: str, text: str) -> _Table:
 
 def _table_rows(
     file: str,
-    table: _Table,
+    delimiter: str,
     wanted: Sequence[str],
     header: list[str],
     bad: Callable[[str], None],
 ) -> _Records:
+    text = _contents(file)
+    table = _tab_separated(file, text) if delimiter == '\t' else _table(file, text, delimiter)
     if header:
         _require('config.data.columns', 'column', wanted, header)
+    names = {name.casefold() for name in header}
     for line, row in table:
         where, cells = f'{file}:{line}', [cell.strip() for cell in row]
         if not header:
-            header = cells
+            header, names = cells, {name.casefold() for name in cells}
             _require(where, 'column', wanted, header)
-        elif cells == header:
+        elif {cell.casefold() for cell in cells} == names:
             bad(f'{where}: the header line again, expected data (were two files joined?)')
         elif len(row) != len(header):
             bad(f'{where}: {len(row)} column(s), expected {len(header)}: {brief.repr(header)}')
         else:
-            yield where, dict(zip(header, row, strict=True))
+            yield where, [row[header.index(name)] for name in wanted]
 
 
 def _json_objects(file: str, wanted: Sequence[str], bad: Callable[[str], None]) -> _Records:
@@ -175,17 +176,34 @@ def _json_objects(file: str, wanted: Sequence[str], bad: Callable[[str], None]) 
             continue
         where = f'{file}:{line}'
         try:
-            record = json.loads(source)
+            record = json.loads(source, object_pairs_hook=_json_object)
             if not isinstance(record, dict):
                 raise UserError(f'{where}: {brief.repr(record)}, expected a JSON object')
-            _require(where, 'key', wanted, list(record))
+            values = [_value(where, record, name) for name in wanted]
         except (ValueError, RecursionError) as error:
             reason = str(error).replace('line 1 column', 'column')
             bad(f'{where}: invalid JSON ({reason}), expected an object')
         except UserError as error:
             bad(str(error))
         else:
-            yield where, record
+            yield where, values
+
+
+def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f'one of the keys {brief.repr(list(record))} occurs twice')
+    return record
+
+
+def _value(where: str, record: dict[str, object], name: str) -> object:
+    """Returns the value of a key, or of a key of an inner object, such as 'review.body'."""
+    outer, _, inner = name.partition('.')
+    child = record.get(outer)
+    if name not in record and inner and isinstance(child, dict):
+        return _value(f'{where}, in {outer!r}', child, inner)
+    _require(where, 'key', [name], list(record))
+    return record[name]
 
 
 def _require(where: str, kind: str, wanted: Sequence[str], present: Sequence[str]) -> None:
@@ -193,24 +211,18 @@ def _require(where: str, kind: str, wanted: Sequence[str], present: Sequence[str
         if present.count(name) > 1:
             raise UserError(f'{where}: {kind} {name!r} occurs twice, expected once')
         if name not in present:
-            hint = '; without a header line, set config.data.columns' if kind == 'column' else ''
-            raise UserError(f'{where}: {kind} {not_among(name, present)}{hint}')
+            hint = (
+                '; without a header line set config.data.columns, for another separator .delimiter'
+            )
+            raise UserError(
+                f'{where}: {kind} {not_among(name, present)}{hint * (kind == "column")}'
+            )
 
 
-def _text(where: str, name: str, value: object) -> str:
+def _cell(where: str, name: str, value: object, numbers: bool = False) -> str:
     if isinstance(value, str) and not _UNSTORABLE.search(value):
         return value.strip()
-    raise UserError(f'{where}: {name!r} is {brief.repr(value)}, expected some text')
-
-
-def _label(where: str, name: str, value: object) -> str:
-    label = str(value) if type(value) is int else value  # a bool is an int too, but no label
-    if not isinstance(label, str) or not label.strip() or _UNSTORABLE.search(label):
-        found = f'{where}: {name!r} is {brief.repr(value)}'
-        raise UserError(f'{found}, expected some text or an integer')
-    if label.strip().casefold() in _MISSING:
-        raise UserError(
-            f'{where}: {name!r} is {label.strip()!r}, which usually marks a missing label; '
-            'expected a class (remove the row, or give the class a name)'
-        )
-    return label.strip()
+    if numbers and isinstance(value, int | float):
+        return json.dumps(value)  # True is an int, and becomes 'true' again
+    expected = 'some text' + ' or a number' * numbers
+    raise UserError(f'{where}: {name!r} is {brief.repr(value)}, expected {expected}')

@@ -15,7 +15,8 @@ from configs.schema import Check, Config, at_least, fraction, names, one_of, opt
 from errors import UserError
 from input_pipeline import checks, reviews
 from input_pipeline.encoded import LabelledTexts, unknown_share
-from input_pipeline.examples import Rows, brief, not_among, read_rows
+from input_pipeline.examples import Rows, brief, not_among, read_splits
+from input_pipeline.labels import class_names
 from input_pipeline.vocabulary import ALL_LETTERS, FIRST_WORD, UNK, Vocabulary
 from model.classifier import TextClassifier
 from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
@@ -78,7 +79,7 @@ class LabelledSplit(NamedTuple):
 
     texts: list[str]
     labels: np.ndarray  # int32[N], indices of the label names
-    skipped: int = 0  # bad rows that were left out
+    skipped: tuple[str, ...] = ()  # the problems of bad rows that were left out
 
 
 def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[str, ...]]:
@@ -95,11 +96,8 @@ def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[st
             LabelledSplit(texts, np.array(labels, np.int32)) for texts, labels in splits
         )
         return train, evaluation, reviews.LABEL_NAMES
-    train_rows, eval_rows = (
-        read_rows(data, split, data.text_features, data.label_feature)
-        for split in (data.train, data.evaluation)
-    )
-    label_names = train_rows.classes or checks.class_names(train_rows)
+    train_rows, eval_rows = read_splits(data, data.text_features, data.label_feature)
+    label_names = train_rows.classes or class_names(train_rows.labels, train_rows.place)
     train, evaluation = labelled(train_rows, label_names), labelled(eval_rows, label_names)
     if len(label_names) == 1:
         raise UserError(
@@ -239,10 +237,10 @@ def make_task(config: Config) -> Task:
             'training_data': train.fingerprint(),
             'evaluation_data': evaluation.fingerprint(),
         },
-        files={'vocabulary.txt': vocabulary.file_text()},
+        files={'vocabulary.txt': vocabulary.file_text(), **checks.skipped_file(skipped)},
         summary=(
             f'{len(train)} training and {len(evaluation)} evaluation examples, '
-            f'{f"{skipped} bad rows skipped, " if skipped else ""}'
+            f'{f"{len(skipped)} bad rows skipped, " if skipped else ""}'
             f'{len(label_names)} classes '
             f'{brief.repr(checks.class_counts(train.labels, label_names))}, '
             f'{len(vocabulary)} word ids, {train.unknown:.1%} of training and '
