@@ -58,23 +58,15 @@ def one_of(*names: str) -> Check:
 
 def whole_numbers(low: int, example: str) -> Check:
     """Expects a tuple of increasing whole numbers, none below `low`."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        return (
-            bool(value)
-            and all(type(n) is int and n >= low for n in value)
-            and list(value) == sorted(set(value))
-        )
-
-    return ok, f'increasing whole numbers >= {low}, such as {example}'
+    return (
+        lambda value: bool(value) and list(value) == sorted({n for n in value if n >= low}),
+        f'increasing whole numbers >= {low}, such as {example}',
+    )
 
 
 def names() -> Check:
     """Expects a tuple of one or more names."""
-    return (
-        lambda value: bool(value) and all(isinstance(n, str) and n for n in value),
-        "one or more names, such as ('sentence',)",
-    )
+    return lambda value: bool(value) and all(value), "one or more names, such as ('sentence',)"
 
 
 @dataclasses.dataclass
@@ -228,11 +220,16 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
 
 
+def is_section(value: object) -> bool:
+    """Returns whether a value of a config holds options itself; a class does not."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
 def options(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
     """Yields (dotted name, value, field) of every option, in order of declaration."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
+        if is_section(value):
             yield from options(value, f'{prefix}{field.name}.')
         else:
             yield prefix + field.name, value, field
@@ -243,7 +240,7 @@ def sections(section: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
     yield prefix, section
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
+        if is_section(value):
             yield from sections(value, f'{prefix}{field.name}.')
 
 
@@ -290,7 +287,7 @@ def converted(value: Any, kind: Any) -> Any:
     if kind is float and number:
         return float(value)
     if kind is str and isinstance(value, str | os.PathLike):
-        return os.fspath(value)
+        return str(os.fspath(value))
     if kind in (int, float, str) or not isinstance(kind, type) or not isinstance(value, kind):
         raise TypeError
     return value

@@ -81,7 +81,7 @@ def read_rows(
     else:
         from input_pipeline import text_files
 
-        rows = text_files.read(split, texts, label, data.columns, data.delimiter, bad)
+        rows = text_files.read(data, split, texts, label, bad)
     missing = {''} if rows.classes else missing_labels(rows.labels)
     good = []
     for row, found in enumerate(rows.texts):
@@ -98,9 +98,7 @@ def read_rows(
         else:
             good.append(row)
     if not good:
-        reason = (
-            f'no usable row, the first problem is: {problems[0]}' if problems else 'no examples'
-        )
+        reason = f'no usable row; the first problem: {problems[0]}' if problems else 'no examples'
         raise UserError(f'{split}: {reason}, expected one or more rows of data')
     return _selected(rows, good, tuple(problems))
 

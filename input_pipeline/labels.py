@@ -11,7 +11,7 @@ MOST_AMOUNTS = 20  # labels that may be one to a row, or numbers with fractions
 _MISSING = {'', 'nan', '-nan', 'inf', '-inf', 'na', 'n/a', '#n/a', '<na>', 'null'}
 _HIDDEN = {'Cc', 'Cf', 'Zs', 'Zl', 'Zp'}  # categories of Unicode
 # Blank or without a glyph, though their categories are those of letters, marks and symbols.
-_HIDDEN_TOO = {'\u034f', '\u115f', '\u1160', '\u2800', *map(chr, range(0xFE00, 0xFE10))}
+_HIDDEN_TOO = {*'\u034f\u115f\u1160\u2800\u3164\uffa0', *map(chr, range(0xFE00, 0xFE10))}
 _QUOTES = '"\'\u2018\u2019\u201c\u201d'
 
 
@@ -61,7 +61,8 @@ def canonical(label: str) -> str | decimal.Decimal:
     its end, and the format of a number.
     """
     text = ''.join(visible(unicodedata.normalize('NFKC', label).casefold()))
-    text = text.strip(_QUOTES).rstrip('.,;:') or text
+    text = text.strip(_QUOTES) or text
+    text = text.rstrip('.,;:') or text
     try:
         number = decimal.Decimal(text.replace('_', '?'))  # Decimal would read 1_0 as 10
     except decimal.InvalidOperation:

@@ -8,6 +8,7 @@ A .csv file quotes as the csv module does. A .tsv file may do so too, as spreads
 write it; if its quotes do not fit together, they are ordinary characters of sentences.
 """
 
+import contextlib
 import csv
 import gzip
 import io
@@ -16,42 +17,29 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NoReturn
 
 from etils import epath
 
+from configs.schema import DataConfig
 from errors import UserError
 from input_pipeline.examples import Rows, brief, not_among
 
 _Records = Iterator[tuple[str, list[object]]]  # place ('a.tsv:17'), values in the order asked for
+_Report = Callable[[str], None]  # gets what is wrong with a row
 _Table = list[tuple[int, list[str]]]  # line, cells
 
 # JSON escapes can spell what a UTF-8 file cannot: half of a surrogate pair, and NUL.
 _UNSTORABLE = re.compile('[\0\ud800-\udfff]')
-_OPENS_QUOTED = re.compile('(^|[\t\r\n])"')
 _WHOLLY_QUOTED = re.compile('(^|[\t\r\n])"([^"\t\r\n]|"")*"([\t\r\n]|$)')
 
 
-def refuse(problem: str) -> NoReturn:
-    """Raises UserError."""
-    raise UserError(problem)
-
-
-def read(
-    file: str,
-    texts: Sequence[str],
-    label: str = '',
-    columns: Sequence[str] = (),
-    delimiter: str = '',
-    bad: Callable[[str], None] = refuse,
-) -> Rows:
+def read(data: DataConfig, file: str, texts: Sequence[str], label: str, bad: _Report) -> Rows:
     """Reads columns of a table, or keys of JSON objects; 'a.b' is key b of the object at key a.
 
     A JSON label is a string, a number, true or false. `file` is a path, or a pattern with * for
-    several files, which are read in order of their names. `columns` names the columns of a table
-    without a header line. `bad` gets the problem of each row that cannot be read, and the row is
-    left out. Raises UserError for a file that cannot be read: one line that starts with the file
-    and, if possible, the number of the line at fault.
+    several files, which are read in order of their names. `bad` gets the problem of each row that
+    cannot be read, and the row is left out. Raises UserError for a file that cannot be read: one
+    line that starts with the file and, if possible, the number of the line at fault.
     """
     places, found, labels = [], [], []
     wanted = [*texts, *([label] if label else [])]
@@ -60,8 +48,8 @@ def read(
             case '.jsonl':
                 records = _json_objects(path, wanted, bad)
             case '.tsv' | '.csv':
-                separator = delimiter or (',' if suffix == '.csv' else '\t')
-                records = _table_rows(path, separator, wanted, list(columns), bad)
+                separator = data.delimiter or (',' if suffix == '.csv' else '\t')
+                records = _table_rows(path, separator, wanted, data.columns, bad)
             case _:
                 raise UserError(f'{path}: suffix {suffix!r}, expected .tsv, .csv or .jsonl')
         for where, values in records:
@@ -80,9 +68,12 @@ def _paths(pattern: str) -> list[str]:
     if '*' not in pattern or epath.Path(pattern).expanduser().exists():
         return [pattern]
     folder, slash, _ = pattern[: pattern.index('*')].rpartition('/')
-    paths = epath.Path(f'{folder}{slash}' or '.').expanduser()
-    found = sorted(map(str, paths.glob(pattern.removeprefix(f'{folder}{slash}'))))
-    return found or refuse(f'{pattern}: no such files')
+    root, found = epath.Path(f'{folder}{slash}' or '.').expanduser(), []
+    with contextlib.suppress(ValueError, NotImplementedError):  # an impossible name, or **
+        found = sorted(map(str, root.glob(pattern.removeprefix(f'{folder}{slash}'))))
+    if not found:
+        raise UserError(f'{pattern}: no such files')
+    return found
 
 
 def _contents(file: str) -> str:
@@ -91,26 +82,25 @@ def _contents(file: str) -> str:
         text = (gzip.decompress(data) if file.lower().endswith('.gz') else data).decode('utf-8-sig')
     except FileNotFoundError as error:
         raise UserError(f'{file}: no such file') from error
-    except OSError as error:  # from a bucket it has no strerror
-        raise UserError(f'{file}: cannot be read ({error.strerror or error})') from error
-    except (EOFError, zlib.error) as error:
-        raise UserError(f'{file}: damaged gzip data ({error})') from error
     except UnicodeDecodeError as error:
         # Counted in the error's own bytes: they lack the byte order mark, as does its offset.
         line = error.object.count(b'\n', 0, error.start) + 1
         raise UserError(f'{file}:{line}: bytes that are not UTF-8, expected UTF-8') from error
+    # ValueError is for impossible names, and an OSError from a bucket has no strerror.
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'{file}: cannot be read ({reason})') from error
     if '\0' in text:
         line = text.count('\n', 0, text.index('\0')) + 1
         raise UserError(f'{file}:{line}: a NUL byte, expected UTF-8 (is the file UTF-16?)')
     return text
 
 
-def _table(
-    file: str, text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
-) -> _Table:
+def _table(file: str, text: str, delimiter: str, quoted: bool = True) -> _Table:
     """Returns the rows of a table, each with the line it starts on: quoted cells span lines."""
     csv.field_size_limit(2**31 - 1)  # by default a text of more than 128 KiB is an error
     source = io.StringIO(text, newline='')
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     rows = csv.reader(source, strict=True, delimiter=delimiter, quoting=quoting)
     table, line = [], 1
     try:
@@ -128,9 +118,7 @@ def _table(
 
 def _tab_separated(file: str, text: str) -> _Table:
     """Reads a table whose cells may be quoted, or may be sentences that have quotes in them."""
-    plain = _table(file, text, '\t', csv.QUOTE_NONE)
-    if not _OPENS_QUOTED.search(text):
-        return plain
+    plain = _table(file, text, '\t', quoted=False)
     try:
         quoted = _table(file, text, '\t')
     except UserError:
@@ -145,11 +133,7 @@ def _tab_separated(file: str, text: str) -> _Table:
 
 
 def _table_rows(
-    file: str,
-    delimiter: str,
-    wanted: Sequence[str],
-    header: list[str],
-    bad: Callable[[str], None],
+    file: str, delimiter: str, wanted: Sequence[str], header: Sequence[str], bad: _Report
 ) -> _Records:
     text = _contents(file)
     table = _tab_separated(file, text) if delimiter == '\t' else _table(file, text, delimiter)
@@ -169,7 +153,7 @@ def _table_rows(
             yield where, [row[header.index(name)] for name in wanted]
 
 
-def _json_objects(file: str, wanted: Sequence[str], bad: Callable[[str], None]) -> _Records:
+def _json_objects(file: str, wanted: Sequence[str], bad: _Report) -> _Records:
     # Not splitlines(), which also breaks at characters that occur inside texts, such as U+2028.
     for line, source in enumerate(_contents(file).split('\n'), start=1):
         if not source.strip():

@@ -26,11 +26,10 @@ SEPARATOR = '[sep]'  # the word between two text features; the vocabulary treats
 
 def prefix_and_suffix() -> Check:
     """Expects how many letters of a word's start and of its end, or neither."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        return not value or (len(value) == 2 and all(type(n) is int and n >= 1 for n in value))
-
-    return ok, 'two whole numbers >= 1, such as (4,3), or ()'
+    return (
+        lambda value: not value or (len(value) == 2 and min(value) >= 1),
+        'two whole numbers >= 1, such as (4,3), or ()',
+    )
 
 
 @dataclasses.dataclass
@@ -43,7 +42,9 @@ class DataConfig(schema.DataConfig):
     text_features: tuple[str, ...] = option(
         ('text',), 'tfds, files: features or columns to read, joined', names()
     )
-    label_feature: str = option('label', 'tfds, files: feature or column with the class')
+    label_feature: str = option(
+        'label', 'tfds, files: feature or column with the class', (bool, 'a name')
+    )
     num_train: int = option(10_000, 'reviews: training sentences', at_least(1))
     num_eval: int = option(1_500, 'reviews: evaluation sentences', at_least(1))
     min_frequency: int = option(
@@ -98,12 +99,11 @@ def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[st
         return train, evaluation, reviews.LABEL_NAMES
     train_rows, eval_rows = read_splits(data, data.text_features, data.label_feature)
     label_names = train_rows.classes or class_names(train_rows.labels, train_rows.place)
-    train, evaluation = labelled(train_rows, label_names), labelled(eval_rows, label_names)
     if len(label_names) == 1:
         raise UserError(
             f'{data.train}: only label {brief.repr(label_names[0])}, expected two or more'
         )
-    return train, evaluation, label_names
+    return labelled(train_rows, label_names), labelled(eval_rows, label_names), label_names
 
 
 def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:

@@ -29,12 +29,10 @@ def probability() -> Check:
 
 def digit_counts() -> Check:
     """Expects the digits of two operands."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        whole = all(type(n) is int for n in value)
-        return whole and len(value) == 2 and 1 <= value[0] <= value[1] <= 4
-
-    return ok, 'two whole numbers from 1 to 4, the smaller first, such as (2,3)'
+    return (
+        lambda value: len(value) == 2 and 1 <= value[0] <= value[1] <= 4,
+        'two whole numbers from 1 to 4, the smaller first, such as (2,3)',
+    )
 
 
 @dataclasses.dataclass
