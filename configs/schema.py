@@ -264,7 +264,7 @@ def check(config: Config) -> None:
             try:
                 value = converted(value, kind)
             except (TypeError, OverflowError):
-                expected = WORDS.get(kind) or (test[1] if test else f'a {kind.__name__}')
+                expected = WORDS.get(kind) or (test[1] if test else f'{kind.__name__}(...)')
             else:
                 setattr(section, field.name, value)
                 if test is None or test[0](value):

@@ -99,9 +99,12 @@ def _contents(file: str) -> str:
 def _table(file: str, text: str, delimiter: str, quoted: bool = True) -> _Table:
     """Returns the rows of a table, each with the line it starts on: quoted cells span lines."""
     csv.field_size_limit(2**31 - 1)  # by default a text of more than 128 KiB is an error
-    source = io.StringIO(text, newline='')
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    rows = csv.reader(source, strict=True, delimiter=delimiter, quoting=quoting)
+    rows = csv.reader(
+        io.StringIO(text, newline=''),
+        strict=True,
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
     table, line = [], 1
     try:
         for row in rows:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etils import epath
 
 from configs.schema import Config
 from errors import UserError
 from input_pipeline.examples import Rows, read_splits
 from tasks import classification
 from tasks.classification import DataConfig, ModelConfig
+from tools.saved_run import SavedRun
 
 Cells = list[tuple[str, str]]  # text, label
 
@@ -99,6 +101,18 @@ def test_another_split_is_evaluated_while_the_share_stays_out_of_training(tmp_pa
     train, evaluation = split(tmp_path, CELLS, f'10%:{other}')
     assert train.texts == kept.texts
     assert evaluation.texts == [('film',)]
+
+
+def test_evaluating_a_run_on_another_file_trains_on_the_same_rows(tmp_path: Path) -> None:
+    split(tmp_path, CELLS, '10%')
+    other = tmp_path / 'other.jsonl'
+    other.write_text('{"text": "film", "label": "pos"}')
+    data = DataConfig(source='files', train=str(tmp_path / 'all.jsonl'), evaluation='10%')
+    config = Config(data=data, model=ModelConfig())
+    record: Any = {'task': classification.make_task(config).resume_facts}
+    run = SavedRun(epath.Path(tmp_path), 0, record, config)
+    assert len(run.task().evaluation) > 100
+    assert len(run.task(str(other)).evaluation) == 1
 
 
 def test_task_reports_no_text_in_both_splits_and_skipped_rows_once(tmp_path: Path) -> None:

@@ -154,7 +154,11 @@ def test_json_labels_may_be_numbers_and_truth_values(
 def test_json_values_are_found_inside_other_objects(tmp_path: Path) -> None:
     records = [
         {'review': {'body': {'text': ' good film '}}, 'meta': {'stars': 5}},
-        {'review': {'body.text': 'bad film'}, 'meta.stars': 1},  # a name with a dot comes first
+        {
+            'review': {'body.text': 'bad film', 'body': {'text': ''}},
+            'meta.stars': 1,
+            'meta': 5,
+        },  # a name with a dot comes first
     ]
     path = tmp_path / 'a.jsonl'
     path.write_text('\n'.join(map(json.dumps, records)))
@@ -200,6 +204,20 @@ def test_text_features_are_joined_in_the_order_asked_for(tmp_path: Path) -> None
     path.write_text('label\tpremise\tid\thypothesis\n0\t a \t7\tb\n1\tc\t8\td\n')
     dataset = read_files(path, path, 'premise', 'hypothesis')
     assert dataset.train[0] == [f'a {SEPARATOR} b', f'c {SEPARATOR} d']
+
+
+@pytest.mark.parametrize('blank', ['', ' ', '\u200b', '\u3164'])
+def test_row_needs_some_text_in_one_of_its_features(tmp_path: Path, blank: str) -> None:
+    path = tmp_path / 'pairs.tsv'
+    path.write_text(f'title\tbody\tlabel\na\t{blank}\t1\n{blank}\tb\t0\n')
+    texts = read_files(path, path, 'title', 'body').train.texts
+    assert texts == [f'a {SEPARATOR} {blank.strip()}', f'{blank.strip()} {SEPARATOR} b']
+    with pytest.raises(UserError, match=r"pairs.tsv:2: 'body' is empty"):
+        read_files(path, path, 'body')
+    with path.open('a') as file:
+        file.write(f'{blank}\t{blank}\t0\n')
+    with pytest.raises(UserError, match=r"pairs.tsv:4: 'title' and 'body' is empty"):
+        read_files(path, path, 'title', 'body')
 
 
 def test_files_of_two_formats_can_be_combined(tmp_path: Path) -> None:
