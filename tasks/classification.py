@@ -252,6 +252,9 @@ def make_task(config: Config) -> Task:
             *checks.label_warnings(train_split.texts, train.labels, label_names),
             *checks.shared_warnings(train_split.texts, eval_split.texts),
         ),
+        doubt=lambda found: checks.chance_warning(
+            found['accuracy'], evaluation.labels, label_names
+        ),
     )
 
 

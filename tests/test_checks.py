@@ -190,6 +190,17 @@ def test_classes_are_counted_and_rare_ones_reported(tmp_path: Path) -> None:
     assert not any('classes' in line for line in make_task(tmp_path, GOOD).warnings)
 
 
+def test_an_accuracy_that_one_answer_reaches_is_doubted(tmp_path: Path) -> None:
+    doubt = make_task(tmp_path, GOOD, [*GOOD[:8], ('film', 'neg'), ('a film', 'neg')]).doubt
+    assert doubt({'accuracy': 0.61}) == ''
+    for accuracy in (0.0, 0.5, 0.6):
+        assert doubt({'accuracy': accuracy}) == (
+            f"accuracy {accuracy:.1%} is no better than answering 'neg' to every text, which is "
+            'right for 60.0% of the evaluation examples'
+        )
+    assert make_task(tmp_path, GOOD, [('film', 'pos')] * 9).doubt({'accuracy': 1.0})
+
+
 # Texts
 
 
@@ -368,7 +379,7 @@ def test_warnings_are_logged_and_files_may_move_but_not_change_before_a_resume(
         data = DataConfig(
             source='files',
             train=table(tmp_path / name, train_cells),
-            evaluation=table(tmp_path / f'eval_{name}', GOOD),
+            evaluation=table(tmp_path / f'eval_{name}', GOOD[:1]),  # of one class
             bucket_lengths=(8,),
         )
         config = dataclasses.replace(small_config(), num_steps=steps, data=data)
@@ -378,6 +389,7 @@ def test_warnings_are_logged_and_files_may_move_but_not_change_before_a_resume(
     with caplog.at_level(logging.WARNING):
         run(2, GOOD, 'a.tsv')
     assert any('evaluation examples are in the training split too' in m for m in caplog.messages)
+    assert [m for m in caplog.messages if 'is no better than answering' in m]
     assert run(4, GOOD, 'b.tsv')['step'] == 4
     with pytest.raises(UserError, match=r'training_data: .* -> '):
         run(6, [*GOOD, ('a good film', 'neg')], 'b.tsv')
