@@ -79,14 +79,14 @@ def train(
 ) -> dict[str, Any]:
     """Brings the run in `workdir` to its last step. Returns the contents of its summary.json.
 
-    Raises SystemExit, with the newest step saved, when it is asked to stop before.
+    Raises SystemExit, with the newest step saved, when it is asked to stop early.
     """
     stop, profile = stop or StopRequest(), profile or Profile()
     task = tasks.make_task(config)
     evaluation_data = task.resume_facts['evaluation_data']
     launch = {'workdir': str(workdir), 'allow_changes': allow_changes}
-    launch['cpu_threads'] = backend.cpu_threads()  # the pool, where the config leaves it open
-    processes.require_same(schema.to_dict(config), task.resume_facts, launch)
+    pool = {'cpu_threads': backend.cpu_threads()}  # the config may leave it open
+    processes.require_same(schema.to_dict(config) | launch | pool, task.resume_facts)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
     mesh = make_mesh()

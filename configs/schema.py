@@ -1,8 +1,10 @@
 """Every option of a run that all tasks share: its default, its meaning and its check.
 
-A run is a file beside this one with `get_config() -> Config`. Options decide the trajectory of a
-run, its bits, and must not change on resume, unless they are declared `resumable`. A task adds the
-options of its data and model in tasks/, as subclasses of `DataConfig` and `ModelConfig`.
+A run is a file beside this one with `get_config() -> Config`. An option is assumed to affect a
+run's bits, so a resume must not change it unless it is declared `resumable`: some resumable options
+cannot affect the bits, and others (`seed`, `seeds`, `cpu_threads`) are ignored on a resume, with a
+warning. A task adds the options of its data and model in tasks/, in subclasses of `DataConfig` and
+`ModelConfig`.
 """
 
 import dataclasses
@@ -32,12 +34,12 @@ def option(
 
 
 def at_least(low: float) -> Check:
-    """Expects a number that is not smaller; steps and sizes have to fit in an int32."""
+    """Expects a number in [low, 2**31), so that it fits in an int32."""
     return lambda value: low <= value < 2**31, f'a number in [{low}, 2**31)'
 
 
 def uint32() -> Check:
-    """Expects a seed: beyond 2**32 two seeds would give one key."""
+    """Expects a 32-bit seed, since two larger ones could give the same key."""
     return lambda value: 0 <= value < 2**32, 'a whole number in [0, 2**32)'
 
 
@@ -245,7 +247,7 @@ def sections(section: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def check(config: Config) -> None:
-    """Checks every option, and converts in place what loses nothing, such as 2e1 to 20.
+    """Checks every option, after lossless conversions in place, such as 20.0 to 20.
 
     Raises UserError for names that are no options, or for the first unusable value.
     """

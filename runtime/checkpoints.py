@@ -208,6 +208,7 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            sys.unraisablehook = without_closed_loops
             self._manager = ocp.CheckpointManager(self._directory, options=self._options)
         return self._manager
 
@@ -246,6 +247,15 @@ class Checkpoints:
             (self._directory / str(step)).rename(self._quarantine / name)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'moved {step}')
+
+
+def without_closed_loops(unraisable: Any) -> None:
+    """Prints what Python cannot raise, but not for each array of a restore that has failed.
+
+    TensorStore's threads still answer for these after Orbax has closed the event loop.
+    """
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager

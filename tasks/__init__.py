@@ -10,7 +10,7 @@ No table lists the tasks. A config names its task by the module that its section
 run record holds that module's name.
 """
 
-import importlib
+import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -33,12 +33,9 @@ def task_name(config: Config) -> str:
 
 def load(name: str) -> ModuleType:
     """Imports the task `name`. Raises UserError where this code has no such task."""
-    try:
-        if not name.isidentifier():
-            raise ImportError
-        return importlib.import_module(f'tasks.{name}')
-    except ImportError as error:
-        raise UserError(f'this code has no task {name!r}: expected tasks/{name}.py') from error
+    if not name.isidentifier() or importlib.util.find_spec(f'tasks.{name}') is None:
+        raise UserError(f'this code has no task {name!r}: expected tasks/{name}.py')
+    return importlib.import_module(f'tasks.{name}')
 
 
 def make_task(config: Config) -> Task:
@@ -56,6 +53,6 @@ def config_from_record(record: dict[str, Any]) -> Config:
 
 
 def predictor_from_record(record: dict[str, Any]) -> tuple[Config, Predictor]:
-    """Makes what predicts with the parameters of the checkpoint that the run record is from."""
+    """Returns the config and the predictor of a checkpoint's run record."""
     config = config_from_record(record)
     return config, load(task_name(config)).make_predictor(config, record['task'])

@@ -25,7 +25,8 @@ class Task:
     loss_sums: Callable[[Params, Batch, Rngs, jax.Array], Sums]
     """(parameters, rows, rngs, step) -> float32[] sums over the rows, each weighted by 'weights'.
 
-    'loss' / 'weight' is minimised, 'tokens' counts real tokens; `step` is of finished steps.
+    'loss' / 'weight' is minimized, 'tokens' counts real tokens; `step` is the number of finished
+    steps.
     """
     eval_sums: Callable[[Params, Batch], Sums]
     """(parameters, rows) -> the same sums and perhaps more. Draws no random number."""
