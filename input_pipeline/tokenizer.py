@@ -23,16 +23,10 @@ WORDS = (pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(APART, 'isolate
 
 
 def tokenizer_option(default: str, note: str = '') -> Any:
-    """Declares data.tokenizer."""
-    meaning = (
-        'what becomes an id: words (between white space), characters, basic (words and punctuation '
-        'in lower case), wordpiece, bpe (parts of words, learned), or the path of a tokenizer.json'
-    )
-    expected = f'one of {", ".join(NAMES)}, or the path of a tokenizer.json'
-    known = (*NAMES, default)
-    return option(
-        default, meaning + note, (lambda name: name in known or name.endswith('.json'), expected)
-    )
+    """Declares data.tokenizer. docs/fork.md explains the names."""
+    known = f'{", ".join(NAMES)}, or the path of a tokenizer.json'
+    check = (lambda name: name in (*NAMES, default) or name.endswith('.json'), f'one of {known}')
+    return option(default, f'what becomes a token: {known}{note}', check)
 
 
 def make_vocabulary(
