@@ -154,6 +154,18 @@ class OptimizerConfig:
     )
 
 
+@dataclasses.dataclass
+class InitConfig:
+    """What a new run starts from, other than its root key (runtime/warm_start.py)."""
+
+    weights: str = option('', 'model.safetensors of the BERT family; its encoder')
+    run: str = option('', 'workdir of another run; its parameters and tokenizer')
+    vectors: str = option('', 'word vectors as text: .txt, .vec, also .gz')
+    freeze: tuple[str, ...] = option(
+        (), "parts of the model that are not trained, such as ('embedding',)"
+    )
+
+
 def stream_seed() -> Check:
     """Expects a seed, or -1 for the run's."""
     return lambda value: -1 <= value < 2**32, '-1 or a whole number in [0, 2**32)'
@@ -214,6 +226,7 @@ class Config:
         1, 'best checkpoints to keep, by evaluation metric', at_least(0), resumable=True
     )
     seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -267,6 +280,8 @@ def check(config: Config) -> None:
             raise UserError(f'config.{prefix}{field.name} = {value!r}: expected {expected}')
     if config.optimizer.shard_state and config.reduction != 'tree':
         raise UserError("config.optimizer.shard_state = True: expected config.reduction = 'tree'")
+    if len(given := [n for n in ('weights', 'run', 'vectors') if getattr(config.init, n)]) > 1:
+        raise UserError(f'config.init: {" and ".join(given)}, expected at most one')
     if config.data.source == 'tfds' and not config.data.name:
         raise UserError("config.data.name = '': expected a TFDS data set, such as glue/sst2")
 

@@ -10,14 +10,17 @@ No table lists the tasks. A config names its task by the module that its section
 run record holds that module's name.
 """
 
+import dataclasses
 import importlib
 from types import ModuleType
 from typing import Any
 
+import jax
+
 from configs import schema
 from configs.schema import Config
 from errors import UserError
-from tasks.task import Predictor, Task
+from tasks.task import Params, Predictor, Sums, Task
 
 
 def task_name(config: Config) -> str:
@@ -41,10 +44,25 @@ def load(name: str) -> ModuleType:
         raise UserError(f'this code has no task {name!r}: expected tasks/{name}.py') from error
 
 
-def make_task(config: Config) -> Task:
-    """Makes the task of a config. Raises UserError for unusable data."""
-    task: Task = load(task_name(config)).make_task(config)
-    return task
+def make_task(config: Config, facts: dict[str, Any] | None = None) -> Task:
+    """Makes the task of a config. Raises UserError for unusable data.
+
+    `facts` are those of another run of this task, whose tokenizer it takes (config.init.run).
+    """
+    make = load(task_name(config)).make_task
+    task: Task = make(config, facts) if facts else make(config)
+    if not config.init.freeze:
+        return task
+
+    def loss_sums(params: Params, *rest: Any) -> Sums:
+        # So the gradient of frozen parts is zero, costs nothing and is not in the norm.
+        parts = {
+            name: jax.lax.stop_gradient(part) if name in config.init.freeze else part
+            for name, part in params.items()
+        }
+        return task.loss_sums(parts, *rest)
+
+    return dataclasses.replace(task, loss_sums=loss_sums)
 
 
 def config_from_record(record: dict[str, Any]) -> Config:

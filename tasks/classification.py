@@ -18,6 +18,7 @@ from input_pipeline.encoded import LabelledTexts, unknown_share
 from input_pipeline.examples import Rows, brief, not_among, read_rows
 from input_pipeline.vocabulary import ALL_LETTERS, FIRST_WORD, UNK, Vocabulary
 from model.classifier import TextClassifier
+from tasks.encoder import TransformerOptions, make_transformer, require_positions
 from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
 
 SEPARATOR = '[sep]'  # the word between two text features; the vocabulary treats it like any other
@@ -56,10 +57,10 @@ class DataConfig(schema.DataConfig):
 
 
 @dataclasses.dataclass
-class ModelConfig(schema.ModelConfig):
-    """Declares the word-dropout classifier (model/classifier.py)."""
+class ModelConfig(TransformerOptions):
+    """Declares the word-dropout classifier; tasks/encoder.py adds what a Transformer has."""
 
-    embedding_size: int = option(64, 'size of a word embedding', at_least(1))
+    embedding_size: int = option(64, 'lstm: size of a word embedding', at_least(1))
     hidden_size: int = option(64, 'size of each LSTM direction, attention and head', at_least(1))
     word_dropout: float = option(
         0.1,
@@ -130,11 +131,11 @@ def affix_letters(data: DataConfig) -> list[slice]:
     return [slice(first), slice(-last, None)]
 
 
-def make_model(
-    options: ModelConfig, vocabularies: Sequence[Sized], num_classes: int
-) -> TextClassifier:
+def make_model(options: ModelConfig, vocabularies: Sequence[Sized], num_classes: int) -> nn.Module:
     """Makes the model of a config, for words and affixes and a number of classes."""
     vocab_size, *affix_sizes = map(len, vocabularies)
+    if options.encoder == 'transformer':
+        return make_transformer(options, vocabularies, num_classes)
     return TextClassifier(
         vocab_size=vocab_size,
         affix_sizes=tuple(affix_sizes),
@@ -209,6 +210,7 @@ def make_task(config: Config) -> Task:
     assert isinstance(config.data, DataConfig)
     assert isinstance(config.model, ModelConfig)
     data = config.data
+    require_positions(config.model, data.bucket_lengths[-1])
     train_split, eval_split, label_names = read_texts(data)
     vocabulary, *affixes = vocabularies = [
         Vocabulary.of(train_split.texts, data.min_frequency, letters=letters)
@@ -240,6 +242,7 @@ def make_task(config: Config) -> Task:
             'evaluation_data': evaluation.fingerprint(),
         },
         files={'vocabulary.txt': vocabulary.file_text()},
+        token_names=vocabulary.names,
         summary=(
             f'{len(train)} training and {len(evaluation)} evaluation examples, '
             f'{f"{skipped} bad rows skipped, " if skipped else ""}'
@@ -258,7 +261,10 @@ def make_task(config: Config) -> Task:
 
 
 def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
-    """Makes what predicts labels, their probabilities, and the attention that each word got."""
+    """Makes what predicts labels and their probabilities.
+
+    Of the LSTM also the attention that each word got; a Transformer's mean weights all alike.
+    """
     assert isinstance(config.model, ModelConfig)
     assert isinstance(config.data, DataConfig)
     vocabulary, labels = Vocabulary(resume_facts['vocabulary']), resume_facts['label_names']
@@ -283,17 +289,20 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
             mutable='intermediates',
             capture_intermediates=lambda module, _: module.name == 'attention',
         )
-        attention = seen['intermediates']['attention']['__call__'][0]
-        return jax.nn.softmax(jnp.asarray(logits)), attention, rows['token_ids'], rows['lengths']
+        seen = seen.get('intermediates', {})
+        attention = [seen['attention']['__call__'][0]] if seen else []
+        return jax.nn.softmax(jnp.asarray(logits)), rows['token_ids'], rows['lengths'], *attention
 
     def show(arrays: Any, row: int) -> dict[str, Any]:
-        probabilities, attention, ids, lengths = (array[row] for array in arrays)
+        probabilities, ids, lengths, *attention = (array[row] for array in arrays)
         words = [vocabulary.names[index] for index in ids[1 : lengths - 1]]
-        return {
+        shown = {
             'label': labels[int(np.argmax(probabilities))],
             'probabilities': dict(zip(labels, probabilities.tolist(), strict=True)),
-            'attention': list(zip(words, attention[1 : lengths - 1].tolist(), strict=True)),
         }
+        for weights in attention:
+            shown['attention'] = list(zip(words, weights[1 : lengths - 1].tolist(), strict=True))
+        return shown
 
     def notes(text: str) -> dict[str, Any]:
         ids = vocabulary.encode(text, len(text) + 2)

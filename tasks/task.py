@@ -1,7 +1,7 @@
 """Defines what the trainer knows of a task: examples, and pure functions of parameters and rows."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,7 @@ class Task:
     work without the data."""
     files: dict[str, str]  # name -> text of files in the workdir, for people and tools
     summary: str  # one line for the start of the log
+    token_names: Sequence[str] = ()  # by id, of the parameters 'embedding'
     warnings: tuple[str, ...] = ()  # what is odd about the data, each in one line
     samples: Callable[[Params], list[str]] = lambda _: []
     """parameters -> lines that show what the model does with a few examples."""

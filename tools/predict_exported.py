@@ -43,18 +43,21 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
         given = {'token_ids': padded(rows, width), 'lengths': lengths(rows)}
         if affixes:
             given['affix_ids'] = np.stack([padded(part, width) for part in affixes], axis=-1)
-        probabilities, attention, *_ = jax.device_get(apply(parameters, given))
-        return [
+        probabilities, _, _, *attention = jax.device_get(apply(parameters, given))
+        found: Predictions = [
             {
                 'label': task['label_names'][int(np.argmax(values))],
                 'probabilities': dict(zip(task['label_names'], values.tolist(), strict=True)),
-                'attention': [
-                    (names[index], weight)
-                    for index, weight in zip(row[1:-1], weights[1:].tolist(), strict=False)
-                ],
             }
-            for row, values, weights in zip(rows, probabilities, attention, strict=True)
+            for values in probabilities
         ]
+        for weights in attention:  # of the LSTM; a Transformer has none to show
+            for prediction, row, each in zip(found, rows, weights.tolist(), strict=True):
+                prediction['attention'] = [
+                    (names[index], weight)
+                    for index, weight in zip(row[1:-1], each[1:], strict=False)
+                ]
+        return found
 
     def decode(texts: Sequence[str]) -> Predictions:
         rows = [[*found, EOS] for found in encode(texts, known, by_words)]

@@ -1,10 +1,13 @@
 """The update rule of a config, as an optax chain, and how a step applies it."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from configs.schema import OptimizerConfig
+from errors import UserError
 from training.row import Tree
 
 
@@ -22,20 +25,32 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule, freeze: Sequence[str] = ()
 ) -> optax.GradientTransformation:
     """Returns Adam or momentum, then decoupled weight decay, then the learning rate.
 
     Decay comes before the learning rate, so a step without gradient shrinks a matrix by
     learning_rate * weight_decay of itself (Loshchilov and Hutter, 2019). Biases do not decay.
-    The step itself clips, because it knows the norm of the whole gradient.
+    The step itself clips, because it knows the norm of the whole gradient. The parts of the model
+    in `freeze` have no optimizer state and do not change. Raises UserError for unknown ones.
     """
     rule = optax.scale_by_adam() if config.name == 'adamw' else optax.trace(config.momentum)
-    return optax.chain(
+    chain = optax.chain(
         rule,
         optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
         optax.scale_by_learning_rate(schedule),
     )
+    if not freeze:
+        return chain
+
+    def frozen(params: Tree) -> Tree:
+        if unknown := sorted(set(freeze) - params.keys()):
+            raise UserError(
+                f'config.init.freeze: {unknown[0]!r}, expected among {", ".join(sorted(params))}'
+            )
+        return {part: part in freeze for part in params}
+
+    return optax.partition({False: chain, True: optax.set_to_zero()}, frozen)
 
 
 def is_matrix(params: Tree) -> Tree:
