@@ -82,10 +82,7 @@ def train(
     Raises SystemExit, with the newest step saved, when it is asked to stop before.
     """
     stop, profile = stop or StopRequest(), profile or Profile()
-    origin = config.init.run and (
-        resume.readable_record(workdir) or warm_start.run_record(config.init.run)
-    )
-    task = tasks.make_task(config, origin['task'] if origin else None)
+    task = tasks.make_task(config, warm_start.origin_record(config, workdir))
     evaluation_data = task.resume_facts['evaluation_data']
     launch = {'workdir': str(workdir), 'allow_changes': allow_changes}
     launch['cpu_threads'] = backend.cpu_threads()  # the pool, where the config leaves it open

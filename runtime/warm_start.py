@@ -4,6 +4,7 @@ All of it is decided by `config.init`, before the first checkpoint. A resume rea
 """
 
 import dataclasses
+import functools
 import gzip
 import json
 import logging
@@ -16,12 +17,14 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
+from etils import epath
 from flax import traverse_util
 
 from configs import schema
 from configs.schema import Config
 from errors import UserError
 from runtime.checkpoints import Checkpoints, RunRecord
+from runtime.resume import readable_record
 from runtime.storage import open_location
 from training.fingerprint import on_host
 from training.mesh import Layout
@@ -66,14 +69,13 @@ def started(
     if init.weights:
         arrays |= from_bert(init.weights, arrays, schema.to_dict(config))
     elif init.run:
-        run = Checkpoints(open_location(init.run), read_only=True)
-        saved = run_record(init.run)
+        read, saved = open_run(init.run)
         other, predictor = predictor_from_record(saved)
         shards = saved['manifest']['num_shards']
         there = dataclasses.replace(
             layout, num_shards=shards, shard_state=other.optimizer.shard_state
         )
-        params = run.read(run.steps()[-1], restore_target(other, predictor.init, there)).params
+        params = read(restore_target(other, predictor.init, there)).params
         given = traverse_util.flatten_dict(jax.tree.map(on_host, params), sep='/')
         arrays |= fitting(f'config.init.run = {init.run}', arrays, given)
     else:
@@ -82,12 +84,25 @@ def started(
     return state.replace(params=jax.device_put(params, layout.replicated))
 
 
-def run_record(workdir: str) -> RunRecord:
-    """Returns the newest run record of another run. Raises UserError if there is none."""
+def origin_record(config: Config, workdir: epath.Path) -> RunRecord | None:
+    """Returns the record with the tokenizer of `config.init.run`: a resumed run's own has it too.
+
+    None without `config.init.run`. Raises UserError if that is no run.
+    """
+    if not config.init.run:
+        return None
+    return readable_record(workdir) or open_run(config.init.run)[1]
+
+
+def open_run(workdir: str) -> tuple[Callable[[TrainState], TrainState], RunRecord]:
+    """Returns what restores the newest checkpoint of another run, and its run record.
+
+    Raises UserError if there is none.
+    """
     run = Checkpoints(open_location(workdir), read_only=True)
     if not (steps := run.steps()):
         raise UserError(f'config.init.run = {workdir}: expected the workdir of a run')
-    return run.record(steps[-1])
+    return functools.partial(run.read, steps[-1]), run.record(steps[-1])
 
 
 def restore_target(config: Config, init: Callable[[jax.Array], Tree], layout: Layout) -> TrainState:
@@ -172,16 +187,17 @@ def from_vectors(file: str, arrays: Arrays, names: Sequence[str]) -> dict[str, n
     if path not in arrays or not names:
         raise UserError(f'{source}: this model has no words with vectors')
     embedding, ids = arrays[path].copy(), {name: index for index, name in enumerate(names)}
-    size, covered, number = embedding.shape[1], set(), 0
+    size, covered, number, header = embedding.shape[1], set(), 0, 0
     try:
         opened = gzip.open if file.endswith('.gz') else open
         with opened(file, 'rt', encoding='utf-8', errors='replace') as lines:
             for number, line in enumerate(lines, 1):
-                # From the right, since some words of GloVe have spaces in them.
-                word, *values = line.rstrip().rsplit(' ', size)
                 if number == 1 and len(line.split()) == 2:
-                    continue  # fastText's counts of words and numbers
-                if len(values) != size or (number <= 2 and ' ' in word):
+                    header = 1  # fastText's counts of words and numbers
+                    continue
+                # From the right, since some words of GloVe have spaces in them; not the first.
+                word, *values = line.rstrip().rsplit(' ', size)
+                if len(values) != size or (number == 1 + header and ' ' in word):
                     raise ValueError(f'{len(line.split()) - 1} numbers, the embedding has {size}')
                 if word in ids and word not in covered:
                     covered.add(word)

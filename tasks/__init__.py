@@ -22,6 +22,8 @@ from configs.schema import Config
 from errors import UserError
 from tasks.task import Params, Predictor, Sums, Task
 
+TOKENIZER = ('data.tokenizer', 'data.affixes')
+
 
 def task_name(config: Config) -> str:
     """Returns the name of the module in tasks/ that the config's sections are from."""
@@ -44,13 +46,20 @@ def load(name: str) -> ModuleType:
         raise UserError(f'this code has no task {name!r}: expected tasks/{name}.py') from error
 
 
-def make_task(config: Config, facts: dict[str, Any] | None = None) -> Task:
+def make_task(config: Config, origin: dict[str, Any] | None = None) -> Task:
     """Makes the task of a config. Raises UserError for unusable data.
 
-    `facts` are those of another run of this task, whose tokenizer it takes (config.init.run).
+    `origin`: the run record whose tokenizer it takes, with the options of that (config.init.run).
     """
-    make = load(task_name(config)).make_task
-    task: Task = make(config, facts) if facts else make(config)
+    make = load(name := task_name(config)).make_task
+    if not origin:
+        task: Task = make(config)
+    elif (found := origin['manifest'].get('task', name)) != name:
+        raise UserError(f'config.init.run = {config.init.run}: of task {found}, expected {name}')
+    else:
+        saved = origin['config']
+        schema.fill(config, {option: saved[option] for option in TOKENIZER if option in saved})
+        task = make(config, origin['task'])
     if not config.init.freeze:
         return task
 

@@ -253,7 +253,9 @@ def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state_on_any_layout(
     model, found = transformer('post', 0.2), set()
     init = classification.classifier_init(model)
     freeze = ('embedding', 'layer_0')
-    given = dataclasses.replace(config(freeze=freeze), data=DataConfig(num_train=20, num_eval=10))
+    given = dataclasses.replace(
+        config(freeze=freeze), data=DataConfig(num_train=20, num_eval=10, bucket_lengths=(24,))
+    )
     task = tasks.make_task(given)
     options = OptimizerConfig(learning_rate=0.1, weight_decay=0.1, shard_state=True)
     for devices in (1, 8):
@@ -295,7 +297,7 @@ def test_new_run_takes_parameters_and_words_of_another_and_resumes_without_it(
     first.optimizer = dataclasses.replace(first.optimizer, decay_steps=12)
     given.optimizer = first.optimizer
     train.train(first, epath.Path(run))
-    record, source = (warm_start.run_record(str(path)) for path in (run, other))
+    record, source = (warm_start.open_run(str(path))[1] for path in (run, other))
     assert record['task']['vocabulary'] == source['task']['vocabulary']
     assert record['manifest']['root_key'] != source['manifest']['root_key']
     shutil.rmtree(other)

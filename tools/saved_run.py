@@ -45,7 +45,7 @@ class SavedRun:
                 config, data=dataclasses.replace(config.data, evaluation=evaluation)
             )
             del unchanged['evaluation_data']
-        task = tasks.make_task(config, self.record['task'] if config.init.run else None)
+        task = tasks.make_task(config, self.record if config.init.run else None)
         if changed := resume.task_changes(unchanged, task.resume_facts):
             raise UserError(f'the data is not what the run was trained on: {changed[0]}')
         return task
