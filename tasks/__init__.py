@@ -3,7 +3,8 @@
 A task is a module here with
 
     DataConfig, ModelConfig              its options, subclasses of those in configs/schema.py
-    make_task(config) -> Task            raises UserError for unusable data
+    make_task(config, facts) -> Task     raises UserError for unusable data; `facts`, if given, are
+                                         of another run, whose tokenizer it takes
     make_predictor(config, resume_facts) -> Predictor
 
 No table lists the tasks. A config names its task by the module that its sections are from, and a

@@ -1,7 +1,7 @@
 """The Transformer as a classifier's encoder: its options, and the model that they describe."""
 
 import dataclasses
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from configs import schema
 from configs.schema import at_least, one_of, option
 from errors import UserError
-from input_pipeline.vocabulary import FIRST_WORD, UNK
+from input_pipeline.vocabulary import Vocabulary
 from model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def require_positions(options: TransformerOptions, width: int) -> None:
 
 
 def make_transformer(
-    options: 'ModelConfig', vocabularies: Sequence[Sized], num_classes: int
+    options: 'ModelConfig', vocabularies: Sequence[Vocabulary], num_classes: int
 ) -> Transformer:
     """Makes the model of a config. Raises UserError for sizes that do not fit together."""
     if options.hidden_size % options.num_heads:
@@ -67,8 +67,8 @@ def make_transformer(
         word_dropout=options.word_dropout,
         embedding_dropout=options.embedding_dropout,
         dropout=options.dropout,
-        unk_id=UNK,
-        first_word_id=FIRST_WORD,
+        unk_id=vocabulary.unk,
+        first_word_id=vocabulary.first_word,
         dtype=jnp.dtype(options.compute_dtype),
         remat=options.remat,
     )

@@ -237,7 +237,7 @@ def shown(predictor: Predictor, texts: list[str], results: Any) -> Iterator[Pred
     """Yields the predictions of a batch as JSON."""
     arrays = jax.device_get(results)
     for row, text in enumerate(texts):
-        yield {'text': text, **predictor.show(arrays, row), **predictor.notes(text)}
+        yield {'text': text, **predictor.show(arrays, row, text), **predictor.notes(text)}
 
 
 def encode_texts(

@@ -140,8 +140,9 @@ def print_largest_losses(
     ranked = np.argsort(np.where(np.isfinite(losses), -losses, -np.inf), kind='stable')
     for place in map(int, ranked[:SHOWN]):
         example = order(step - 1)[place]
-        text = task.train.text(example)
-        print(f'row {place}, training example {example}, loss {losses[place]:.6g}: {text}')
+        label = f', label {batch["labels"][place]}' if 'labels' in batch else ''
+        where = f'row {place}, training example {example}, loss {losses[place]:.6g}'
+        print(f'{where}: {task.train.text(example)!r}{label}')
 
 
 def example_losses(
