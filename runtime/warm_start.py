@@ -138,7 +138,7 @@ def fitting(source: str, arrays: Arrays, given: Arrays) -> dict[str, np.ndarray]
     return found
 
 
-def from_bert(file: str, arrays: Arrays, options: dict[str, Any]) -> dict[str, np.ndarray]:
+def from_bert(file: str, arrays: Arrays, options: RunRecord) -> dict[str, np.ndarray]:
     """Returns the arrays of a BERT-family model.safetensors, by our paths."""
     source = f'config.init.weights = {file}'
     try:

@@ -3,25 +3,21 @@
 A task is a module here with
 
     DataConfig, ModelConfig              its options, subclasses of those in configs/schema.py
-    make_task(config, facts) -> Task     raises UserError for unusable data; `facts`, if given, are
-                                         of another run, whose tokenizer it takes
+    make_task(config, facts=None) -> Task    raises UserError for unusable data
     make_predictor(config, resume_facts) -> Predictor
 
 No table lists the tasks. A config names its task by the module that its sections are from, and a
 run record holds that module's name.
 """
 
-import dataclasses
 import importlib
 from types import ModuleType
-from typing import Any
-
-import jax
 
 from configs import schema
 from configs.schema import Config
 from errors import UserError
-from tasks.task import Params, Predictor, Sums, Task
+from tasks.frozen import with_frozen
+from tasks.task import Json, Predictor, Task
 
 TOKENIZER = ('data.tokenizer', 'data.affixes')
 
@@ -47,7 +43,7 @@ def load(name: str) -> ModuleType:
         raise UserError(f'this code has no task {name!r}: expected tasks/{name}.py') from error
 
 
-def make_task(config: Config, origin: dict[str, Any] | None = None) -> Task:
+def make_task(config: Config, origin: Json | None = None) -> Task:
     """Makes the task of a config. Raises UserError for unusable data.
 
     `origin`: the run record whose tokenizer it takes, with the options of that (config.init.run).
@@ -61,21 +57,10 @@ def make_task(config: Config, origin: dict[str, Any] | None = None) -> Task:
         saved = origin['config']
         schema.fill(config, {option: saved[option] for option in TOKENIZER if option in saved})
         task = make(config, origin['task'])
-    if not config.init.freeze:
-        return task
-
-    def loss_sums(params: Params, *rest: Any) -> Sums:
-        # So the gradient of frozen parts is zero, costs nothing and is not in the norm.
-        parts = {
-            name: jax.lax.stop_gradient(part) if name in config.init.freeze else part
-            for name, part in params.items()
-        }
-        return task.loss_sums(parts, *rest)
-
-    return dataclasses.replace(task, loss_sums=loss_sums)
+    return with_frozen(task, config.init.freeze)
 
 
-def config_from_record(record: dict[str, Any]) -> Config:
+def config_from_record(record: Json) -> Config:
     """Rebuilds the config that a run record holds."""
     module = load(record['manifest'].get('task', 'classification'))
     return schema.fill(
@@ -83,7 +68,7 @@ def config_from_record(record: dict[str, Any]) -> Config:
     )
 
 
-def predictor_from_record(record: dict[str, Any]) -> tuple[Config, Predictor]:
+def predictor_from_record(record: Json) -> tuple[Config, Predictor]:
     """Makes what predicts with the parameters of the checkpoint that the run record is from."""
     config = config_from_record(record)
     return config, load(task_name(config)).make_predictor(config, record['task'])

@@ -21,7 +21,7 @@ from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
 from input_pipeline.vocabulary import Vocabulary
 from model.classifier import TextClassifier
 from tasks.encoder import TransformerOptions, make_transformer, require_positions
-from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
+from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task
 
 
 def prefix_and_suffix() -> Check:
@@ -147,8 +147,8 @@ def make_vocabularies(data: DataConfig, texts: Sequence[str]) -> list[Vocabulary
     return [vocabulary, *of_affixes]
 
 
-def restored_vocabularies(data: DataConfig, facts: dict[str, Any]) -> list[Vocabulary]:
-    """Makes those of another run, or of a checkpoint, again."""
+def restored_vocabularies(data: DataConfig, facts: Json) -> list[Vocabulary]:
+    """Makes those of a run again."""
     vocabulary = restored(facts, data.tokenizer)
     cuts = zip(facts['affixes'], affix_letters(data), strict=True)
     return [vocabulary, *(Vocabulary(words, vocabulary.units, letters) for words, letters in cuts)]
@@ -230,10 +230,10 @@ def classifier_metrics(totals: dict[str, float]) -> dict[str, float]:
     }
 
 
-def make_task(config: Config, facts: dict[str, Any] | None = None) -> Task:
-    """Makes the task of a config, or with the tokenizer of another run, whose facts are given.
+def make_task(config: Config, facts: Json | None = None) -> Task:
+    """Makes the task of a config. Raises UserError for data that cannot be used.
 
-    Raises UserError for data that cannot be used.
+    It takes the tokenizer of the run whose `facts` are given.
     """
     assert isinstance(config.data, DataConfig)
     assert isinstance(config.model, ModelConfig)
@@ -287,11 +287,8 @@ def make_task(config: Config, facts: dict[str, Any] | None = None) -> Task:
     )
 
 
-def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
-    """Makes what predicts labels and their probabilities.
-
-    Of the LSTM also the attention that each word got; a Transformer's mean weights all alike.
-    """
+def make_predictor(config: Config, resume_facts: Json) -> Predictor:
+    """Makes what predicts labels, their probabilities and, of an LSTM, the attention on words."""
     assert isinstance(config.model, ModelConfig)
     assert isinstance(config.data, DataConfig)
     vocabulary, *affixes = vocabularies = restored_vocabularies(config.data, resume_facts)
@@ -317,7 +314,7 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
         attention = [seen['attention']['__call__'][0]] if seen else []
         return jax.nn.softmax(jnp.asarray(logits)), *attention
 
-    def show(arrays: Any, row: int, text: str) -> dict[str, Any]:
+    def show(arrays: Any, row: int, text: str) -> Json:
         probabilities, *attention = (array[row].tolist() for array in arrays)
         shown = {
             'label': labels[int(np.argmax(probabilities))],
@@ -329,7 +326,7 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
             shown['attention'] = list(zip(pieces, weights[1:], strict=False))
         return shown
 
-    def notes(text: str) -> dict[str, Any]:
+    def notes(text: str) -> Json:
         ids = vocabulary.ids(text)
         return {'unknown': unknown_share([ids], vocabulary.unk), 'cut': len(ids) > width - 2}
 

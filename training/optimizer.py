@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from configs.schema import OptimizerConfig
-from errors import UserError
+from training.frozen import without_frozen
 from training.row import Tree
 
 
@@ -31,8 +31,7 @@ def make_optimizer(
 
     Decay comes before the learning rate, so a step without gradient shrinks a matrix by
     learning_rate * weight_decay of itself (Loshchilov and Hutter, 2019). Biases do not decay.
-    The step itself clips, because it knows the norm of the whole gradient. The parts of the model
-    in `freeze` have no optimizer state and do not change. Raises UserError for unknown ones.
+    The step itself clips, because it knows the norm of the whole gradient.
     """
     rule = optax.scale_by_adam() if config.name == 'adamw' else optax.trace(config.momentum)
     chain = optax.chain(
@@ -40,17 +39,7 @@ def make_optimizer(
         optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
         optax.scale_by_learning_rate(schedule),
     )
-    if not freeze:
-        return chain
-
-    def frozen(params: Tree) -> Tree:
-        if unknown := sorted(set(freeze) - params.keys()):
-            raise UserError(
-                f'config.init.freeze: {unknown[0]!r}, expected among {", ".join(sorted(params))}'
-            )
-        return {part: part in freeze for part in params}
-
-    return optax.partition({False: chain, True: optax.set_to_zero()}, frozen)
+    return without_frozen(chain, freeze)
 
 
 def is_matrix(params: Tree) -> Tree:
