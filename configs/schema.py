@@ -123,7 +123,8 @@ class ModelConfig:
         'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
     )
     remat: bool = option(
-        False, 'recompute LSTM gates in the backward pass to save memory (rematerialization)'
+        False,
+        'recompute LSTM gates, or the layers of a Transformer, in the backward pass to save memory',
     )
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +17,6 @@ from input_pipeline.vocabulary import FIRST_WORD, UNK
 from model.transformer import Transformer
 from tasks import classification
 from tasks.classification import DataConfig, ModelConfig
-from tests import runs
 from training import keys
 from training.mesh import Layout
 from training.optimizer import make_optimizer, make_schedule
@@ -195,32 +193,3 @@ def test_sizes_that_do_not_fit_are_one_line(
     config = Config(data=data_config, model=ModelConfig(encoder='transformer', **model))
     with pytest.raises(UserError, match=expected):
         tasks.make_task(config)
-
-
-TINY = {
-    'model.encoder': 'transformer',
-    'model.compute_dtype': 'bfloat16',
-    'model.remat': True,
-    'model.dropout': 0.2,
-    'data.affixes': '()',
-    'optimizer.shard_state': True,
-}
-
-
-@pytest.mark.long
-def test_killed_resumed_and_moved_run_equals_undisturbed_run_bit_for_bit(tmp_path: Path) -> None:
-    """Whole programs on 1, 2, 4 and 8 devices and in 2 processes."""
-    runs.finish(tmp_path / 'undisturbed', devices=8, **TINY)
-    expected = runs.outcome(tmp_path / 'undisturbed')
-    moved = tmp_path / 'moved'
-    for step, devices in ((6, 1), (12, 4), (18, 2)):
-        process = runs.start(moved, devices, **TINY)
-        while not (moved / 'checkpoints' / str(step)).exists():
-            assert process.poll() is None, process.communicate()[0]
-        process.kill()
-        process.communicate()
-    assert not (moved / 'summary.json').exists()
-    pod = ['-m', 'launch.local_pod', '--processes=2', '--devices_per_process=2', '--']
-    python, *program = runs.command(moved, **TINY)
-    runs.printed([python, *pod, *program], runs.ROOT, runs.environment(2), 300)
-    assert runs.outcome(moved) == expected

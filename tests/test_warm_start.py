@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,13 @@ import tasks
 import train
 from configs.schema import Config, InitConfig, OptimizerConfig
 from errors import UserError
+from input_pipeline.library_tokenizer import LibraryTokenizer
+from input_pipeline.reviews import make_reviews
+from input_pipeline.tokenizer import trained
 from runtime import warm_start
 from tasks import classification
 from tasks.classification import DataConfig, ModelConfig
+from tests import runs
 from tests.test_resume import small_config
 from tests.test_transformer import ROWS, SIZES, VOCAB_SIZE, WIDTH, logits, start, transformer
 from training import keys
@@ -79,11 +84,11 @@ def bert(arrays: Arrays, ids: np.ndarray, lengths: np.ndarray, heads: int) -> np
     return np.array(means)
 
 
-def random_bert(prefix: str = '') -> Arrays:
+def random_bert(words: int = VOCAB_SIZE) -> Arrays:
     """Returns arrays of a tiny BERT with Hugging Face's names."""
     size, rng = SIZES['hidden_size'], np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {'pooler.dense.weight': (size, size)}
-    for name, rows in (('word', VOCAB_SIZE), ('position', 24), ('token_type', 2)):
+    for name, rows in (('word', words), ('position', 24), ('token_type', 2)):
         shapes[f'embeddings.{name}_embeddings.weight'] = (rows, size)
     dense = {'attention.self.query': (size, size), 'attention.self.key': (size, size)}
     dense |= {'attention.self.value': (size, size), 'attention.output.dense': (size, size)}
@@ -95,7 +100,7 @@ def random_bert(prefix: str = '') -> Arrays:
         norms += [f'{layer}.attention.output', f'{layer}.output']
     for name in norms:
         shapes |= {f'{name}.LayerNorm.weight': (size,), f'{name}.LayerNorm.bias': (size,)}
-    return {prefix + n: rng.normal(0, 0.5, s).astype(np.float32) for n, s in shapes.items()}
+    return {n: rng.normal(0, 0.5, s).astype(np.float32) for n, s in shapes.items()}
 
 
 def config(**fields: Any) -> Config:
@@ -257,6 +262,13 @@ def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state_on_any_layout(
         config(freeze=freeze), data=DataConfig(num_train=20, num_eval=10, bucket_lengths=(24,))
     )
     task = tasks.make_task(given)
+    rngs, rows = keys.shard_rngs(keys.root_keys(0, 'threefry2x32'), 0, 0), token_batch(8, WIDTH)
+
+    def loss(params: Any) -> Any:
+        return task.loss_sums(params, rows, rngs, 0)['loss']  # type: ignore[arg-type]
+
+    for path, array in flat(jax.grad(loss)(start(model))).items():
+        assert array.any() != (path.split('/')[0] in freeze), path
     options = OptimizerConfig(learning_rate=0.1, weight_decay=0.1, shard_state=True)
     for devices in (1, 8):
         on = dataclasses.replace(layout(devices), shard_state=True)
@@ -306,3 +318,46 @@ def test_new_run_takes_parameters_and_words_of_another_and_resumes_without_it(
     for init in (InitConfig(), InitConfig(run=str(other)), InitConfig(freeze=('embedding',))):
         with pytest.raises(UserError, match='init'):
             train.train(dataclasses.replace(given, init=init), epath.Path(run))
+
+
+@pytest.mark.long
+def test_fine_tuning_killed_resumed_and_moved_equals_an_undisturbed_run_bit_for_bit(
+    tmp_path: Path,
+) -> None:
+    """Whole programs on 1, 2, 4 and 8 devices and in 2 processes, with all that could differ."""
+    json_text = trained('basic', make_reviews(300, 100)[0][0], 1, 0)
+    (tmp_path / 'tokenizer.json').write_text(json_text)
+    weights = random_bert(len(LibraryTokenizer(json_text)))
+    safetensors.numpy.save_file(weights, tmp_path / 'model.safetensors')
+    options: dict[str, Any] = {f'model.{name}': value for name, value in SIZES.items()} | {
+        'model.num_positions': 24,
+        'model.encoder': 'transformer',
+        'model.norm': 'post',
+        'model.compute_dtype': 'bfloat16',
+        'model.remat': True,
+        'model.dropout': 0.2,
+        'data.tokenizer': tmp_path / 'tokenizer.json',
+        'data.affixes': '()',
+        'data.bucket_lengths': '(16,24)',
+        'init.weights': tmp_path / 'model.safetensors',
+        'init.freeze': "('positions',)",
+        'optimizer.shard_state': True,
+    }
+    runs.finish(tmp_path / 'undisturbed', devices=8, **options)
+    expected = runs.outcome(tmp_path / 'undisturbed')
+    moved = tmp_path / 'moved'
+    for step, devices in ((6, 1), (12, 4), (18, 2)):
+        process = runs.start(moved, devices, **options)
+        while not (moved / 'checkpoints' / str(step)).exists():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+    assert not (moved / 'summary.json').exists()
+    pod = ['-m', 'launch.local_pod', '--processes=2', '--devices_per_process=2', '--']
+    python, *program = runs.command(moved, **options)
+    runs.printed([python, *pod, *program], runs.ROOT, runs.environment(2), 300)
+    assert runs.outcome(moved) == expected
+    fresh = runs.command(tmp_path / 'fresh', **options)[1:]
+    runs.printed([python, *pod, *fresh], runs.ROOT, runs.environment(2), 300)
+    assert runs.outcome(tmp_path / 'fresh') == expected
