@@ -126,7 +126,8 @@ class ModelConfig:
         'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
     )
     remat: bool = option(
-        False, 'recompute LSTM gates in the backward pass to save memory (rematerialization)'
+        False,
+        'recompute LSTM gates, or the layers of a Transformer, in the backward pass to save memory',
     )
 
 
@@ -154,6 +155,18 @@ class OptimizerConfig:
         'when a loss or gradient is not finite: stop, or skip the update',
         one_of('stop', 'skip'),
         resumable=True,
+    )
+
+
+@dataclasses.dataclass
+class InitConfig:
+    """What a new run starts from, other than its root key (runtime/warm_start.py)."""
+
+    weights: str = option('', 'model.safetensors of the BERT family; its encoder')
+    run: str = option('', 'workdir of another run; its parameters and tokenizer')
+    vectors: str = option('', 'word vectors as text: .txt, .vec, also .gz')
+    freeze: tuple[str, ...] = option(
+        (), "parts of the model that are not trained, such as ('embedding',)"
     )
 
 
@@ -217,6 +230,7 @@ class Config:
         1, 'best checkpoints to keep, by evaluation metric', at_least(0), resumable=True
     )
     seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -275,6 +289,8 @@ def check(config: Config) -> None:
             raise UserError(f'config.{prefix}{field.name} = {value!r}: expected {expected}')
     if config.optimizer.shard_state and config.reduction != 'tree':
         raise UserError("config.optimizer.shard_state = True: expected config.reduction = 'tree'")
+    if len(given := [n for n in ('weights', 'run', 'vectors') if getattr(config.init, n)]) > 1:
+        raise UserError(f'config.init: {" and ".join(given)}, expected at most one')
     if config.data.source == 'tfds' and not config.data.name:
         raise UserError("config.data.name = '': expected a TFDS data set, such as glue/sst2")
 

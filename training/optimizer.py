@@ -1,10 +1,13 @@
 """The update rule of a config, as an optax chain, and how a step applies it."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from configs.schema import OptimizerConfig
+from training.frozen import without_frozen
 from training.row import Tree
 
 
@@ -22,7 +25,7 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule, freeze: Sequence[str] = ()
 ) -> optax.GradientTransformation:
     """Returns Adam or momentum, then decoupled weight decay, then the learning rate.
 
@@ -31,11 +34,12 @@ def make_optimizer(
     gradient.
     """
     rule = optax.scale_by_adam() if config.name == 'adamw' else optax.trace(config.momentum)
-    return optax.chain(
+    chain = optax.chain(
         rule,
         optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
         optax.scale_by_learning_rate(schedule),
     )
+    return without_frozen(chain, freeze)
 
 
 def is_matrix(params: Tree) -> Tree:
