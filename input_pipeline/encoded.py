@@ -60,7 +60,7 @@ class LabelledTexts:
             Ragged([part.encode(text, max_length) for text in texts])
             for part in (vocabulary, *affixes)
         )
-        self._vocabulary = vocabulary
+        self._original = texts
         self.labels = np.asarray(labels, np.int32)
         self.lengths = self._texts.lengths
         self.num_truncated = sum(len(text.split()) > max_length - 2 for text in texts)
@@ -83,9 +83,8 @@ class LabelledTexts:
         }
 
     def text(self, row: int) -> str:
-        """Returns an example as the model sees it, with its label."""
-        words = self._vocabulary.decode(self._texts[row][1:])
-        return f'{words!r}, label {self.labels[row]}'
+        """Returns the text of an example as it was read."""
+        return self._original[row]
 
     def fingerprint(self) -> str:
         """Returns the SHA-256, in hex, of all ids, lengths and labels."""

@@ -24,7 +24,7 @@ class EncodedPairs:
     ) -> None:
         """Encodes the pairs. Sides longer than `max_length` ids are cut, or else refused."""
         self.num_truncated = num_too_long(pairs, source, target, max_length, cut)
-        self._source, self._target = source, target
+        self._pairs = pairs
         self._sources, self._targets = (
             Ragged([vocabulary.encode(text, max_length, start=False) for text in side])
             for vocabulary, side in zip((source, target), zip(*pairs, strict=True), strict=True)
@@ -46,9 +46,9 @@ class EncodedPairs:
         }
 
     def text(self, row: int) -> str:
-        """Returns a pair as the model sees it."""
-        source, target = self._sources[row], self._targets[row]
-        return f'{self._source.decode(source)!r} -> {self._target.decode(target)!r}'
+        """Returns a pair as it was read."""
+        source, target = self._pairs[row]
+        return f'{source!r} -> {target!r}'
 
     def fingerprint(self) -> str:
         """Returns the SHA-256, in hex, of all ids and lengths."""

@@ -21,6 +21,7 @@ from model.classifier import TextClassifier
 from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
 
 SEPARATOR = '[sep]'  # the word between two text features; the vocabulary treats it like any other
+join_features = f' {SEPARATOR} '.join
 
 
 def prefix_and_suffix() -> Check:
@@ -117,7 +118,7 @@ def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
     for position, label in enumerate(rows.labels):
         if label not in index:
             raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
-    joined = [f' {SEPARATOR} '.join(texts) for texts in rows.texts]
+    joined = [join_features(texts) for texts in rows.texts]
     labels = np.array([index[label] for label in rows.labels], np.int32)
     return LabelledSplit(joined, labels, rows.skipped)
 
@@ -286,9 +287,9 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
         attention = seen['intermediates']['attention']['__call__'][0]
         return jax.nn.softmax(jnp.asarray(logits)), attention, rows['token_ids'], rows['lengths']
 
-    def show(arrays: Any, row: int) -> dict[str, Any]:
-        probabilities, attention, ids, lengths = (array[row] for array in arrays)
-        words = [vocabulary.names[index] for index in ids[1 : lengths - 1]]
+    def show(arrays: Any, row: int, text: str) -> dict[str, Any]:
+        probabilities, attention, _, lengths = (array[row] for array in arrays)
+        words = text.split()[: lengths - 2]
         return {
             'label': labels[int(np.argmax(probabilities))],
             'probabilities': dict(zip(labels, probabilities.tolist(), strict=True)),
@@ -299,4 +300,12 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
         ids = vocabulary.encode(text, len(text) + 2)
         return {'unknown': unknown_share(ids), 'cut': len(ids) > width}
 
-    return Predictor(classifier_init(model, len(affixes)), encode, apply, show, notes)
+    return Predictor(
+        classifier_init(model, len(affixes)),
+        encode,
+        apply,
+        show,
+        notes,
+        config.data.text_features,
+        join_features,
+    )

@@ -311,7 +311,7 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
         rows_of = rows['sources'], rows['source_lengths']
         return model.apply({'params': params}, *rows_of, width, method='greedy')
 
-    def show(decoded: Any, row: int) -> dict[str, Any]:
+    def show(decoded: Any, row: int, _: str) -> dict[str, Any]:
         return {'prediction': target.decode(decoded[row])}
 
     def notes(text: str) -> dict[str, Any]:
@@ -320,4 +320,4 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
         ids = source.encode(text, len(text) + 1, start=False)
         return {'unknown': unknown_share(ids), 'cut': len(ids) > width}
 
-    return Predictor(seq2seq_init(model), encode, apply, show, notes)
+    return Predictor(seq2seq_init(model), encode, apply, show, notes, (data.source_feature,))

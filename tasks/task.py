@@ -1,7 +1,7 @@
 """Defines what the trainer knows of a task: examples, and pure functions of parameters and rows."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -50,7 +50,10 @@ class Predictor:
     encode: Callable[[list[str]], dict[str, np.ndarray]]
     """N texts -> arrays [N, ...]. Raises UserError for a text that it cannot predict from."""
     apply: Callable[[Params, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
-    show: Callable[[Any, int], dict[str, Any]]  # (these arrays on the host, row) -> JSON
+    show: Callable[[Any, int, str], dict[str, Any]]
+    """(these arrays on the host, row, its text) -> JSON of the prediction."""
     notes: Callable[[str], dict[str, Any]] = (
         lambda _: {}
     )  # text -> JSON of what the model cannot see
+    features: tuple[str, ...] = ('text',)  # the columns of a file that make up a text
+    join: Callable[[Sequence[str]], str] = ' '.join  # their values -> the text

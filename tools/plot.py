@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     if missing := next((n for n in runs if given.metric not in curves.names({n: runs[n]})), ''):
         known = curves.names({missing: runs[missing]})
         raise UserError(f'{missing}: --metric={not_among(given.metric, known)}')
-    with curves.drawing(runs, [given.metric]) as figure:
+    with curves.drawing(runs, given.metric) as figure:
         curves.write(given.out, curves.image(figure, kind))
     return 0
 

@@ -48,12 +48,13 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
             {
                 'label': task['label_names'][int(np.argmax(values))],
                 'probabilities': dict(zip(task['label_names'], values.tolist(), strict=True)),
-                'attention': [
-                    (names[index], weight)
-                    for index, weight in zip(row[1:-1], weights[1:].tolist(), strict=False)
-                ],
+                'attention': list(
+                    zip(text.split(), weights[1 : len(row) - 1].tolist(), strict=False)
+                ),
             }
-            for row, values, weights in zip(rows, probabilities, attention, strict=True)
+            for text, row, values, weights in zip(
+                texts, rows, probabilities, attention, strict=True
+            )
         ]
 
     def decode(texts: Sequence[str]) -> Predictions:
