@@ -167,7 +167,7 @@ def test_closed_pipe_ends_it_quietly(classifier_run: Trained, tmp_path: Path) ->
             '--column expects a .tsv, .csv or .jsonl file (or .gz)',
         ),
         (['--input=a.xlsx'], "suffix '.xlsx', expected .tsv, .csv, .jsonl, or .txt"),
-        (['--input=/dev/null'], 'no text to predict on'),
+        (['--input=/dev/null'], '--input=/dev/null: empty, expected one or more texts'),
         (['--text=a', '--rate=3'], 'unrecognized arguments: --rate=3'),
         (['--text=a', '--step=last'], "--step: 'last': expected a step, or best"),
     ],
@@ -207,7 +207,7 @@ def test_bad_lines_are_named_and_stop_it_or_are_skipped(
     assert texts == ['good', 'naïve\x0cfilm', 'last']
     assert printed.err.splitlines() == [
         f'skipped: {file}:2: expected some text',
-        f"skipped: {file}:4: 'a \\udcff b' has bytes that are not UTF-8, expected UTF-8",
+        f"skipped: {file}:4: 'a \\udcff b' has NUL or bytes that are not UTF-8, expected UTF-8",
     ]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -264,6 +265,17 @@ def test_plot_draws_a_metric_of_several_runs_in_the_format_of_the_name(
         assert end.value.code == 2
         assert expected in capsys.readouterr().err
     assert len(list(tmp_path.glob('*.*'))) == len(begins)
+
+
+def test_special_file_is_written_and_not_replaced(tmp_path: Path) -> None:
+    """A report to /dev/stdout must not become a file of that name."""
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    curves.write(str(pipe), b'page')
+    assert os.read(reader, 9) == b'page'
+    os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_no_legend_is_cut_off(classifier_run: Trained) -> None:

@@ -79,6 +79,14 @@ def drawing(
         yield figure
 
 
+def format_of(out: str) -> str:
+    """Returns the format that a file's name asks for. Raises UserError if it is none of FORMATS."""
+    kind = Path(out).suffix.lower().removeprefix('.')
+    if kind not in FORMATS:
+        raise UserError(f'{out}: expected a name that ends in .png, .pdf or .svg')
+    return kind
+
+
 def image(figure: 'Figure', kind: str, **options: Any) -> bytes:
     """Returns a figure as a file of one of FORMATS, enlarged where a legend would be cut off."""
     file = io.BytesIO()
@@ -122,12 +130,13 @@ def draw_legend(figure: 'Figure', runs: Sequence[str]) -> None:
 
 def write(out: str, data: bytes) -> None:
     """Writes a file completely or not at all, and reports it. Raises UserError if it cannot."""
-    partial = Path(f'{out}.partial')
+    special = Path(out).exists() and not Path(out).is_file()  # such as /dev/stdout: not to replace
+    partial = Path(out if special else f'{out}.partial')
     try:
         partial.write_bytes(data)
         partial.replace(out)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f'--out={out}: cannot be written ({error.strerror})') from error
+        if not special:
+            partial.unlink(missing_ok=True)
+        raise UserError(f'{out}: cannot be written ({error.strerror})') from error
     print(f'wrote {out}')

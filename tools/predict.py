@@ -35,6 +35,7 @@ from tools import saved_run
 from tools.arguments import Arguments, one_line_errors, run_tool
 
 ROWS = 256  # of a batch
+NOT_TEXT = re.compile('[\0\ud800-\udfff]')  # bytes that are not UTF-8 become lone surrogates
 NAMED, LINES = ('.tsv', '.csv', '.jsonl'), ('.txt', '')  # files with named columns, and without
 
 
@@ -78,6 +79,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         texts = read_texts(given.input, given.column, predictor, run.config.data)
         first = list(itertools.islice(texts, 1))  # a mistake is reported before the model is read
+        if not first:
+            raise UserError(f'--input={given.input}: empty, expected one or more texts')
         texts = itertools.chain(first, texts)
     params = run.params(predictor.init)
     found = predictions(predictor, params, texts, skip=given.bad_lines == 'skip')
@@ -126,8 +129,7 @@ def read_texts(
 ) -> Iterator[Text]:
     """Yields the texts of a file, each from `columns` or else from those that the run has read.
 
-    Bytes that are not UTF-8 become lone surrogates, as on a command line. Raises UserError if the
-    file cannot be read, or has no such column.
+    Raises UserError if the file cannot be read, or has no such column.
     """
     suffix = Path(file.lower().removesuffix('.gz')).suffix
     if suffix not in (*NAMED, *LINES):
@@ -272,7 +274,7 @@ def predictions(
             yield from shown(predictor, *running)
         running = started
     if not running:
-        raise UserError('no text to predict on, expected one or more')
+        raise UserError('no text to predict on is left, expected one or more')
     yield from shown(predictor, *running)
 
 
@@ -289,8 +291,10 @@ def encode_texts(
     """Yields each text with its encoding."""
     for place, text, problem in texts:
         report = f'{place}: {problem}' if problem else ''
-        if any('\ud800' <= letter <= '\udfff' for letter in text):  # see read_texts
-            report = f'{place}: {text!a} has bytes that are not UTF-8, expected UTF-8'
+        if NOT_TEXT.search(text):
+            report = (
+                f'{place}: {brief.repr(text)} has NUL or bytes that are not UTF-8, expected UTF-8'
+            )
         if not report:
             try:
                 yield text, predictor.encode([text])
