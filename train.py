@@ -155,6 +155,8 @@ def train(
                 sys.exit(REQUEUE)
 
     metrics = metrics or evaluate(state.params)
+    if doubt := task.doubt(metrics):
+        logging.warning('%s', doubt)
     speed = run_log.examples_per_second
     return summary.write_summary(workdir, state, layout, evaluation_data, metrics, speed)
 

@@ -58,23 +58,15 @@ def one_of(*names: str) -> Check:
 
 def whole_numbers(low: int, example: str) -> Check:
     """Expects a tuple of increasing whole numbers, none below `low`."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        return (
-            bool(value)
-            and all(type(n) is int and n >= low for n in value)
-            and list(value) == sorted(set(value))
-        )
-
-    return ok, f'increasing whole numbers >= {low}, such as {example}'
+    return (
+        lambda value: bool(value) and list(value) == sorted({n for n in value if n >= low}),
+        f'increasing whole numbers >= {low}, such as {example}',
+    )
 
 
 def names() -> Check:
     """Expects a tuple of one or more names."""
-    return (
-        lambda value: bool(value) and all(isinstance(n, str) and n for n in value),
-        "one or more names, such as ('sentence',)",
-    )
+    return lambda value: bool(value) and all(value), "one or more names, such as ('sentence',)"
 
 
 @dataclasses.dataclass
@@ -92,13 +84,22 @@ class DataConfig:
         'train',
         'tfds: training split; files: path of .tsv, .csv or .jsonl, also .gz; * for several files',
     )
-    evaluation: str = option('validation', 'tfds: evaluation split; files: path')
+    evaluation: str = option(
+        'validation',
+        'tfds: evaluation split; files: path; both: share of the training rows, such as 10%',
+    )
     columns: tuple[str, ...] = option(
         (), 'files: names of the columns of tables without a header line, in order', resumable=True
     )
+    delimiter: str = option(
+        '',
+        "files: what separates the columns of tables ('' = tab in .tsv, comma in .csv)",
+        (lambda value: len(value) < 2 and value not in [*'"\r\n\0'], "one character, such as ';'"),
+        resumable=True,
+    )
     bad_rows: str = option(
         'stop',
-        'a row that cannot be used: stop, or skip it and count it',
+        'a row that cannot be used: stop, or skip it and list it in WORKDIR/skipped_rows.txt',
         one_of('stop', 'skip'),
         resumable=True,
     )
@@ -219,11 +220,16 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
 
 
+def is_section(value: object) -> bool:
+    """Returns whether a value of a config holds options itself; a class does not."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
 def options(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
     """Yields (dotted name, value, field) of every option, in order of declaration."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
+        if is_section(value):
             yield from options(value, f'{prefix}{field.name}.')
         else:
             yield prefix + field.name, value, field
@@ -234,7 +240,7 @@ def sections(section: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
     yield prefix, section
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
+        if is_section(value):
             yield from sections(value, f'{prefix}{field.name}.')
 
 
@@ -258,7 +264,7 @@ def check(config: Config) -> None:
             try:
                 value = converted(value, kind)
             except (TypeError, OverflowError):
-                expected = WORDS.get(kind) or (test[1] if test else f'a {kind.__name__}')
+                expected = WORDS.get(kind) or (test[1] if test else f'{kind.__name__}(...)')
             else:
                 setattr(section, field.name, value)
                 if test is None or test[0](value):
@@ -281,7 +287,7 @@ def converted(value: Any, kind: Any) -> Any:
     if kind is float and number:
         return float(value)
     if kind is str and isinstance(value, str | os.PathLike):
-        return os.fspath(value)
+        return str(os.fspath(value))
     if kind in (int, float, str) or not isinstance(kind, type) or not isinstance(value, kind):
         raise TypeError
     return value

@@ -15,7 +15,8 @@ from configs.schema import Check, Config, at_least, fraction, names, one_of, opt
 from errors import UserError
 from input_pipeline import checks, reviews
 from input_pipeline.encoded import LabelledTexts, unknown_share
-from input_pipeline.examples import Rows, brief, not_among, read_rows
+from input_pipeline.examples import Rows, brief, not_among, read_splits
+from input_pipeline.labels import class_names
 from input_pipeline.vocabulary import ALL_LETTERS, FIRST_WORD, UNK, Vocabulary
 from model.classifier import TextClassifier
 from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
@@ -26,11 +27,10 @@ join_features = f' {SEPARATOR} '.join
 
 def prefix_and_suffix() -> Check:
     """Expects how many letters of a word's start and of its end, or neither."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        return not value or (len(value) == 2 and all(type(n) is int and n >= 1 for n in value))
-
-    return ok, 'two whole numbers >= 1, such as (4,3), or ()'
+    return (
+        lambda value: not value or (len(value) == 2 and min(value) >= 1),
+        'two whole numbers >= 1, such as (4,3), or ()',
+    )
 
 
 @dataclasses.dataclass
@@ -43,7 +43,9 @@ class DataConfig(schema.DataConfig):
     text_features: tuple[str, ...] = option(
         ('text',), 'tfds, files: features or columns to read, joined', names()
     )
-    label_feature: str = option('label', 'tfds, files: feature or column with the class')
+    label_feature: str = option(
+        'label', 'tfds, files: feature or column with the class', (bool, 'a name')
+    )
     num_train: int = option(10_000, 'reviews: training sentences', at_least(1))
     num_eval: int = option(1_500, 'reviews: evaluation sentences', at_least(1))
     min_frequency: int = option(
@@ -79,7 +81,7 @@ class LabelledSplit(NamedTuple):
 
     texts: list[str]
     labels: np.ndarray  # int32[N], indices of the label names
-    skipped: int = 0  # bad rows that were left out
+    skipped: tuple[str, ...] = ()  # the problems of bad rows that were left out
 
 
 def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[str, ...]]:
@@ -96,17 +98,13 @@ def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[st
             LabelledSplit(texts, np.array(labels, np.int32)) for texts, labels in splits
         )
         return train, evaluation, reviews.LABEL_NAMES
-    train_rows, eval_rows = (
-        read_rows(data, split, data.text_features, data.label_feature)
-        for split in (data.train, data.evaluation)
-    )
-    label_names = train_rows.classes or checks.class_names(train_rows)
-    train, evaluation = labelled(train_rows, label_names), labelled(eval_rows, label_names)
+    train_rows, eval_rows = read_splits(data, data.text_features, data.label_feature)
+    label_names = train_rows.classes or class_names(train_rows.labels, train_rows.place)
     if len(label_names) == 1:
         raise UserError(
             f'{data.train}: only label {brief.repr(label_names[0])}, expected two or more'
         )
-    return train, evaluation, label_names
+    return labelled(train_rows, label_names), labelled(eval_rows, label_names), label_names
 
 
 def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
@@ -240,10 +238,10 @@ def make_task(config: Config) -> Task:
             'training_data': train.fingerprint(),
             'evaluation_data': evaluation.fingerprint(),
         },
-        files={'vocabulary.txt': vocabulary.file_text()},
+        files={'vocabulary.txt': vocabulary.file_text(), **checks.skipped_file(skipped)},
         summary=(
             f'{len(train)} training and {len(evaluation)} evaluation examples, '
-            f'{f"{skipped} bad rows skipped, " if skipped else ""}'
+            f'{f"{len(skipped)} bad rows skipped, " if skipped else ""}'
             f'{len(label_names)} classes '
             f'{brief.repr(checks.class_counts(train.labels, label_names))}, '
             f'{len(vocabulary)} word ids, {train.unknown:.1%} of training and '
@@ -254,6 +252,9 @@ def make_task(config: Config) -> Task:
             *checks.unknown_warnings(training=train.unknown, evaluation=evaluation.unknown),
             *checks.label_warnings(train_split.texts, train.labels, label_names),
             *checks.shared_warnings(train_split.texts, eval_split.texts),
+        ),
+        doubt=lambda found: checks.chance_warning(
+            found['accuracy'], evaluation.labels, label_names
         ),
     )
 

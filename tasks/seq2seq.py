@@ -13,7 +13,7 @@ from configs import schema
 from configs.schema import Check, Config, at_least, fraction, one_of, option
 from input_pipeline import addition, checks
 from input_pipeline.encoded import unknown_share
-from input_pipeline.examples import read_rows
+from input_pipeline.examples import read_splits
 from input_pipeline.pairs import EncodedPairs, Pairs, encode_sources
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.seq2seq import Seq2Seq
@@ -29,12 +29,10 @@ def probability() -> Check:
 
 def digit_counts() -> Check:
     """Expects the digits of two operands."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        whole = all(type(n) is int for n in value)
-        return whole and len(value) == 2 and 1 <= value[0] <= value[1] <= 4
-
-    return ok, 'two whole numbers from 1 to 4, the smaller first, such as (2,3)'
+    return (
+        lambda value: len(value) == 2 and 1 <= value[0] <= value[1] <= 4,
+        'two whole numbers from 1 to 4, the smaller first, such as (2,3)',
+    )
 
 
 @dataclasses.dataclass
@@ -87,18 +85,16 @@ class ModelConfig(schema.ModelConfig):
     )
 
 
-def read_pairs(data: DataConfig) -> tuple[Pairs, Pairs, int]:
-    """Reads training pairs, evaluation pairs, and the number of bad rows that were skipped.
+def read_pairs(data: DataConfig) -> tuple[Pairs, Pairs, tuple[str, ...]]:
+    """Reads training pairs, evaluation pairs, and the problems of bad rows that were skipped.
 
     Raises UserError for a pair with an empty side.
     """
     if data.source == 'addition':
         sizes = data.num_train, data.num_eval, data.split_seed, data.bucket_lengths[-1]
-        return *addition.make_additions(data.operand_digits, *sizes), 0
+        return *addition.make_additions(data.operand_digits, *sizes), ()
     features = (data.source_feature, data.target_feature)
-    train, evaluation = (
-        read_rows(data, split, features, every=True) for split in (data.train, data.evaluation)
-    )
+    train, evaluation = read_splits(data, features, every=True)
     return train.texts, evaluation.texts, train.skipped + evaluation.skipped
 
 
@@ -251,12 +247,13 @@ def make_task(config: Config) -> Task:
         files={
             'source_vocabulary.txt': source.file_text(),
             'target_vocabulary.txt': target.file_text(),
+            **checks.skipped_file(skipped),
         },
         summary=(
             f'{len(train)} training and {len(evaluation)} evaluation pairs, {len(source)} source '
             f'and {len(target)} target ids ({data.unit}s), {train.unknown:.1%} of training and '
             f'{evaluation.unknown:.1%} of evaluation tokens unknown, '
-            f'{f"{skipped} bad rows skipped, " if skipped else ""}'
+            f'{f"{len(skipped)} bad rows skipped, " if skipped else ""}'
             f'{train.num_truncated + evaluation.num_truncated} pairs cut to {max_length} ids'
         ),
         warnings=(

@@ -38,6 +38,7 @@ class Task:
     files: dict[str, str]  # name -> text of files in the workdir, for people and tools
     summary: str  # one line for the start of the log
     warnings: tuple[str, ...] = ()  # what is odd about the data, each in one line
+    doubt: Callable[[dict[str, float]], str] = lambda _: ''  # final metrics -> a warning, or ''
     samples: Callable[[Params], list[str]] = lambda _: []
     """parameters -> lines that show what the model does with a few examples."""
 

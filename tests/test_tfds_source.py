@@ -161,9 +161,14 @@ def test_feature_of_another_type_names_both_types(prepared: Path) -> None:
     assert "'premise' is Text, expected ClassLabel" in refusal(prepared, label_feature='premise')
 
 
-def test_unlabelled_examples_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlabelled_examples_are_refused_or_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare_rows(tmp_path, monkeypatch, 'a', 'b', -1)
-    assert "'train': 1 of 4 examples have no label" in refusal(tmp_path)
+    assert "'label' is '', which marks a missing label" in refusal(tmp_path)
+    train, *_ = read(tmp_path, bad_rows='skip')
+    assert len(train.texts) == 3
+    assert len(train.skipped) == 1
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

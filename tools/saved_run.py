@@ -10,6 +10,7 @@ from etils import epath
 import tasks
 from configs.schema import Config
 from errors import UserError
+from input_pipeline.examples import SHARE
 from reporting.log import quiet_libraries
 from runtime import backend, resume
 from runtime.checkpoints import Checkpoints, RunRecord
@@ -41,6 +42,8 @@ class SavedRun:
         """
         config, unchanged = self.config, dict(self.record['task'])
         if evaluation:
+            if share := SHARE.fullmatch(config.data.evaluation):  # stays out of the training split
+                evaluation = f'{share[1]}%:{evaluation}'
             config = dataclasses.replace(
                 config, data=dataclasses.replace(config.data, evaluation=evaluation)
             )
