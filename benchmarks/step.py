@@ -16,6 +16,7 @@ import optax
 from benchmarks.common import Row, in_turn, ratio
 from configs import sst2, sst2_flax
 from configs.schema import Config
+from input_pipeline.vocabulary import FIRST_WORD, Vocabulary
 from model import dropout
 from model.classifier import TextClassifier
 from runtime import backend
@@ -151,7 +152,7 @@ def model_of(config: Config) -> TextClassifier:
     """Returns the model of a config over vocabularies of SST-2's size."""
     assert isinstance(config.model, ModelConfig)
     sizes = (WORDS, *AFFIXES[: affixes_of(config)])
-    return make_model(config.model, [range(count) for count in sizes], 2)
+    return make_model(config.model, [Vocabulary([''] * (count - FIRST_WORD)) for count in sizes], 2)
 
 
 def random_batch(config: Config) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import difflib
 import numbers
 import os
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from errors import UserError
@@ -322,6 +322,7 @@ def fill(config: Config, values: dict[str, Any]) -> Config:
     that this code does not have.
     """
     known = {name: default for name, default, _ in options(config)}
+    values = renamed(values, known)
     if unknown := sorted(values.keys() - known.keys()):
         raise UserError(
             f'config.{unknown[0]} is in the run record, but this code has no such option; '
@@ -334,12 +335,25 @@ def fill(config: Config, values: dict[str, Any]) -> Config:
     return config
 
 
+def renamed(saved: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Returns the options of a run record by today's names.
+
+    Before data.tokenizer, texts were split into words or, with data.unit, into characters.
+    """
+    if 'data.tokenizer' in saved or 'data.tokenizer' not in known:
+        return saved
+    kept = {name: value for name, value in saved.items() if name != 'data.unit'}
+    return kept | {'data.tokenizer': f'{saved.get("data.unit", "word")}s'}
+
+
 def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
     """Returns 'name: then -> now' for every option that decides the run's bits and has changed.
 
     An option that `saved`, the config in a run record, lacks had its default.
     """
     changed = []
+    known = {name for name, _, _ in options(config)}
+    saved = renamed(saved, known)
     for name, value, field in options(config):
         then = saved.get(name, field.default)
         same = list(then) == list(value) if isinstance(value, tuple) else then == value
@@ -350,6 +364,5 @@ def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
         moved = name in ('data.train', 'data.evaluation') and config.data.source == 'files'
         if not (same or resumable or moved):
             changed.append(f'{name}: {then!r} -> {value!r}')
-    known = {name for name, _, _ in options(config)}
     gone = [f'{name}: {saved[name]!r} -> no such option' for name in sorted(saved.keys() - known)]
     return changed + gone

@@ -28,7 +28,7 @@ class Examples(Protocol):
         """Returns the number of examples."""
 
     def text(self, row: int) -> str:
-        """Returns one example as people read it."""
+        """Returns one example as it is written."""
 
     def batch(self, rows: np.ndarray, width: int) -> HostBatch:
         """Pads the examples `rows` (int64[B]) to `width`; includes 'weights' float32[B]."""

@@ -1,7 +1,7 @@
 """Defines text classification: one label for each text."""
 
 import dataclasses
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,12 +17,11 @@ from input_pipeline import checks, reviews
 from input_pipeline.encoded import LabelledTexts, unknown_share
 from input_pipeline.examples import Rows, brief, not_among, read_splits
 from input_pipeline.labels import class_names
-from input_pipeline.vocabulary import ALL_LETTERS, FIRST_WORD, UNK, Vocabulary
+from input_pipeline.library_tokenizer import SEPARATOR, restored
+from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
+from input_pipeline.vocabulary import Vocabulary
 from model.classifier import TextClassifier
 from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
-
-SEPARATOR = '[sep]'  # the word between two text features; the vocabulary treats it like any other
-join_features = f' {SEPARATOR} '.join
 
 
 def prefix_and_suffix() -> Check:
@@ -48,8 +47,10 @@ class DataConfig(schema.DataConfig):
     )
     num_train: int = option(10_000, 'reviews: training sentences', at_least(1))
     num_eval: int = option(1_500, 'reviews: evaluation sentences', at_least(1))
+    tokenizer: str = tokenizer_option('', " ('' = basic for files, otherwise words)")
+    vocab_size: int = option(8000, 'wordpiece, bpe: most tokens', at_least(300))
     min_frequency: int = option(
-        3, 'words seen less often in the training split are unknown', at_least(1)
+        3, 'tokens seen less often in the training split are unknown', at_least(1)
     )
     affixes: tuple[int, ...] = option(
         (),
@@ -116,7 +117,7 @@ def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
     for position, label in enumerate(rows.labels):
         if label not in index:
             raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
-    joined = [join_features(texts) for texts in rows.texts]
+    joined = [SEPARATOR.join(texts) for texts in rows.texts]
     labels = np.array([index[label] for label in rows.labels], np.int32)
     return LabelledSplit(joined, labels, rows.skipped)
 
@@ -129,8 +130,22 @@ def affix_letters(data: DataConfig) -> list[slice]:
     return [slice(first), slice(-last, None)]
 
 
+def make_vocabularies(data: DataConfig, texts: Sequence[str]) -> list[Vocabulary]:
+    """Makes the tokenizer of a config and, by its words, the vocabularies of affixes.
+
+    Raises UserError for a file that is no tokenizer.
+    """
+    data.tokenizer = data.tokenizer or ('basic' if data.source == 'files' else 'words')
+    vocabulary = make_vocabulary(data.tokenizer, texts, data.min_frequency, data.vocab_size)
+    of_affixes = [
+        Vocabulary.of(texts, data.min_frequency, vocabulary.units, letters)
+        for letters in affix_letters(data)
+    ]
+    return [vocabulary, *of_affixes]
+
+
 def make_model(
-    options: ModelConfig, vocabularies: Sequence[Sized], num_classes: int
+    options: ModelConfig, vocabularies: Sequence[Vocabulary], num_classes: int
 ) -> TextClassifier:
     """Makes the model of a config, for words and affixes and a number of classes."""
     vocab_size, *affix_sizes = map(len, vocabularies)
@@ -143,8 +158,8 @@ def make_model(
         word_dropout=options.word_dropout,
         embedding_dropout=options.embedding_dropout,
         dropout=options.dropout,
-        unk_id=UNK,
-        first_word_id=FIRST_WORD,
+        unk_id=vocabularies[0].unk,
+        first_word_id=vocabularies[0].first_word,
         dtype=jnp.dtype(options.compute_dtype),
         remat=options.remat,
     )
@@ -209,13 +224,10 @@ def make_task(config: Config) -> Task:
     assert isinstance(config.model, ModelConfig)
     data = config.data
     train_split, eval_split, label_names = read_texts(data)
-    vocabulary, *affixes = vocabularies = [
-        Vocabulary.of(train_split.texts, data.min_frequency, letters=letters)
-        for letters in (ALL_LETTERS, *affix_letters(data))
-    ]
+    vocabulary, *affixes = vocabularies = make_vocabularies(data, train_split.texts)
     known = max(len(part.words) for part in vocabularies)
     skipped = train_split.skipped + eval_split.skipped
-    checks.require_known(known, len(train_split.texts), 'word', data.min_frequency)
+    checks.require_known(known, len(train_split.texts), 'token', data.min_frequency)
     max_length = data.bucket_lengths[-1]
     train, evaluation = (
         LabelledTexts(split.texts, split.labels, vocabulary, max_length, affixes)
@@ -233,7 +245,7 @@ def make_task(config: Config) -> Task:
         best_metric='accuracy',
         resume_facts={
             'label_names': list(label_names),
-            'vocabulary': list(vocabulary.words),
+            **vocabulary.facts(),
             'affixes': [list(part.words) for part in affixes],
             'training_data': train.fingerprint(),
             'evaluation_data': evaluation.fingerprint(),
@@ -244,8 +256,8 @@ def make_task(config: Config) -> Task:
             f'{f"{len(skipped)} bad rows skipped, " if skipped else ""}'
             f'{len(label_names)} classes '
             f'{brief.repr(checks.class_counts(train.labels, label_names))}, '
-            f'{len(vocabulary)} word ids, {train.unknown:.1%} of training and '
-            f'{evaluation.unknown:.1%} of evaluation words unknown, '
+            f'{len(vocabulary)} ids ({data.tokenizer}), {train.unknown:.1%} of training and '
+            f'{evaluation.unknown:.1%} of evaluation tokens unknown, '
             f'{train.num_truncated + evaluation.num_truncated} texts cut to {max_length} ids'
         ),
         warnings=(
@@ -263,9 +275,10 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
     """Makes what predicts labels, their probabilities, and the attention that each word got."""
     assert isinstance(config.model, ModelConfig)
     assert isinstance(config.data, DataConfig)
-    vocabulary, labels = Vocabulary(resume_facts['vocabulary']), resume_facts['label_names']
+    vocabulary = restored(resume_facts, config.data.tokenizer)
+    labels = resume_facts['label_names']
     affixes = [
-        Vocabulary(words, letters=letters)
+        Vocabulary(words, vocabulary.units, letters)
         for words, letters in zip(resume_facts['affixes'], affix_letters(config.data), strict=True)
     ]
     width = config.data.bucket_lengths[-1]
@@ -286,20 +299,21 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
             capture_intermediates=lambda module, _: module.name == 'attention',
         )
         attention = seen['intermediates']['attention']['__call__'][0]
-        return jax.nn.softmax(jnp.asarray(logits)), attention, rows['token_ids'], rows['lengths']
+        return jax.nn.softmax(jnp.asarray(logits)), attention
 
     def show(arrays: Any, row: int, text: str) -> dict[str, Any]:
-        probabilities, attention, _, lengths = (array[row] for array in arrays)
-        words = text.split()[: lengths - 2]
+        probabilities, attention = (array[row].tolist() for array in arrays)
+        pieces = [piece for _, piece in vocabulary.tokens(text)[: width - 2]]
         return {
             'label': labels[int(np.argmax(probabilities))],
-            'probabilities': dict(zip(labels, probabilities.tolist(), strict=True)),
-            'attention': list(zip(words, attention[1 : lengths - 1].tolist(), strict=True)),
+            'probabilities': dict(zip(labels, probabilities, strict=True)),
+            # A mark has the first weight and the last; what was cut has none.
+            'attention': list(zip(pieces, attention[1:], strict=False)),
         }
 
     def notes(text: str) -> dict[str, Any]:
-        ids = vocabulary.encode(text, len(text) + 2)
-        return {'unknown': unknown_share(ids), 'cut': len(ids) > width}
+        ids = vocabulary.ids(text)
+        return {'unknown': unknown_share([ids], vocabulary.unk), 'cut': len(ids) > width - 2}
 
     return Predictor(
         classifier_init(model, len(affixes)),
@@ -308,5 +322,5 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
         show,
         notes,
         config.data.text_features,
-        join_features,
+        SEPARATOR.join,
     )

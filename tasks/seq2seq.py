@@ -14,8 +14,10 @@ from configs.schema import Check, Config, at_least, fraction, one_of, option
 from input_pipeline import addition, checks
 from input_pipeline.encoded import unknown_share
 from input_pipeline.examples import read_splits
+from input_pipeline.library_tokenizer import restored
 from input_pipeline.pairs import EncodedPairs, Pairs, encode_sources
-from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
+from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
+from input_pipeline.vocabulary import PAD, Vocabulary
 from model.seq2seq import Seq2Seq
 from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
 
@@ -44,7 +46,8 @@ class DataConfig(schema.DataConfig):
     )
     source_feature: str = option('source', 'tfds, files: feature or column with the source text')
     target_feature: str = option('target', 'tfds, files: feature or column with the target text')
-    unit: str = option('character', 'tfds, files: what a token is', one_of('character', 'word'))
+    tokenizer: str = tokenizer_option('characters')
+    vocab_size: int = option(8000, 'wordpiece, bpe: most tokens of each side', at_least(300))
     min_frequency: int = option(
         1, 'tfds, files: tokens seen less often in the training split are unknown', at_least(1)
     )
@@ -98,21 +101,21 @@ def read_pairs(data: DataConfig) -> tuple[Pairs, Pairs, tuple[str, ...]]:
     return train.texts, evaluation.texts, train.skipped + evaluation.skipped
 
 
-def make_model(options: ModelConfig, source_size: int, target_size: int) -> Seq2Seq:
-    """Makes the model of a config, for vocabularies of these sizes."""
+def make_model(options: ModelConfig, source: Vocabulary, target: Vocabulary) -> Seq2Seq:
+    """Makes the model of a config, for a source and a target vocabulary with the same marks."""
     return Seq2Seq(
-        source_vocab_size=source_size,
-        target_vocab_size=target_size,
+        source_vocab_size=len(source),
+        target_vocab_size=len(target),
         embedding_size=options.embedding_size,
         hidden_size=options.hidden_size,
         word_dropout=options.word_dropout,
         embedding_dropout=options.embedding_dropout,
         dropout=options.dropout,
         pad_id=PAD,
-        unk_id=UNK,
-        bos_id=BOS,
-        eos_id=EOS,
-        first_word_id=FIRST_WORD,
+        unk_id=target.unk,
+        bos_id=target.bos,
+        eos_id=target.eos,
+        first_word_id=target.first_word,
         dtype=jnp.dtype(options.compute_dtype),
         remat=options.remat,
     )
@@ -177,7 +180,7 @@ def seq2seq_eval_sums(model: Seq2Seq) -> Callable[[Params, Batch], Sums]:
         logits = model.apply({'params': params}, *sources, targets, train=False)
         decoded = model.apply({'params': params}, *sources, targets.shape[1], method='greedy')
         # Both are padded after EOS. An unknown unit is never right: it does not spell the text.
-        exact = jnp.all((decoded == targets) & (targets != UNK), axis=1)
+        exact = jnp.all((decoded == targets) & (targets != model.unk_id), axis=1)
         return token_sums(jnp.asarray(logits), batch) | {
             'exact': jnp.sum(weights * exact),
             'pairs': jnp.sum(weights),
@@ -218,17 +221,17 @@ def make_task(config: Config) -> Task:
     assert isinstance(options, ModelConfig)
     train_pairs, eval_pairs, skipped = read_pairs(data)
     source, target = (
-        Vocabulary.of(side, data.min_frequency, data.unit)
+        make_vocabulary(data.tokenizer, side, data.min_frequency, data.vocab_size)
         for side in zip(*train_pairs, strict=True)
     )
     known = min(len(source.words), len(target.words))
-    checks.require_known(known, len(train_pairs), data.unit, data.min_frequency)
+    checks.require_known(known, len(train_pairs), 'token', data.min_frequency)
     max_length = data.bucket_lengths[-1]
     train, evaluation = (
         EncodedPairs(pairs, source, target, max_length, data.too_long == 'cut')
         for pairs in (train_pairs, eval_pairs)
     )
-    model = make_model(options, len(source), len(target))
+    model = make_model(options, source, target)
     return Task(
         train=train,
         evaluation=evaluation,
@@ -239,8 +242,8 @@ def make_task(config: Config) -> Task:
         metrics=seq2seq_metrics,
         best_metric='exact_match',
         resume_facts={
-            'source_vocabulary': list(source.words),
-            'target_vocabulary': list(target.words),
+            **source.facts('source_'),
+            **target.facts('target_'),
             'training_data': train.fingerprint(),
             'evaluation_data': evaluation.fingerprint(),
         },
@@ -251,7 +254,7 @@ def make_task(config: Config) -> Task:
         },
         summary=(
             f'{len(train)} training and {len(evaluation)} evaluation pairs, {len(source)} source '
-            f'and {len(target)} target ids ({data.unit}s), {train.unknown:.1%} of training and '
+            f'and {len(target)} target ids ({data.tokenizer}), {train.unknown:.1%} of training and '
             f'{evaluation.unknown:.1%} of evaluation tokens unknown, '
             f'{f"{len(skipped)} bad rows skipped, " if skipped else ""}'
             f'{train.num_truncated + evaluation.num_truncated} pairs cut to {max_length} ids'
@@ -293,10 +296,10 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
     assert isinstance(data, DataConfig)
     assert isinstance(options, ModelConfig)
     source, target = (
-        Vocabulary(resume_facts[f'{side}_vocabulary'], data.unit) for side in ('source', 'target')
+        restored(resume_facts, data.tokenizer, side) for side in ('source_', 'target_')
     )
     width = data.bucket_lengths[-1]
-    model = make_model(options, len(source), len(target))
+    model = make_model(options, source, target)
 
     def encode(texts: list[str]) -> dict[str, np.ndarray]:
         # If training had rare units, the model has learned what an unknown one means.
@@ -314,7 +317,7 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
     def notes(text: str) -> dict[str, Any]:
         if data.min_frequency == 1 and data.too_long == 'error':
             return {}  # what could be noted is refused
-        ids = source.encode(text, len(text) + 1, start=False)
-        return {'unknown': unknown_share(ids), 'cut': len(ids) > width}
+        ids = source.ids(text)
+        return {'unknown': unknown_share([ids], source.unk), 'cut': len(ids) >= width}
 
     return Predictor(seq2seq_init(model), encode, apply, show, notes, (data.source_feature,))

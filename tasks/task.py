@@ -51,8 +51,7 @@ class Predictor:
     encode: Callable[[list[str]], dict[str, np.ndarray]]
     """N texts -> arrays [N, ...]. Raises UserError for a text that it cannot predict from."""
     apply: Callable[[Params, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
-    show: Callable[[Any, int, str], dict[str, Any]]
-    """(these arrays on the host, row, its text) -> JSON of the prediction."""
+    show: Callable[[Any, int, str], dict[str, Any]]  # (these on the host, row, its text) -> JSON
     notes: Callable[[str], dict[str, Any]] = (
         lambda _: {}
     )  # text -> JSON of what the model cannot see

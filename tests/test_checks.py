@@ -216,8 +216,8 @@ def test_texts_in_both_splits_and_texts_with_two_labels_are_counted(tmp_path: Pa
 
 def test_unknown_words_of_both_splits_are_reported(tmp_path: Path) -> None:
     train = [*GOOD, ('a b c d e', 'pos')]
-    task = make_task(tmp_path, train, [('GOOD FILM , film', 'pos')] * 9)
-    assert '2.4% of training and 75.0% of evaluation words unknown' in task.summary
+    task = make_task(tmp_path, train, [('GOOD FILM , film', 'pos')] * 9, tokenizer='words')
+    assert '2.4% of training and 75.0% of evaluation tokens unknown' in task.summary
     assert [line for line in task.warnings if 'unknown' in line] == [
         '75% of the evaluation tokens are unknown to the vocabulary: do both splits have the same '
         'language, case and spaces? (config.data.min_frequency)'
@@ -226,7 +226,9 @@ def test_unknown_words_of_both_splits_are_reported(tmp_path: Path) -> None:
 
 def test_a_vocabulary_without_words_is_refused(tmp_path: Path) -> None:
     cells = [(f'word{n} other{n}', 'neg' if n % 2 else 'pos') for n in range(40)]
-    assert refusal(tmp_path, cells).startswith('config.data.min_frequency = 3: no word occurs that')
+    assert refusal(tmp_path, cells).startswith(
+        'config.data.min_frequency = 3: no token occurs that'
+    )
     assert make_task(tmp_path, cells, cells, min_frequency=1)
     assert make_task(tmp_path, cells, cells, affixes=(3, 2))  # 'wor' and 'oth' are known
 

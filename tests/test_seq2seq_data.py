@@ -81,7 +81,7 @@ def test_pairs_with_an_empty_side_are_skipped_and_counted_if_asked_for(tmp_path:
 
 
 def test_long_texts_are_cut_in_prediction_as_in_training_and_noted() -> None:
-    data = DataConfig(too_long='cut', min_frequency=2, bucket_lengths=(5,), unit='word')
+    data = DataConfig(too_long='cut', min_frequency=2, bucket_lengths=(5,), tokenizer='words')
     facts = {'source_vocabulary': ['a', 'b'], 'target_vocabulary': ['c']}
     predictor = make_predictor(Config(data=data, model=ModelConfig()), facts)
     rows = predictor.encode(['a b x b a b'])

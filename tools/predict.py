@@ -152,7 +152,7 @@ def read_texts(
             elif suffix == '.jsonl':
                 yield from json_texts(file, lines, names, join)
             else:
-                delimiter = getattr(data, 'delimiter', '') or (',' if suffix == '.csv' else '\t')
+                delimiter = data.delimiter or (',' if suffix == '.csv' else '\t')
                 yield from table_texts(file, lines, names, join, data.columns, delimiter)
     except (OSError, EOFError, zlib.error) as error:  # the last two from gzip
         reason = getattr(error, 'strerror', None) or error

@@ -134,13 +134,12 @@ def print_largest_losses(
         task.train.lengths, config.batch_size, config.data.window_batches, epoch_words
     )
     losses = example_losses(task, layout, state, batch)
-    labels = task.resume_facts.get('label_names', [])
     ranked = np.argsort(np.where(np.isfinite(losses), -losses, -np.inf), kind='stable')
     for place in map(int, ranked[:SHOWN]):
         example = order(step - 1)[place]
-        label = f', {labels[batch["labels"][place]]}' if labels else ''
-        text = task.train.text(example)
-        print(f'row {place}, training example {example}{label}, loss {losses[place]:.6g}: {text}')
+        label = f', label {batch["labels"][place]}' if 'labels' in batch else ''
+        where = f'row {place}, training example {example}, loss {losses[place]:.6g}'
+        print(f'{where}: {task.train.text(example)!r}{label}')
 
 
 def example_losses(
