@@ -108,7 +108,9 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
     backend.prepare(resume.recorded_cpu_threads(record), config.matmul_precision)
     run = SavedRun(folder, chosen, record, config)
     if step == 'best':
-        best = best_step(curves.read(folder), run.task().best_metric, steps)
+        # Older records do not name the metric; for these the task is made, from the data.
+        metric = record['manifest'].get('best_metric') or run.task().best_metric
+        best = best_step(curves.read(folder), metric, steps)
         if best is None:
             raise UserError(
                 f'--step=best: no checkpoint of {folder} was evaluated; expected one of its steps, '
