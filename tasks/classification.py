@@ -331,4 +331,12 @@ def make_predictor(config: Config, resume_facts: Json) -> Predictor:
         ids = vocabulary.ids(text)
         return {'unknown': unknown_share([ids], vocabulary.unk), 'cut': len(ids) > width - 2}
 
-    return Predictor(classifier_init(model, len(affixes)), encode, apply, show, notes)
+    return Predictor(
+        classifier_init(model, len(affixes)),
+        encode,
+        apply,
+        show,
+        notes,
+        config.data.text_features,
+        SEPARATOR.join,
+    )

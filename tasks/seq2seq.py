@@ -325,4 +325,4 @@ def make_predictor(config: Config, resume_facts: Json) -> Predictor:
         ids = source.ids(text)
         return {'unknown': unknown_share([ids], source.unk), 'cut': len(ids) >= width}
 
-    return Predictor(seq2seq_init(model), encode, apply, show, notes)
+    return Predictor(seq2seq_init(model), encode, apply, show, notes, (data.source_feature,))

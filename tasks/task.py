@@ -56,3 +56,5 @@ class Predictor:
     apply: Callable[[Params, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
     show: Callable[[Any, int, str], Json]  # (these on the host, row, its text) -> JSON
     notes: Callable[[str], Json] = lambda _: {}  # text -> JSON of what the model cannot see
+    features: tuple[str, ...] = ('text',)  # the columns of a file that make up a text
+    join: Callable[[Sequence[str]], str] = ' '.join  # their values -> the text

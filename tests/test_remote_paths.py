@@ -267,6 +267,21 @@ def test_renewal_whose_answer_was_lost_is_not_a_takeover(workdir: epath.Path) ->
     assert not (workdir / 'lock.json').exists()
 
 
+def test_lease_that_is_released_while_it_is_read_is_free(
+    store: Storage, workdir: epath.Path
+) -> None:
+    """Its holder deletes it before the request for its text is answered."""
+    (workdir / 'lock.json').write_text('{"host": "elsewhere", "pid": 7, "id": "x"}')
+
+    def release() -> None:
+        store.before = ('^$', bool)
+        del store.buckets[workdir.parts[2]]['a/run/lock.json']
+
+    store.before = ('GET .*lock.json.*alt=media', release)
+    with lock.exclusive_workdir(workdir):
+        assert json.loads((workdir / 'lock.json').read_text())['pid'] == os.getpid()
+
+
 def test_lease_is_renewed_again_when_a_bucket_that_failed_is_back(
     store: Storage, workdir: epath.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,7 +203,7 @@ def test_text_features_are_joined_in_the_order_asked_for(tmp_path: Path) -> None
     path = tmp_path / 'pairs.tsv'
     path.write_text('label\tpremise\tid\thypothesis\n0\t a \t7\tb\n1\tc\t8\td\n')
     dataset = read_files(path, path, 'premise', 'hypothesis')
-    assert dataset.train[0] == [f'a {SEPARATOR} b', f'c {SEPARATOR} d']
+    assert dataset.train[0] == [f'a{SEPARATOR}b', f'c{SEPARATOR}d']
 
 
 @pytest.mark.parametrize('blank', ['', ' ', '\u200b', '\u3164'])
@@ -211,7 +211,7 @@ def test_row_needs_some_text_in_one_of_its_features(tmp_path: Path, blank: str) 
     path = tmp_path / 'pairs.tsv'
     path.write_text(f'title\tbody\tlabel\na\t{blank}\t1\n{blank}\tb\t0\n')
     texts = read_files(path, path, 'title', 'body').train.texts
-    assert texts == [f'a {SEPARATOR} {blank.strip()}', f'{blank.strip()} {SEPARATOR} b']
+    assert texts == [f'a{SEPARATOR}{blank.strip()}', f'{blank.strip()}{SEPARATOR}b']
     with pytest.raises(UserError, match=r"pairs.tsv:2: 'body' is empty"):
         read_files(path, path, 'body')
     with path.open('a') as file:

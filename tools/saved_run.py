@@ -53,6 +53,10 @@ class SavedRun:
             raise UserError(f'the data is not what the run was trained on: {changed[0]}')
         return task
 
+    def best_metric(self) -> str:
+        """Returns the metric of the best checkpoints. Older records lack it, so the task says."""
+        return self.record['manifest'].get('best_metric') or self.task().best_metric
+
     def layout(self, most: int = 0) -> Layout:
         """Spreads the shards over the devices of this machine, or over `most` of them."""
         devices, shards = jax.devices(), self.record['manifest']['num_shards']
@@ -107,7 +111,7 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
     backend.prepare(resume.recorded_cpu_threads(record), config.matmul_precision)
     run = SavedRun(folder, chosen, record, config)
     if step == 'best':
-        best = best_step(curves.read(folder), run.task().best_metric, steps)
+        best = best_step(curves.read(folder), run.best_metric(), steps)
         if best is None:
             raise UserError(
                 f'--step=best: no checkpoint of {folder} was evaluated; expected one of its steps, '
