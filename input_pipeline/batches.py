@@ -35,12 +35,18 @@ class Examples(Protocol):
 
 
 def batch_order(
-    lengths: np.ndarray, batch_size: int, window_batches: int, epoch_words: EpochWords
+    lengths: np.ndarray,
+    batch_size: int,
+    window_batches: int,
+    epoch_words: EpochWords,
+    weights: np.ndarray | None = None,
 ) -> Callable[[int], np.ndarray]:
     """Returns step -> int64[batch_size], the examples of the global batch of a step (from 0).
 
     `epoch_words(epoch)` seeds NumPy's Philox, whose raw output is the same in every version.
-    Sorting by that output makes the permutation.
+    Sorting by that output makes the permutation. With `weights` (float64[N], positive) an epoch
+    draws an example in proportion to its weight: the whole number of times below or above its
+    share of the epoch.
     """
 
     def bits(epoch: int, block: int, count: int) -> np.ndarray:
@@ -50,7 +56,16 @@ def batch_order(
 
     @functools.lru_cache(maxsize=2)
     def epoch_order(epoch: int) -> np.ndarray:
-        return np.argsort(bits(epoch, 0, lengths.size), kind='stable')
+        order = np.argsort(bits(epoch, 0, lengths.size), kind='stable')
+        if weights is None:
+            return order
+        # Systematic sampling: evenly spaced points on the weights, laid end to end in `order`. The
+        # offset has 16 bits, so that the last point stays below the end after rounding.
+        raw = bits(epoch, 0, 2 * lengths.size + 1)[lengths.size :]
+        ends = np.cumsum(weights[order])
+        points = (np.arange(lengths.size) + (int(raw[0]) >> 48) / 2**16) / lengths.size * ends[-1]
+        drawn = order[np.searchsorted(ends, points, side='right')]
+        return drawn[np.argsort(raw[1:], kind='stable')]
 
     @functools.lru_cache(maxsize=2)
     def window(index: int) -> np.ndarray:
@@ -66,14 +81,22 @@ def batch_order(
 
 
 def train_batches(
-    examples: Examples, config: Config, epoch_words: EpochWords, process_rows: slice, start: int
+    examples: Examples,
+    config: Config,
+    epoch_words: EpochWords,
+    process_rows: slice,
+    start: int,
+    weights: np.ndarray | None = None,
 ) -> Iterator[HostBatch]:
     """Yields this process's rows of the batches of steps start .. num_steps - 1, prefetched.
 
-    Every process pads to the bucket of the global batch's longest example.
+    Every process pads to the bucket of the global batch's longest example. `weights` are those of
+    `batch_order`.
     """
     data = config.data
-    order = batch_order(examples.lengths, config.batch_size, data.window_batches, epoch_words)
+    order = batch_order(
+        examples.lengths, config.batch_size, data.window_batches, epoch_words, weights
+    )
 
     def make(step: int) -> HostBatch:
         rows = order(step)

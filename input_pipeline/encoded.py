@@ -61,15 +61,16 @@ class LabelledTexts:
         )
         self._written = texts
         self.labels = np.asarray(labels, np.int32)
+        self.weights = np.ones(len(texts), np.float32)  # in the loss
         self.lengths = self._texts.lengths
         self.num_truncated = sum(len(row) > max_length - 2 for row in every)
         self.unknown = unknown_share(every, vocabulary.unk)
 
     def __len__(self) -> int:
-        return self.labels.size
+        return len(self.labels)
 
     def batch(self, rows: np.ndarray, width: int) -> HostBatch:
-        """Returns token_ids int32[B, T], lengths and labels int32[B], weights float32[B] of ones.
+        """Returns token_ids int32[B, T], lengths and labels int32[B], weights float32[B].
 
         With affixes, also affix_ids int32[B, T, A].
         """
@@ -78,7 +79,7 @@ class LabelledTexts:
             'token_ids': self._texts.padded(rows, width),
             'lengths': self.lengths[rows],
             'labels': self.labels[rows],
-            'weights': np.ones(len(rows), np.float32),
+            'weights': self.weights[rows],
         }
 
     def text(self, row: int) -> str:

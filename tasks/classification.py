@@ -1,6 +1,7 @@
 """Defines text classification: one label for each text."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,18 @@ from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
 from input_pipeline.vocabulary import Vocabulary
 from model.classifier import TextClassifier
 from tasks.encoder import TransformerOptions, make_transformer, require_positions
-from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task
+from tasks.scores import averages, score_lines
+from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task, Totals
+
+
+def label_weights() -> Check:
+    """Expects weights of labels, ('balanced',), or () for none."""
+
+    def ok(value: tuple[str, ...]) -> bool:
+        found = [re.fullmatch(r'.+=(\d+(?:\.\d+)?)', text, re.DOTALL) for text in value]
+        return value == ('balanced',) or all(match and float(match[1]) > 0 for match in found)
+
+    return ok, "'balanced', or LABEL=WEIGHT with weights > 0, such as ('rare=5','frequent=0.5')"
 
 
 def prefix_and_suffix() -> Check:
@@ -57,6 +69,14 @@ class DataConfig(schema.DataConfig):
         (),
         'prefix and suffix lengths, in letters, that get embeddings, even those of unknown words',
         prefix_and_suffix(),
+    )
+    class_weights: tuple[str, ...] = option(
+        (),
+        "weights in the loss by label, 1 unless named; 'balanced' gives all labels the same total",
+        label_weights(),
+    )
+    sampling_weights: tuple[str, ...] = option(
+        (), 'how often training draws the examples of a label, given alike', label_weights()
     )
 
 
@@ -121,6 +141,20 @@ def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
     joined = [SEPARATOR.join(texts) for texts in rows.texts]
     labels = np.array([index[label] for label in rows.labels], np.int32)
     return LabelledSplit(joined, labels, rows.skipped)
+
+
+def weights_of_examples(
+    option: str, given: tuple[str, ...], labels: np.ndarray, label_names: Sequence[str]
+) -> np.ndarray:
+    """Returns float64[N] for labels int32[N]. Raises UserError for an unknown label."""
+    counts = np.bincount(labels, minlength=len(label_names))
+    of_labels = labels.size / (len(label_names) * np.maximum(counts, 1))
+    if given != ('balanced',):
+        named = dict(text.rpartition('=')[::2] for text in given)
+        for label in named.keys() - set(label_names):
+            raise UserError(f'config.data.{option}: label {not_among(label, label_names)}')
+        of_labels = np.array([float(named.get(label, 1)) for label in label_names])
+    return of_labels[labels]
 
 
 def affix_letters(data: DataConfig) -> list[slice]:
@@ -196,7 +230,9 @@ def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array],
 def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[..., Sums]:
     """Returns the sums over rows of cross entropy, right answers, tokens and weights.
 
-    Without rngs nothing is dropped: that is evaluation. Label smoothing spreads a share s of the
+    Without rngs nothing is dropped: that is evaluation, which also counts how often each label was
+    taken for which: confusion float32[true label, predicted label]. Its counts are whole, so that
+    they add up to the same bits in any order. Label smoothing spreads a share s of the
     target over all classes and leaves 1 - s to the label (Szegedy et al., 2016).
     """
 
@@ -210,8 +246,11 @@ def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
         )
         one_hot = jax.nn.one_hot(labels, logits.shape[-1])
         losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, label_smoothing))
-        return {
-            'correct': jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels)),
+        predicted = jnp.argmax(logits, axis=-1)
+        guesses = jax.nn.one_hot(predicted, logits.shape[-1])
+        confusion = {} if train else {'confusion': (weights[:, None] * one_hot).T @ guesses}
+        return confusion | {
+            'correct': jnp.sum(weights * (predicted == labels)),
             'loss': jnp.sum(weights * losses),
             'tokens': jnp.sum(weights * lengths),
             'weight': jnp.sum(weights),
@@ -220,12 +259,35 @@ def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
     return sums
 
 
-def classifier_metrics(totals: dict[str, float]) -> dict[str, float]:
-    """Returns mean loss and accuracy per example."""
-    return {
+def classifier_metrics(totals: Totals) -> dict[str, float]:
+    """Returns mean loss and accuracy per example; in evaluation also averages of the labels' F1."""
+    metrics = {
         'loss': totals['loss'] / totals['weight'],
         'accuracy': totals['correct'] / totals['weight'],
     }
+    if 'confusion' in totals:
+        means = averages(*label_counts(totals['confusion']))
+        metrics |= {f'{name}_f1': means[name][2] for name in ('macro', 'weighted')}
+    return metrics
+
+
+def label_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns how many examples of each label were right, predicted and true: float64[C] each."""
+    return np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
+
+
+def confusion_lines(counts: np.ndarray, labels: Sequence[str]) -> list[str]:
+    """Returns the lines of a table, true labels down and predicted ones across."""
+    width = max(len('true'), *map(len, labels))
+    cells = max(*map(len, labels), len(f'{counts.max():,.0f}'))
+    rows = [labels, *([f'{count:,.0f}' for count in row] for row in counts)]
+    return [
+        'true'.ljust(width) + '  predicted',
+        *(
+            label.ljust(width) + ''.join(f'  {cell:>{cells}}' for cell in row)
+            for label, row in zip(['', *labels], rows, strict=True)
+        ),
+    ]
 
 
 def make_task(config: Config, facts: Json | None = None) -> Task:
@@ -250,6 +312,11 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
         for split in (train_split, eval_split)
     )
     model = make_model(config.model, vocabularies, len(label_names))
+    if data.class_weights:
+        weights = weights_of_examples(
+            'class_weights', data.class_weights, train.labels, label_names
+        )
+        train.weights = weights.astype(np.float32)
     return Task(
         train=train,
         evaluation=evaluation,
@@ -258,6 +325,16 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
         eval_sums=classifier_sums(model),
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=classifier_metrics,
+        details=lambda totals: [
+            *score_lines(label_names, label_counts(totals['confusion'])),
+            '',
+            *confusion_lines(totals['confusion'], label_names),
+        ],
+        sampling_weights=weights_of_examples(
+            'sampling_weights', data.sampling_weights, train.labels, label_names
+        )
+        if data.sampling_weights
+        else None,
         best_metric='accuracy',
         resume_facts={
             'label_names': list(label_names),
