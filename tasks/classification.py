@@ -104,6 +104,7 @@ class LabelledSplit(NamedTuple):
     texts: list[str]
     labels: np.ndarray  # int32[N], indices of the label names
     skipped: tuple[str, ...] = ()  # the problems of bad rows that were left out
+    weights: np.ndarray | None = None  # [N] in the loss, instead of 1
 
 
 def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[str, ...]]:
@@ -295,11 +296,55 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
 
     It takes the tokenizer of the run whose `facts` are given.
     """
-    assert isinstance(config.data, DataConfig)
-    assert isinstance(config.model, ModelConfig)
     data = config.data
-    require_positions(config.model, data.bucket_lengths[-1])
-    train_split, eval_split, label_names = read_texts(data)
+    assert isinstance(data, DataConfig)
+    train, evaluation, names = read_texts(data)
+    weights = {
+        name: weights_of_examples(name, given, train.labels, names) if given else None
+        for name, given in (
+            ('class_weights', data.class_weights),
+            ('sampling_weights', data.sampling_weights),
+        )
+    }
+    if (of_classes := weights['class_weights']) is not None:
+        train = train._replace(weights=of_classes)
+    task = labelled_task(
+        config,
+        facts,
+        (train, evaluation, names),
+        classifier_sums,
+        sum_names=('correct', 'loss', 'tokens', 'weight'),
+        metrics=classifier_metrics,
+        best_metric='accuracy',
+        sampling_weights=weights['sampling_weights'],
+        details=lambda totals: [
+            *score_lines(names, label_counts(totals['confusion'])),
+            '',
+            *confusion_lines(totals['confusion'], names),
+        ],
+        doubt=lambda found: checks.chance_warning(found['accuracy'], evaluation.labels, names),
+    )
+    odd = checks.label_warnings(train.texts, train.labels, names)
+    return dataclasses.replace(task, warnings=(*task.warnings, *odd))
+
+
+def labelled_task(
+    config: Config,
+    facts: Json | None,
+    read: tuple[LabelledSplit, LabelledSplit, tuple[str, ...]],
+    sums: Callable[..., Callable[..., Sums]],
+    **own: Any,
+) -> Task:
+    """Makes a task of labelled texts, as `read_texts` returns them.
+
+    `sums` is called with the model and, for training, with the label smoothing. `own`: the fields
+    of the task that depend on what a label is.
+    """
+    data, options = config.data, config.model
+    assert isinstance(data, DataConfig)
+    assert isinstance(options, ModelConfig)
+    require_positions(options, data.bucket_lengths[-1])
+    train_split, eval_split, label_names = read
     vocabulary, *affixes = vocabularies = (
         restored_vocabularies(data, facts) if facts else make_vocabularies(data, train_split.texts)
     )
@@ -308,34 +353,16 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
     checks.require_known(known, len(train_split.texts), 'token', data.min_frequency)
     max_length = data.bucket_lengths[-1]
     train, evaluation = (
-        LabelledTexts(split.texts, split.labels, vocabulary, max_length, affixes)
+        LabelledTexts(split.texts, split.labels, vocabulary, max_length, affixes, split.weights)
         for split in (train_split, eval_split)
     )
-    model = make_model(config.model, vocabularies, len(label_names))
-    if data.class_weights:
-        weights = weights_of_examples(
-            'class_weights', data.class_weights, train.labels, label_names
-        )
-        train.weights = weights.astype(np.float32)
+    model = make_model(options, vocabularies, len(label_names))
     return Task(
         train=train,
         evaluation=evaluation,
         init=classifier_init(model, len(affixes)),
-        loss_sums=classifier_sums(model, config.model.label_smoothing),
-        eval_sums=classifier_sums(model),
-        sum_names=('correct', 'loss', 'tokens', 'weight'),
-        metrics=classifier_metrics,
-        details=lambda totals: [
-            *score_lines(label_names, label_counts(totals['confusion'])),
-            '',
-            *confusion_lines(totals['confusion'], label_names),
-        ],
-        sampling_weights=weights_of_examples(
-            'sampling_weights', data.sampling_weights, train.labels, label_names
-        )
-        if data.sampling_weights
-        else None,
-        best_metric='accuracy',
+        loss_sums=sums(model, options.label_smoothing),
+        eval_sums=sums(model),
         resume_facts={
             'label_names': list(label_names),
             **vocabulary.facts(),
@@ -356,16 +383,17 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
         ),
         warnings=(
             *checks.unknown_warnings(training=train.unknown, evaluation=evaluation.unknown),
-            *checks.label_warnings(train_split.texts, train.labels, label_names),
             *checks.shared_warnings(train_split.texts, eval_split.texts),
         ),
-        doubt=lambda found: checks.chance_warning(
-            found['accuracy'], evaluation.labels, label_names
-        ),
+        **own,
     )
 
 
-def make_predictor(config: Config, resume_facts: Json) -> Predictor:
+def make_predictor(
+    config: Config,
+    resume_facts: Json,
+    probabilities: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
+) -> Predictor:
     """Makes what predicts labels, their probabilities and, of an LSTM, the attention on words."""
     assert isinstance(config.model, ModelConfig)
     assert isinstance(config.data, DataConfig)
@@ -390,13 +418,13 @@ def make_predictor(config: Config, resume_facts: Json) -> Predictor:
         )
         seen = seen.get('intermediates', {})
         attention = [seen['attention']['__call__'][0]] if seen else []
-        return jax.nn.softmax(jnp.asarray(logits)), *attention
+        return probabilities(jnp.asarray(logits)), *attention
 
     def show(arrays: Any, row: int, text: str) -> Json:
-        probabilities, *attention = (array[row].tolist() for array in arrays)
+        of_labels, *attention = (array[row].tolist() for array in arrays)
         shown = {
-            'label': labels[int(np.argmax(probabilities))],
-            'probabilities': dict(zip(labels, probabilities, strict=True)),
+            'label': labels[int(np.argmax(of_labels))],
+            'probabilities': dict(zip(labels, of_labels, strict=True)),
         }
         for weights in attention:
             pieces = [piece for _, piece in vocabulary.tokens(text)[: width - 2]]

@@ -213,7 +213,7 @@ def closer_look(
 def mistake_cells(shown: dict[str, Any], text: str) -> list[str]:
     """Returns the prediction and the example."""
     predicted = ', '.join(repr(value) for value in shown.values())
-    if 'probabilities' in shown:
+    if 'label' in shown:
         predicted = f'{shown["label"]} ({shown["probabilities"][shown["label"]]:.1%})'
     return [predicted, shaded(shown['attention']) if 'attention' in shown else text]
 
