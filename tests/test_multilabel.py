@@ -65,7 +65,8 @@ def test_labels_in_json_lists_and_in_tables_are_the_same(tmp_path: Path) -> None
     batch = made[1].train.batch(np.arange(4), 8)
     assert made[1].resume_facts['labels'] == ['food', 'service']
     assert batch['labels'].tolist() == [[1, 0], [0, 1], [1, 1], [0, 0]]
-    held_out = tasks.make_task(config_of(files[1], evaluation='30%'))
+    numbered = [(f'{text} {n}', found) for n, (text, found) in enumerate(ROWS)]
+    held_out = tasks.make_task(config_of(written(tmp_path, '.jsonl', numbered), evaluation='30%'))
     assert len(held_out.train) + len(held_out.evaluation) == len(ROWS)
 
 
