@@ -94,6 +94,13 @@ def test_weighted_epochs_draw_in_proportion_and_depend_on_the_key_and_the_epoch_
     assert (epoch(0) != epoch(0, lambda number: words(number + 1))).any()
 
 
+def test_weighted_order_is_golden() -> None:
+    order = batch_order(np.ones(20, np.int32), 20, 1, words, np.repeat([1.0, 3.0], [14, 6]))
+    first = [18, 9, 13, 19, 14, 17, 15, 18, 17, 2, 5, 7, 16, 19, 4, 12, 16, 3, 15, 1]
+    second = [0, 19, 19, 18, 3, 12, 15, 7, 2, 14, 16, 15, 16, 5, 6, 17, 11, 14, 17, 10]
+    assert [order(0).tolist(), order(1).tolist()] == [first, second]
+
+
 def test_equal_weights_draw_every_example_once() -> None:
     order = batch_order(np.ones(96, np.int32), 8, 3, words, np.full(96, 0.1))
     assert sorted(np.concatenate([order(step) for step in range(12)])) == list(range(96))
