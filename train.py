@@ -36,7 +36,8 @@ from runtime.ledger import Ledger, checked
 from runtime.lock import exclusive_workdir
 from runtime.preemption import StopRequest
 from training import keys
-from training.evaluation import Metrics, make_evaluate, out_of_patience, since_best
+from training.early_stopping import EarlyStopping
+from training.evaluation import Metrics, make_evaluate
 from training.mesh import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.row import row_columns
@@ -112,13 +113,9 @@ def train(
     for warning in task.warnings:
         logging.warning('%s', warning)
     start_report(config, layout, task.summary, padding, state, workdir)
-
-    # The record has the best evaluation and those after it, by which a run may stop early.
-    recorded = saved['evaluations'] if saved and 'evaluations' in saved else {}
-    key = f'{task.best_metric} of {evaluation_data}'
-    recent = recorded.get(key, [])
-    run_record['evaluations'] = {key: recent}  # the list that grows below
-    ended = start >= config.num_steps or out_of_patience(recent, config.patience)
+    # The record also has the evaluations by which a run may stop early.
+    patience = EarlyStopping(task.best_metric, config.patience, evaluation_data, saved, run_record)
+    ended = start >= config.num_steps or patience.ended
     finished = summary.read_summary(workdir, start) if ended else {}
     if finished.get('evaluation_data') == evaluation_data:
         summary.log_finished(workdir, finished)
@@ -142,20 +139,16 @@ def train(
     metrics = None
 
     def evaluated(step: int) -> Metrics:
-        """Evaluates, logs and records the current state."""
         metrics, samples = evaluate(state.params), task.samples(state.params)
         run_log.evaluation(step, metrics, samples)
-        recent[:] = since_best([*recent, (step, metrics[task.best_metric])])
+        patience.add(step, metrics)
         return metrics
 
     with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
             checkpoints.save(state, run_record)  # from here on, this root key is the run's
-        elif start and key in recorded and not ended and start % config.eval_every == 0:
-            # A stop at this step left no time to evaluate, so that is done now.
-            if [start] != [step for step, _ in recent[-1:]]:
-                metrics = evaluated(start)
-            ended = out_of_patience(recent, config.patience)
+        elif patience.missed(start, config.eval_every):
+            metrics, ended = evaluated(start), patience.ended
         for step, batch in enumerate([] if ended else batches, start + 1):
             with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))
@@ -169,17 +162,13 @@ def train(
                 run_log.add(checked(ledger.drain(), config.optimizer.on_nonfinite, workdir))
             if evaluating:
                 metrics = evaluated(step)
-                ended = out_of_patience(recent, config.patience)
-            if due or ended:
+            if due or patience.ended:
                 # The ledger is written first, so that no checkpoint lacks its past.
                 checkpoints.save(state, run_record, metrics, (ledger.write_segment, run_log.flush))
             if stopping:
                 logging.info('stopped after step %d as asked; start again to resume', step)
                 sys.exit(REQUEUE)
-            if ended and not last:
-                logging.info(
-                    'stopped early: no better %s since step %d', task.best_metric, recent[0][0]
-                )
+            if patience.ended:
                 break
 
     metrics = metrics or evaluate(state.params)

@@ -14,6 +14,7 @@ import numpy as np
 
 from configs.schema import Config
 from input_pipeline.encoded import HostBatch
+from input_pipeline.sampling import weighted_epoch
 
 EpochWords = Callable[[int], np.ndarray]
 PREFETCHED = 8  # batches kept ready
@@ -44,9 +45,7 @@ def batch_order(
     """Returns step -> int64[batch_size], the examples of the global batch of a step (from 0).
 
     `epoch_words(epoch)` seeds NumPy's Philox, whose raw output is the same in every version.
-    Sorting by that output makes the permutation. With `weights` (float64[N], positive) an epoch
-    draws an example in proportion to its weight: the whole number of times below or above its
-    share of the epoch.
+    Sorting by that output makes the permutation, from which `weights` (float64[N]) draw.
     """
 
     def bits(epoch: int, block: int, count: int) -> np.ndarray:
@@ -59,13 +58,7 @@ def batch_order(
         order = np.argsort(bits(epoch, 0, lengths.size), kind='stable')
         if weights is None:
             return order
-        # Systematic sampling: evenly spaced points on the weights, laid end to end in `order`. The
-        # offset has 16 bits, so that the last point stays below the end after rounding.
-        raw = bits(epoch, 0, 2 * lengths.size + 1)[lengths.size :]
-        ends = np.cumsum(weights[order])
-        points = (np.arange(lengths.size) + (int(raw[0]) >> 48) / 2**16) / lengths.size * ends[-1]
-        drawn = order[np.searchsorted(ends, points, side='right')]
-        return drawn[np.argsort(raw[1:], kind='stable')]
+        return weighted_epoch(order, weights, bits(epoch, 0, 2 * order.size + 1)[order.size :])
 
     @functools.lru_cache(maxsize=2)
     def window(index: int) -> np.ndarray:

@@ -10,20 +10,15 @@ No table lists the tasks. A config names its task by the module that its section
 run record holds that module's name.
 """
 
-import dataclasses
 import importlib.util
 from types import ModuleType
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from configs import schema
 from configs.schema import Config
 from errors import UserError
-from input_pipeline.examples import not_among
+from tasks.best_metric import with_best_metric
 from tasks.frozen import with_frozen
-from tasks.task import Json, Predictor, Task, Totals
+from tasks.task import Json, Predictor, Task
 
 TOKENIZER = ('data.tokenizer', 'data.affixes')
 
@@ -61,29 +56,6 @@ def make_task(config: Config, origin: Json | None = None) -> Task:
         schema.fill(config, {option: saved[option] for option in TOKENIZER if option in saved})
         task = make(config, origin['task'])
     return with_best_metric(with_frozen(task, config.init.freeze), config)
-
-
-def with_best_metric(task: Task, config: Config) -> Task:
-    """Returns the task with the best metric of a config. Raises UserError for an unknown one."""
-    if not (best := config.best_metric):
-        return task
-
-    def sums(key: jax.Array) -> Totals:
-        rows = task.evaluation.batch(np.arange(1), config.data.bucket_lengths[-1])
-        return task.eval_sums(task.init(key), jax.tree.map(jnp.asarray, rows))
-
-    shapes = jax.eval_shape(sums, jax.eval_shape(jax.random.key, 0))
-    known = task.metrics({name: np.ones(sum.shape) for name, sum in shapes.items()})
-    if best not in known:
-        raise UserError(f'config.best_metric: {not_among(best, known)}')
-    if best != 'loss':
-        return dataclasses.replace(task, best_metric=best)
-
-    def metrics(totals: Totals) -> dict[str, float]:
-        found = task.metrics(totals)
-        return found | {'negative_loss': -found['loss']}
-
-    return dataclasses.replace(task, best_metric='negative_loss', metrics=metrics)
 
 
 def config_from_record(record: Json) -> Config:

@@ -1,7 +1,6 @@
 """Defines text classification: one label for each text."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,18 +22,9 @@ from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
 from input_pipeline.vocabulary import Vocabulary
 from model.classifier import TextClassifier
 from tasks.encoder import TransformerOptions, make_transformer, require_positions
-from tasks.scores import averages, score_lines
+from tasks.label_weights import label_weights, weights_of_examples
+from tasks.scores import averages, confusion_lines, label_counts
 from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task, Totals
-
-
-def label_weights() -> Check:
-    """Expects weights of labels, ('balanced',), or () for none."""
-
-    def ok(value: tuple[str, ...]) -> bool:
-        found = [re.fullmatch(r'.+=(\d+(?:\.\d+)?)', text, re.DOTALL) for text in value]
-        return value == ('balanced',) or all(match and float(match[1]) > 0 for match in found)
-
-    return ok, "'balanced', or LABEL=WEIGHT with weights > 0, such as ('rare=5','frequent=0.5')"
 
 
 def prefix_and_suffix() -> Check:
@@ -144,20 +134,6 @@ def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
     return LabelledSplit(joined, labels, rows.skipped)
 
 
-def weights_of_examples(
-    option: str, given: tuple[str, ...], labels: np.ndarray, label_names: Sequence[str]
-) -> np.ndarray:
-    """Returns float64[N] for labels int32[N]. Raises UserError for an unknown label."""
-    counts = np.bincount(labels, minlength=len(label_names))
-    of_labels = labels.size / (len(label_names) * np.maximum(counts, 1))
-    if given != ('balanced',):
-        named = dict(text.rpartition('=')[::2] for text in given)
-        for label in named.keys() - set(label_names):
-            raise UserError(f'config.data.{option}: label {not_among(label, label_names)}')
-        of_labels = np.array([float(named.get(label, 1)) for label in label_names])
-    return of_labels[labels]
-
-
 def affix_letters(data: DataConfig) -> list[slice]:
     """Returns which letters of a word have their own ids."""
     if not data.affixes:
@@ -231,9 +207,8 @@ def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array],
 def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[..., Sums]:
     """Returns the sums over rows of cross entropy, right answers, tokens and weights.
 
-    Without rngs nothing is dropped: that is evaluation, which also counts how often each label was
-    taken for which: confusion float32[true label, predicted label]. Its counts are whole, so that
-    they add up to the same bits in any order. Label smoothing spreads a share s of the
+    Without rngs nothing is dropped: that is evaluation, which also counts the whole numbers
+    confusion float32[true label, predicted label]. Label smoothing spreads a share s of the
     target over all classes and leaves 1 - s to the label (Szegedy et al., 2016).
     """
 
@@ -272,25 +247,6 @@ def classifier_metrics(totals: Totals) -> dict[str, float]:
     return metrics
 
 
-def label_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns how many examples of each label were right, predicted and true: float64[C] each."""
-    return np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
-
-
-def confusion_lines(counts: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """Returns the lines of a table, true labels down and predicted ones across."""
-    width = max(len('true'), *map(len, labels))
-    cells = max(*map(len, labels), len(f'{counts.max():,.0f}'))
-    rows = [labels, *([f'{count:,.0f}' for count in row] for row in counts)]
-    return [
-        'true'.ljust(width) + '  predicted',
-        *(
-            label.ljust(width) + ''.join(f'  {cell:>{cells}}' for cell in row)
-            for label, row in zip(['', *labels], rows, strict=True)
-        ),
-    ]
-
-
 def make_task(config: Config, facts: Json | None = None) -> Task:
     """Makes the task of a config. Raises UserError for data that cannot be used.
 
@@ -299,29 +255,20 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
     data = config.data
     assert isinstance(data, DataConfig)
     train, evaluation, names = read_texts(data)
-    weights = {
-        name: weights_of_examples(name, given, train.labels, names) if given else None
-        for name, given in (
-            ('class_weights', data.class_weights),
-            ('sampling_weights', data.sampling_weights),
-        )
-    }
-    if (of_classes := weights['class_weights']) is not None:
-        train = train._replace(weights=of_classes)
+    in_loss, in_sampling = (
+        weights_of_examples(name, getattr(data, name), train.labels, names)
+        for name in ('class_weights', 'sampling_weights')
+    )
     task = labelled_task(
         config,
         facts,
-        (train, evaluation, names),
+        (train._replace(weights=in_loss), evaluation, names),
         classifier_sums,
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=classifier_metrics,
         best_metric='accuracy',
-        sampling_weights=weights['sampling_weights'],
-        details=lambda totals: [
-            *score_lines(names, label_counts(totals['confusion'])),
-            '',
-            *confusion_lines(totals['confusion'], names),
-        ],
+        sampling_weights=in_sampling,
+        details=lambda totals: confusion_lines(totals['confusion'], names),
         doubt=lambda found: checks.chance_warning(found['accuracy'], evaluation.labels, names),
     )
     odd = checks.label_warnings(train.texts, train.labels, names)

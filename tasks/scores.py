@@ -47,3 +47,24 @@ def score_lines(
             for (name, _, count), line in zip(rows, cells, strict=True)
         ),
     ]
+
+
+def label_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns how many examples of each label were right, predicted and true: float64[C] each."""
+    return np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
+
+
+def confusion_lines(counts: np.ndarray, labels: Sequence[str]) -> list[str]:
+    """Returns the scores of labels, and counts[true, predicted] as a table."""
+    width = max(len('true'), *map(len, labels))
+    cells = max(*map(len, labels), len(f'{counts.max():,.0f}'))
+    rows = [labels, *([f'{count:,.0f}' for count in row] for row in counts)]
+    return [
+        *score_lines(labels, label_counts(counts)),
+        '',
+        'true'.ljust(width) + '  predicted',
+        *(
+            label.ljust(width) + ''.join(f'  {cell:>{cells}}' for cell in row)
+            for label, row in zip(['', *labels], rows, strict=True)
+        ),
+    ]

@@ -52,7 +52,7 @@ def test_run_without_improvement_stops_early_and_is_finished(
     with caplog.at_level(logging.INFO):
         first = trained(tmp_path)
     assert first['step'] == 9  # evaluations at 3, 6 and 9: none is better than the first
-    assert 'stopped early: no better negative_loss since step 3' in caplog.text
+    assert 'stopping early: no better negative_loss since step 3' in caplog.text
     assert first['eval']['negative_loss'] == -first['eval']['loss']
     record = read_record(epath.Path(tmp_path) / 'checkpoints' / '9')
     ((key, recorded),) = record['evaluations'].items()

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,11 @@ import tasks
 from errors import UserError
 from input_pipeline.batches import batch_order
 from tasks import classification
-from tasks.scores import averages, score_lines, scores
+from tasks.label_weights import label_weights, weights_of_examples
+from tasks.scores import averages, label_counts, score_lines, scores
 from tests.test_resume import small_config
-from training.evaluation import make_totals, out_of_patience, since_best
+from training.early_stopping import EarlyStopping, since_best
+from training.evaluation import make_totals
 
 # true a b c d: 4 3 0 1 examples; predicted: 3 4 1 0; label e neither.
 CONFUSION = np.array(
@@ -25,7 +28,7 @@ CONFUSION = np.array(
 
 def test_scores_are_those_of_scikit_learn() -> None:
     """Worked out by hand from its definitions, with zero_division=0."""
-    counts = classification.label_counts(CONFUSION)
+    counts = label_counts(CONFUSION)
     np.testing.assert_allclose(scores(*counts)[:, 0], [2 / 3, 2 / 4, 4 / 7])
     np.testing.assert_allclose(scores(*counts)[:, 1], [1 / 4, 1 / 3, 2 / 7])
     np.testing.assert_array_equal(scores(*counts)[:, 2:], 0)
@@ -108,15 +111,18 @@ def test_equal_weights_draw_every_example_once() -> None:
 
 def test_weights_of_labels_are_balanced_or_named() -> None:
     labels = np.array([0, 0, 0, 1, 2, 2])
-    find = classification.weights_of_examples
+    find = weights_of_examples
     balanced = find('class_weights', ('balanced',), labels, 'abc')
+    assert balanced is not None
     totals = [balanced[labels == label].sum() for label in range(3)]
     assert totals == [2, 2, 2]
     named = find('class_weights', ('b=2.5', 'a=3'), labels, 'abc')
+    assert named is not None
+    assert find('class_weights', (), labels, 'abc') is None
     assert named.tolist() == [3, 3, 3, 2.5, 1, 1]
     with pytest.raises(UserError, match=r"^config.data.class_weights: label 'd' is not among"):
         find('class_weights', ('d=2',), labels, 'abc')
-    accepts, _ = classification.label_weights()
+    accepts, _ = label_weights()
     for wrong in (('a',), ('a=0',), ('a=-1',), ('a=nan',), ('=2',), ('balanced', 'a=1')):
         assert not accepts(wrong)
     assert accepts(('a=b=2',))
@@ -156,14 +162,21 @@ def test_training_stops_after_so_many_evaluations_without_a_better_one() -> None
         (0.5, 0.4, 0.6, 0.4, 0.5): 5,
     }
     for values, stops in cases.items():
-        recent: list[tuple[int, float]] = []
-        stopped = 0
+        stopped, record = 0, {}
+        never = EarlyStopping('f1', 0, 'data', None, {})
         for step, value in enumerate(values, 1):
-            recent = since_best([*recent, (step, value)])
-            if out_of_patience(recent, 2):
+            # Each evaluation is by a process of its own, which has only the record.
+            saved = json.loads(json.dumps(record)) if record else None
+            patience = EarlyStopping('f1', 2, 'data', saved, record)
+            patience.add(step, {'f1': value})
+            never.add(step, {'f1': value})
+            if patience.ended:
                 stopped = step
                 break
         assert stopped == stops, values
-        assert not out_of_patience(recent, 0)
+        assert not never.ended
+        other = EarlyStopping('f1', 2, 'other data', record, {})
+        assert not other.ended
+        assert not other.missed(step, 1)
     counted = collections.Counter(step for step, _ in since_best([(1, 0.5), (2, 0.4), (3, 0.1)]))
     assert counted == {1: 1, 2: 1, 3: 1}

@@ -1,7 +1,4 @@
-"""Exact evaluation: counts every example once, sums on the devices, divides once at the end.
-
-Also when to stop early: a pure function of the evaluations that checkpoints record.
-"""
+"""Exact evaluation: counts every example once, sums on the devices, divides once at the end."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,7 +11,6 @@ from training.step import EvalSums, make_eval_step
 
 Metrics = dict[str, float]
 Totals = Tree  # name -> float64[] or float64[...], summed over all examples
-Evaluations = list[tuple[int, float]]  # step, and a metric of which more is better
 
 
 def make_evaluate(
@@ -44,14 +40,3 @@ def make_totals(
         return {name: sum(np.asarray(s[name], np.float64) for s in sums) for name in sums[0]}
 
     return totals
-
-
-def out_of_patience(recent: Evaluations, patience: int) -> bool:
-    """Returns whether training stops. recent: the best evaluation and those after it."""
-    return 0 < patience < len(recent)
-
-
-def since_best(evaluations: Evaluations) -> Evaluations:
-    """Returns the best evaluation, of equals the earliest, and all after it."""
-    values = [-np.inf if value != value else value for _, value in evaluations]
-    return evaluations[values.index(max(values)) :] if values else []
