@@ -1,6 +1,7 @@
 """Defines text classification: one label for each text."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -255,19 +256,17 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
     data = config.data
     assert isinstance(data, DataConfig)
     train, evaluation, names = read_texts(data)
-    in_loss, in_sampling = (
-        weights_of_examples(name, getattr(data, name), train.labels, names)
-        for name in ('class_weights', 'sampling_weights')
-    )
+    find = functools.partial(weights_of_examples, labels=train.labels, label_names=names)
+    train = train._replace(weights=find('class_weights', data.class_weights))
     task = labelled_task(
         config,
         facts,
-        (train._replace(weights=in_loss), evaluation, names),
+        (train, evaluation, names),
         classifier_sums,
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=classifier_metrics,
         best_metric='accuracy',
-        sampling_weights=in_sampling,
+        sampling_weights=find('sampling_weights', data.sampling_weights),
         details=lambda totals: confusion_lines(totals['confusion'], names),
         doubt=lambda found: checks.chance_warning(found['accuracy'], evaluation.labels, names),
     )
