@@ -1,8 +1,10 @@
 """Parses the command line. A mistake in it ends the program with one line and exit code 2."""
 
+import io
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -20,6 +22,9 @@ MOST_CHARACTERS = 400  # of an error
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main` by absl's `app.run`; a KeyfoldError becomes one line and its exit code."""
+    print_anything()
+    if sys.warnoptions:  # PYTHONWARNINGS=error would end a run for what a library warns of
+        warnings.simplefilter('default')
 
     def checked_main(argv: Sequence[str]) -> None:
         try:
@@ -30,6 +35,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             refuse(error)
 
     app.run(checked_main, flags_parser=parse_flags)
+
+
+def print_anything() -> None:
+    """Lets an ASCII terminal show other characters as escapes, instead of raising an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -172,6 +172,16 @@ def test_run_moved_between_layouts_equals_undisturbed_run(
     assert runs.outcome(run) == runs.outcome(undisturbed)
 
 
+@pytest.mark.slow
+def test_processes_checkpoint_by_the_clock_after_the_same_steps_without_changing_a_bit(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    finish_pod('2x1', tmp_path / 'run', checkpoint_minutes=1e-4, checkpoint_every=1000)
+    segments = list((tmp_path / 'run' / 'ledger').iterdir())
+    assert len(segments) > 2  # one is written before each checkpoint
+    assert runs.outcome(tmp_path / 'run') == runs.outcome(undisturbed)
+
+
 @pytest.mark.long
 def test_dead_process_stops_the_others_and_nothing_is_lost(
     undisturbed: Path, tmp_path: Path

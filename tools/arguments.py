@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from errors import KeyfoldError
-from runtime.command_line import refuse
+from runtime.command_line import print_anything, refuse
 
 
 class Arguments(argparse.ArgumentParser):
@@ -42,6 +42,7 @@ def one_line_errors(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[
 
 def run_tool(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a tool on the command line. Ends quietly if a reader such as `head` has seen enough."""
+    print_anything()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
