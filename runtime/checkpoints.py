@@ -60,13 +60,15 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, in order."""
-        with storage.access_checked(self._directory), contextlib.suppress(FileNotFoundError):
+        with storage.access_checked(self._directory):
             if storage.in_bucket(self._directory):
                 return sorted(ocp.utils.checkpoint_steps(self._directory))
-            # A rename commits. Orbax would leave out what it cannot look at, even all steps, and
-            # the run would start over.
-            names = [path.name for path in self._directory.iterdir()]
-            return sorted(int(name) for name in names if name.isdecimal())
+            for _ in range(2):  # an error that does not come again is no new run
+                with contextlib.suppress(FileNotFoundError):
+                    # A rename commits. Orbax would leave out what it cannot look at, even all
+                    # steps, and the run would start over.
+                    names = [path.name for path in self._directory.iterdir()]
+                    return sorted(int(name) for name in names if name.isdecimal())
         return []
 
     def newest_record(self) -> RunRecord | None:

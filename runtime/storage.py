@@ -78,9 +78,9 @@ def open_location(text: str, for_checkpoints: bool = False) -> epath.Path:
     thread.join(ANSWER_SECONDS)
     if not answers:
         raise Unavailable(f'{text}: no answer within {ANSWER_SECONDS:.0f} s; see docs/launch.md')
-    if error := answers[0]:
-        problem = ' '.join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f'{text}: cannot be reached ({problem}); see docs/launch.md') from error
+    if refusal := answers[0]:
+        problem = ' '.join(str(refusal).split())[:300] or type(refusal).__name__
+        raise UserError(f'{text}: cannot be reached ({problem}); see docs/launch.md') from refusal
     return path
 
 

@@ -94,7 +94,7 @@ def test_time_to_stop_in_is_bounded(tmp_path: Path) -> None:
 
 
 def texts_beyond_ascii(folder: Path) -> dict[str, Any]:
-    """Writes a file of texts and labels that ASCII does not have; returns the options to read it."""
+    """Writes texts and labels that ASCII does not have; returns the options to read them."""
     file = folder / 'texts.tsv'
     rows = [f'gut größer 好 {n % 3}\tja😀\nschlecht {n % 3}\tnein\n' for n in range(16)]
     file.write_text('text\tlabel\n' + ''.join(rows))
