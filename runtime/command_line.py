@@ -12,6 +12,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from absl import app, flags
 from etils import epath
+from ml_collections import config_flags
 
 from configs.schema import Config, check, did_you_mean, options
 from errors import KeyfoldError, UserError
@@ -20,9 +21,25 @@ from runtime.storage import in_bucket, open_location
 MOST_CHARACTERS = 400  # of an error
 
 
+class NumberOrText(flags.ArgumentParser[float | str]):
+    """Parses an override of a number; `check` decides alike for these and for a file's values."""
+
+    def parse(self, argument: str | float) -> float | str:
+        """Returns the number that a text spells, or else the text."""
+        try:
+            return float(argument)
+        except ValueError:
+            return argument
+
+
+for kind in (int, float):
+    config_flags.register_flag_parser_for_type(kind, NumberOrText())
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main` by absl's `app.run`; a KeyfoldError becomes one line and its exit code."""
-    print_anything()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal shows escapes
+        sys.stdout.reconfigure(errors='backslashreplace')
     if sys.warnoptions:  # PYTHONWARNINGS=error would end a run for what a library warns of
         warnings.simplefilter('default')
 
@@ -35,12 +52,6 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             refuse(error)
 
     app.run(checked_main, flags_parser=parse_flags)
-
-
-def print_anything() -> None:
-    """Lets an ASCII terminal show other characters as escapes, instead of raising an error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='backslashreplace')
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
