@@ -9,9 +9,9 @@ from etils import epath
 
 from configs import schema
 from configs.schema import Config
-from errors import UserError
+from errors import KeyfoldError, UserError
 from runtime import backend
-from runtime.checkpoints import RunRecord, read_record
+from runtime.checkpoints import Checkpoints, RunRecord, read_record
 from runtime.command_line import one_line
 from training import keys
 
@@ -31,11 +31,10 @@ def saved_cpu_threads(workdir: epath.Path) -> int:
 
 def readable_record(workdir: epath.Path) -> RunRecord | None:
     """Returns the newest run record in `workdir` that can be read; JSON only, before JAX starts."""
-    with contextlib.suppress(OSError):  # no such folder; other errors are reported by the restore
-        folders = [path for path in (workdir / 'checkpoints').iterdir() if path.name.isdecimal()]
-        for folder in sorted(folders, key=lambda path: int(path.name), reverse=True):
-            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-                return read_record(folder)
+    with contextlib.suppress(KeyfoldError):  # the restore reports it
+        for step in reversed(Checkpoints(workdir, read_only=True).steps()):
+            with contextlib.suppress(OSError, ValueError):
+                return read_record(workdir / 'checkpoints' / str(step))
     return None
 
 
