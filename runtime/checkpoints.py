@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from errors import Damaged, KeyfoldError, SaveFailed, UserError
+from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError
 from runtime import processes, storage
 from training import keys
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
@@ -219,7 +219,8 @@ class Checkpoints:
     def _newest_undamaged(self, read: Callable[[int], Found]) -> Found | None:
         """Returns `read(step)` of the newest undamaged step; moves damaged ones before it."""
         steps = self.steps()
-        processes.require_same({'checkpoints': steps})
+        # On a shared mount, one host may see an older list for a while.
+        processes.require_same({'checkpoints': steps}, error=Unavailable)
         for step in reversed(steps):
             for _ in range(2):  # an error that does not come again is no damage
                 try:

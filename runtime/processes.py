@@ -146,8 +146,8 @@ def bounded_end() -> Iterator[None]:
             end_after(LEAVE_SECONDS, '', code)
 
 
-def require_same(*facts: dict[str, Any]) -> None:
-    """Raises UserError, on every process, where the code or a fact differs between processes."""
+def require_same(*facts: dict[str, Any], error: type[KeyfoldError] = UserError) -> None:
+    """Raises an error, on every process, where the code or a fact differs between processes."""
     if jax.process_count() == 1:
         return
     known = ({'the code': code_files()}, *facts)
@@ -161,7 +161,7 @@ def require_same(*facts: dict[str, Any]) -> None:
         theirs = json.loads(text.tobytes())
         for name in mine | theirs:
             if mine.get(name) != theirs.get(name):
-                raise UserError(
+                raise error(
                     f'{name} is not the same on process {process} and on process '
                     f'{jax.process_index()}, which has {named.get(name, "none")[:200]}; start all '
                     'processes with the same command, code and files'

@@ -377,6 +377,7 @@ for name, damage in {
     'cut': lambda run: largest(run).write_bytes(b''),
     'flipped': lambda run: flip(largest(run)),
     'unreadable': lambda run: unreadable(run / 'run' / 'metadata'),
+    'unlisted': shutil.rmtree,
 }.items():
     own = folder / f'{name}{index}'
     shutil.copytree(folder / 'run', own)
@@ -413,11 +414,14 @@ def test_damage_that_one_process_alone_sees_leaves_no_other_waiting(tmp_path: Pa
         if name == 'unreadable':
             assert here[:2] == there[:2] == ['kept', 'Unavailable']
             assert 'Too many levels of symbolic links' in there[2]
+        elif name == 'unlisted':
+            assert here[:2] == there[:2] == ['kept', 'Unavailable']
+            assert 'checkpoints is not the same on process 0 and on process 1' in there[2]
         else:
             assert here == ['moved', 'step', here[2]]  # in its folder, by process 0
             assert there == ['kept', 'step', here[2]]
             assert here[2].startswith('1 ')
-    assert [len(names) for names in found] == [4, 4], outputs
+    assert [len(names) for names in found] == [5, 5], outputs
 
 
 def pod_of_two(port: int, **env: str) -> dict[str, str]:
