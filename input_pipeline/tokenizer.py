@@ -1,6 +1,6 @@
 """Makes the tokenizer that `data.tokenizer` asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -12,7 +12,11 @@ from errors import UserError
 from input_pipeline.library_tokenizer import SEPARATOR, LibraryTokenizer
 from input_pipeline.vocabulary import BOS, EOS, SPECIALS, UNITS, UNK, Vocabulary
 
-MODELS = {'basic': models.WordLevel, 'wordpiece': models.WordPiece, 'bpe': models.BPE}
+MODELS: dict[str, Callable[..., models.Model]] = {
+    'basic': models.WordLevel,
+    'wordpiece': models.WordPiece,
+    'bpe': models.BPE,
+}
 NAMES = (*UNITS, *MODELS)
 # BERT's normaliser and word boundaries, but accents stay: in Hindi or Thai they are vowels.
 CLEAN = normalizers.BertNormalizer(strip_accents=False, handle_chinese_chars=False)

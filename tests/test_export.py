@@ -84,6 +84,7 @@ def test_exported_run_predicts_as_people_write_and_shows_their_words(
     config = files_config(tmp_path, cells, tokenizer=kind, affixes=affixes, vocab_size=400)
     train.train(config, epath.Path(tmp_path / 'run'))
     texts = [TEXTS[0], 'The film was AWFUL!', 'zyx [sep] <eos>', ' '.join(['wonderful'] * 60)]
+    texts.append(TEXTS[0].replace(' .', '.').replace(' ,', ',').upper())
     together, _ = exported(tmp_path / 'run', tmp_path / 'out', texts)
     expected = predicted(tmp_path / 'run', texts)
     for found, right in zip(together, expected, strict=True):
@@ -91,6 +92,8 @@ def test_exported_run_predicts_as_people_write_and_shows_their_words(
         shown = [[piece for piece, _ in line['attention']] for line in (found, right)]
         assert shown[0] == shown[1]
         assert '<unk>' not in shown[0]
+    if kind in ('basic', 'wordpiece'):
+        assert expected[-1]['probabilities'] == expected[0]['probabilities']
     if kind == 'basic':
         pieces = [piece for piece, _ in expected[1]['attention']]
         assert pieces == ['The', 'film', 'was', 'AWFUL', '!']
