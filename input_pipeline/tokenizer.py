@@ -1,6 +1,6 @@
 """Makes the tokenizer that `data.tokenizer` asks for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -12,7 +12,7 @@ from errors import UserError
 from input_pipeline.library_tokenizer import SEPARATOR, LibraryTokenizer
 from input_pipeline.vocabulary import BOS, EOS, SPECIALS, UNITS, UNK, Vocabulary
 
-MODELS: dict[str, Callable[..., models.Model]] = {
+MODELS: dict[str, Any] = {
     'basic': models.WordLevel,
     'wordpiece': models.WordPiece,
     'bpe': models.BPE,

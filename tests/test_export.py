@@ -96,6 +96,14 @@ def test_exported_run_predicts_as_people_write_and_shows_their_words(
         assert pieces == ['The', 'film', 'was', 'AWFUL', '!']
 
 
+def test_help_of_an_exported_program_shows_how_it_is_called(tmp_path: Path) -> None:
+    file = tmp_path / 'predict.py'
+    file.write_text(export.program_text())
+    shown = runs.printed([sys.executable, '-I', file, '--help'], tmp_path, runs.environment(1), 60)
+    assert 'python predict.py "a text"' in shown
+    assert len(shown.splitlines()) <= 25
+
+
 def test_step_is_chosen_and_reported(
     classifier_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
