@@ -40,7 +40,7 @@ class TakenOver(KeyfoldError):
 
 
 class SaveFailed(KeyfoldError):
-    """Something that has to last could not be written."""
+    """A checkpoint or another durable file could not be written."""
 
     exit_code = 5
 

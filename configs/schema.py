@@ -1,8 +1,10 @@
 """Every option of a run that all tasks share: its default, its meaning and its check.
 
-A run is a file beside this one with `get_config() -> Config`. Options decide the trajectory of a
-run, its bits, and must not change on resume, unless they are declared `resumable`. A task adds the
-options of its data and model in tasks/, as subclasses of `DataConfig` and `ModelConfig`.
+A run is a file beside this one with `get_config() -> Config`. An option is assumed to affect a
+run's bits, so a resume must not change it unless it is declared `resumable`: some resumable options
+cannot affect the bits, and others (`seed`, `seeds`, `cpu_threads`) are ignored on a resume, with a
+warning. A task adds the options of its data and model in tasks/, in subclasses of `DataConfig` and
+`ModelConfig`.
 """
 
 import dataclasses
@@ -32,12 +34,12 @@ def option(
 
 
 def at_least(low: float) -> Check:
-    """Expects a number that is not smaller; steps and sizes have to fit in an int32."""
+    """Expects a number in [low, 2**31), so that it fits in an int32."""
     return lambda value: low <= value < 2**31, f'a number in [{low}, 2**31)'
 
 
 def uint32() -> Check:
-    """Expects a seed: beyond 2**32 two seeds would give one key."""
+    """Expects a 32-bit seed, since two larger ones could give the same key."""
     return lambda value: 0 <= value < 2**32, 'a whole number in [0, 2**32)'
 
 
@@ -124,7 +126,8 @@ class ModelConfig:
         'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
     )
     remat: bool = option(
-        False, 'recompute LSTM gates in the backward pass to save memory (rematerialization)'
+        False,
+        'recompute LSTM gates, or the layers of a Transformer, in the backward pass to save memory',
     )
 
 
@@ -152,6 +155,18 @@ class OptimizerConfig:
         'when a loss or gradient is not finite: stop, or skip the update',
         one_of('stop', 'skip'),
         resumable=True,
+    )
+
+
+@dataclasses.dataclass
+class InitConfig:
+    """What a new run starts from, other than its root key (runtime/warm_start.py)."""
+
+    weights: str = option('', 'model.safetensors of the BERT family; its encoder')
+    run: str = option('', 'workdir of another run; its parameters and tokenizer')
+    vectors: str = option('', 'word vectors as text: .txt, .vec, also .gz')
+    freeze: tuple[str, ...] = option(
+        (), "parts of the model that are not trained, such as ('embedding',)"
     )
 
 
@@ -215,6 +230,7 @@ class Config:
         1, 'best checkpoints to keep, by evaluation metric', at_least(0), resumable=True
     )
     seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -245,7 +261,7 @@ def sections(section: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def check(config: Config) -> None:
-    """Checks every option, and converts in place what loses nothing, such as 2e1 to 20.
+    """Checks every option, after lossless conversions in place, such as 20.0 to 20.
 
     Raises UserError for names that are no options, or for the first unusable value.
     """
@@ -273,6 +289,8 @@ def check(config: Config) -> None:
             raise UserError(f'config.{prefix}{field.name} = {value!r}: expected {expected}')
     if config.optimizer.shard_state and config.reduction != 'tree':
         raise UserError("config.optimizer.shard_state = True: expected config.reduction = 'tree'")
+    if len(given := [n for n in ('weights', 'run', 'vectors') if getattr(config.init, n)]) > 1:
+        raise UserError(f'config.init: {" and ".join(given)}, expected at most one')
     if config.data.source == 'tfds' and not config.data.name:
         raise UserError("config.data.name = '': expected a TFDS data set, such as glue/sst2")
 

@@ -101,6 +101,7 @@ class Checkpoints:
         with damage_proved(checkpoint):
             # Orbax's checkpointers would wait for the other processes, and one may have failed.
             args = ocp.args.StandardRestore(saved_as)
+            sys.unraisablehook = without_closed_loops
             state = ocp.StandardCheckpointHandler().restore(checkpoint / 'state', args=args)
         if one_root:
             root = state.pop('root_key')
@@ -242,6 +243,15 @@ class Checkpoints:
         # The reason first: in a bucket a folder exists only once something is in it.
         storage.write_whole(self._quarantine / f'why-{name}.txt', f'{problem}\n'.encode())
         (self._directory / str(step)).rename(self._quarantine / name)
+
+
+def without_closed_loops(unraisable: Any) -> None:
+    """Prints what Python cannot raise, but not for each array of a restore that has failed.
+
+    TensorStore's threads still answer for these after Orbax has closed the event loop.
+    """
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from input_pipeline.library_tokenizer import SEPARATOR, restored
 from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
 from input_pipeline.vocabulary import Vocabulary
 from model.classifier import TextClassifier
-from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
+from tasks.encoder import TransformerOptions, make_transformer, require_positions
+from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task
 
 
 def prefix_and_suffix() -> Check:
@@ -60,10 +61,10 @@ class DataConfig(schema.DataConfig):
 
 
 @dataclasses.dataclass
-class ModelConfig(schema.ModelConfig):
-    """Declares the word-dropout classifier (model/classifier.py)."""
+class ModelConfig(TransformerOptions):
+    """Declares the word-dropout classifier; tasks/encoder.py adds what a Transformer has."""
 
-    embedding_size: int = option(64, 'size of a word embedding', at_least(1))
+    embedding_size: int = option(64, 'lstm: size of a word embedding', at_least(1))
     hidden_size: int = option(64, 'size of each LSTM direction, attention and head', at_least(1))
     word_dropout: float = option(
         0.1,
@@ -144,11 +145,20 @@ def make_vocabularies(data: DataConfig, texts: Sequence[str]) -> list[Vocabulary
     return [vocabulary, *of_affixes]
 
 
+def restored_vocabularies(data: DataConfig, facts: Json) -> list[Vocabulary]:
+    """Makes those of a run again."""
+    vocabulary = restored(facts, data.tokenizer)
+    cuts = zip(facts['affixes'], affix_letters(data), strict=True)
+    return [vocabulary, *(Vocabulary(words, vocabulary.units, letters) for words, letters in cuts)]
+
+
 def make_model(
     options: ModelConfig, vocabularies: Sequence[Vocabulary], num_classes: int
-) -> TextClassifier:
+) -> nn.Module:
     """Makes the model of a config, for words and affixes and a number of classes."""
     vocab_size, *affix_sizes = map(len, vocabularies)
+    if options.encoder == 'transformer':
+        return make_transformer(options, vocabularies, num_classes)
     return TextClassifier(
         vocab_size=vocab_size,
         affix_sizes=tuple(affix_sizes),
@@ -218,13 +228,19 @@ def classifier_metrics(totals: dict[str, float]) -> dict[str, float]:
     }
 
 
-def make_task(config: Config) -> Task:
-    """Makes the task of a config. Raises UserError for data that cannot be used."""
+def make_task(config: Config, facts: Json | None = None) -> Task:
+    """Makes the task of a config. Raises UserError for data that cannot be used.
+
+    It takes the tokenizer of the run whose `facts` are given.
+    """
     assert isinstance(config.data, DataConfig)
     assert isinstance(config.model, ModelConfig)
     data = config.data
+    require_positions(config.model, data.bucket_lengths[-1])
     train_split, eval_split, label_names = read_texts(data)
-    vocabulary, *affixes = vocabularies = make_vocabularies(data, train_split.texts)
+    vocabulary, *affixes = vocabularies = (
+        restored_vocabularies(data, facts) if facts else make_vocabularies(data, train_split.texts)
+    )
     known = max(len(part.words) for part in vocabularies)
     skipped = train_split.skipped + eval_split.skipped
     checks.require_known(known, len(train_split.texts), 'token', data.min_frequency)
@@ -251,6 +267,7 @@ def make_task(config: Config) -> Task:
             'evaluation_data': evaluation.fingerprint(),
         },
         files={'vocabulary.txt': vocabulary.file_text(), **checks.skipped_file(skipped)},
+        token_names=vocabulary.names,
         summary=(
             f'{len(train)} training and {len(evaluation)} evaluation examples, '
             f'{f"{len(skipped)} bad rows skipped, " if skipped else ""}'
@@ -271,18 +288,14 @@ def make_task(config: Config) -> Task:
     )
 
 
-def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
-    """Makes what predicts labels, their probabilities, and the attention that each word got."""
+def make_predictor(config: Config, resume_facts: Json) -> Predictor:
+    """Makes what predicts labels, their probabilities and, of an LSTM, the attention on words."""
     assert isinstance(config.model, ModelConfig)
     assert isinstance(config.data, DataConfig)
-    vocabulary = restored(resume_facts, config.data.tokenizer)
+    vocabulary, *affixes = vocabularies = restored_vocabularies(config.data, resume_facts)
     labels = resume_facts['label_names']
-    affixes = [
-        Vocabulary(words, vocabulary.units, letters)
-        for words, letters in zip(resume_facts['affixes'], affix_letters(config.data), strict=True)
-    ]
     width = config.data.bucket_lengths[-1]
-    model = make_model(config.model, [vocabulary, *affixes], len(labels))
+    model = make_model(config.model, vocabularies, len(labels))
 
     def encode(texts: list[str]) -> dict[str, np.ndarray]:
         if empty := next((n for n, text in enumerate(texts, 1) if not text.strip()), 0):
@@ -298,20 +311,23 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
             mutable='intermediates',
             capture_intermediates=lambda module, _: module.name == 'attention',
         )
-        attention = seen['intermediates']['attention']['__call__'][0]
-        return jax.nn.softmax(jnp.asarray(logits)), attention
+        seen = seen.get('intermediates', {})
+        attention = [seen['attention']['__call__'][0]] if seen else []
+        return jax.nn.softmax(jnp.asarray(logits)), *attention
 
-    def show(arrays: Any, row: int, text: str) -> dict[str, Any]:
-        probabilities, attention = (array[row].tolist() for array in arrays)
-        pieces = [piece for _, piece in vocabulary.tokens(text)[: width - 2]]
-        return {
+    def show(arrays: Any, row: int, text: str) -> Json:
+        probabilities, *attention = (array[row].tolist() for array in arrays)
+        shown = {
             'label': labels[int(np.argmax(probabilities))],
             'probabilities': dict(zip(labels, probabilities, strict=True)),
-            # A mark has the first weight and the last; what was cut has none.
-            'attention': list(zip(pieces, attention[1:], strict=False)),
         }
+        for weights in attention:
+            pieces = [piece for _, piece in vocabulary.tokens(text)[: width - 2]]
+            # A mark has the first weight and the last; what was cut has none.
+            shown['attention'] = list(zip(pieces, weights[1:], strict=False))
+        return shown
 
-    def notes(text: str) -> dict[str, Any]:
+    def notes(text: str) -> Json:
         ids = vocabulary.ids(text)
         return {'unknown': unknown_share([ids], vocabulary.unk), 'cut': len(ids) > width - 2}
 

@@ -19,7 +19,7 @@ from input_pipeline.pairs import EncodedPairs, Pairs, encode_sources
 from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
 from input_pipeline.vocabulary import PAD, Vocabulary
 from model.seq2seq import Seq2Seq
-from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
+from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task
 
 SAMPLES = 5  # examples shown at each evaluation
 
@@ -214,15 +214,20 @@ def seq2seq_metrics(totals: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def make_task(config: Config) -> Task:
-    """Makes the task of a config. Raises UserError for data that cannot be used."""
+def make_task(config: Config, facts: Json | None = None) -> Task:
+    """Makes the task of a config, or with the tokenizers of another run, whose facts are given.
+
+    Raises UserError for data that cannot be used.
+    """
     data, options = config.data, config.model
     assert isinstance(data, DataConfig)
     assert isinstance(options, ModelConfig)
     train_pairs, eval_pairs, skipped = read_pairs(data)
     source, target = (
-        make_vocabulary(data.tokenizer, side, data.min_frequency, data.vocab_size)
-        for side in zip(*train_pairs, strict=True)
+        restored(facts, data.tokenizer, name)
+        if facts
+        else make_vocabulary(data.tokenizer, side, data.min_frequency, data.vocab_size)
+        for name, side in zip(('source_', 'target_'), zip(*train_pairs, strict=True), strict=True)
     )
     known = min(len(source.words), len(target.words))
     checks.require_known(known, len(train_pairs), 'token', data.min_frequency)
@@ -290,7 +295,7 @@ def make_samples(
     return samples
 
 
-def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
+def make_predictor(config: Config, resume_facts: Json) -> Predictor:
     """Makes what decodes texts greedily."""
     data, options = config.data, config.model
     assert isinstance(data, DataConfig)
@@ -311,10 +316,10 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
         rows_of = rows['sources'], rows['source_lengths']
         return model.apply({'params': params}, *rows_of, width, method='greedy')
 
-    def show(decoded: Any, row: int, _: str) -> dict[str, Any]:
+    def show(decoded: Any, row: int, _: str) -> Json:
         return {'prediction': target.decode(decoded[row])}
 
-    def notes(text: str) -> dict[str, Any]:
+    def notes(text: str) -> Json:
         if data.min_frequency == 1 and data.too_long == 'error':
             return {}  # what could be noted is refused
         ids = source.ids(text)

@@ -35,7 +35,7 @@ MISTAKES = {
     'unknown section': (['--config.modle.dropout=0.1'], 'did you mean config.model.dropout?'),
     'mistyped value': (
         ['--config.seed=many'],
-        'flag --config.seed=many: invalid literal for int()',
+        "config.seed = 'many': expected a whole number",
     ),
     'value out of range': (
         ['--config.model.dropout=1.5'],
@@ -168,6 +168,37 @@ def test_value_of_another_type_is_converted_where_that_loses_nothing(tmp_path: P
         'data.name': 'x',
     }.items():
         assert (found[name], type(found[name])) == (value, type(value))
+
+
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+@pytest.mark.parametrize(
+    ('name', 'text', 'value'),
+    [
+        ('num_steps', '2e1', 20),
+        ('num_steps', '20.0', 20),
+        ('num_steps', '20.5', None),
+        ('num_steps', '0x14', None),
+        ('seed', 'True', None),
+        ('seed', '4294967295', 2**32 - 1),
+        ('optimizer.learning_rate', '3e-3', 0.003),
+        ('optimizer.learning_rate', '1', 1.0),
+        ('optimizer.learning_rate', 'fast', None),
+    ],
+)
+def test_command_line_takes_the_numbers_that_a_config_file_takes(
+    tmp_path: Path, name: str, text: str, value: float | None
+) -> None:
+    config, printed = parsed(['--config=configs/reviews.py', f'--config.{name}={text}'])
+    if value is None:
+        assert printed.startswith(f'error: config.{name} = ')
+    else:
+        assert config is not None
+        assert (to_dict(config)[name], type(to_dict(config)[name])) == (value, type(value))
+    try:
+        line = f'c.{name} = {float(text)}'
+    except ValueError:
+        line = f'c.{name} = {text!r}'
+    assert parsed([f'--config={config_with(tmp_path, line)}']) == (config, printed)
 
 
 def test_long_error_keeps_its_beginning_and_what_to_do() -> None:

@@ -178,7 +178,7 @@ def test_damaged_checkpoint_in_a_bucket_is_moved_aside_whole_and_a_barred_one_is
             assert re.match(
                 f'error: {workdir}.*(Forbidden|PERMISSION_DENIED)', done.stderr.splitlines()[-1]
             ), done
-            assert 'Traceback' not in done.stderr  # of threads of TensorStore
+            assert 'Traceback' not in done.stderr, done.stderr  # of threads of TensorStore
             assert 'damaged' not in done.stdout + done.stderr
     store.refused = '^$'
     assert objects(store, workdir) == before

@@ -46,20 +46,19 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
         given = {'token_ids': padded(rows, width), 'lengths': lengths(rows)}
         if affixes:
             given['affix_ids'] = np.stack([padded(part, width) for part in of_affixes], axis=-1)
-        probabilities, attention = jax.device_get(apply(parameters, given))
-        return [
+        probabilities, *attention = jax.device_get(apply(parameters, given))
+        found: Predictions = [
             {
                 'label': task['label_names'][int(np.argmax(values))],
                 'probabilities': dict(zip(task['label_names'], values.tolist(), strict=True)),
-                'attention': [
-                    (piece, weight)
-                    for (_, piece), weight in zip(
-                        vocabulary.tokens(text)[: width - 2], weights[1:].tolist(), strict=False
-                    )
-                ],
             }
-            for text, values, weights in zip(texts, probabilities, attention, strict=True)
+            for values in probabilities
         ]
+        for weights in attention:  # of the LSTM; a Transformer has none to show
+            for text, prediction, each in zip(texts, found, weights.tolist(), strict=True):
+                pieces = [piece for _, piece in vocabulary.tokens(text)[: width - 2]]
+                prediction['attention'] = list(zip(pieces, each[1:], strict=False))
+        return found
 
     def decode(texts: Sequence[str]) -> Predictions:
         rows = []

@@ -15,11 +15,11 @@ from reporting.log import quiet_libraries
 from runtime import backend, resume
 from runtime.checkpoints import Checkpoints, RunRecord
 from runtime.command_line import existing_run
+from runtime.warm_start import restore_target
 from tasks.task import Predictor, Task
 from tools import curves
 from training.mesh import Layout, make_layout, make_mesh
-from training.optimizer import make_optimizer, make_schedule
-from training.state import TrainState, abstract_state, make_create_state
+from training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SavedRun:
                 config, data=dataclasses.replace(config.data, evaluation=evaluation)
             )
             del unchanged['evaluation_data']
-        task = tasks.make_task(config)
+        task = tasks.make_task(config, self.record if config.init.run else None)
         if changed := resume.task_changes(unchanged, task.resume_facts):
             raise UserError(f'the data is not what the run was trained on: {changed[0]}')
         return task
@@ -66,11 +66,7 @@ class SavedRun:
 
     def state(self, init: Any, layout: Layout) -> TrainState:
         """Reads the state. Raises UserError if the checkpoint is damaged."""
-        optimizer = make_optimizer(
-            self.config.optimizer, make_schedule(self.config.optimizer, self.config.num_steps)
-        )
-        create_state = make_create_state(init, optimizer, layout)
-        target = abstract_state(create_state, self.config.prng_impl, layout)
+        target = restore_target(self.config, init, layout)
         return Checkpoints(self.folder, read_only=True).read(self.step, target)
 
     def params(self, init: Any) -> Any:

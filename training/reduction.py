@@ -6,7 +6,7 @@ consecutive shards, which form a subtree, and the devices add the sums of their 
 and n devices are powers of two, and n divides S.
 
 Cost per device, for a vector of P float32 on n devices: one all-to-all and one all-gather of
-4P (n-1)/n bytes each, together as many as a ring all-reduce, in two messages to each other device.
+4P (n-1)/n bytes each, the volume of a ring all-reduce, in two messages to every other device.
 Each device adds P values. At most 2 log2(S/n) + 1 partial sums are in memory.
 """
 
@@ -18,8 +18,7 @@ from jax import lax
 
 from training.row import Tree
 
-LANES = 128  # a TPU vector register's width: a slice in whole registers moves as a true all-gather
-ROWS = 8
+LANES, ROWS = 128, 8  # a TPU vector register; XLA moves slices of whole ones as a true all-gather
 
 
 def tree_sum_local(partial: Callable[[jax.Array], Tree], first: jax.Array, count: int) -> Tree:
