@@ -58,4 +58,4 @@ def restored(facts: dict[str, Any], kind: str, prefix: str = '') -> Vocabulary:
     """Makes a vocabulary again, from its facts and the data.tokenizer of the run."""
     if f'{prefix}tokenizer' in facts:
         return LibraryTokenizer(facts[f'{prefix}tokenizer'])
-    return Vocabulary(facts[f'{prefix}vocabulary'], UNITS[kind])
+    return Vocabulary(facts[f'{prefix}vocabulary'], UNITS.get(kind, str.split))

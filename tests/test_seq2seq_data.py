@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from configs import schema
 from configs.schema import Config
 from errors import UserError
 from input_pipeline.pairs import Pairs
@@ -89,6 +90,16 @@ def test_long_texts_are_cut_in_prediction_as_in_training_and_noted() -> None:
     data.too_long = 'error'
     with pytest.raises(UserError, match='needs a width of 7, expected at most 5'):
         predictor.encode(['a b x b a b'])
+
+
+@pytest.mark.parametrize('unit', ['word', 'character'])
+def test_records_from_before_the_tokenizer_say_what_a_unit_is(unit: str) -> None:
+    config = Config(data=DataConfig(tokenizer=f'{unit}s'), model=ModelConfig())
+    record = schema.to_dict(config) | {'data.unit': unit}
+    del record['data.tokenizer'], record['data.vocab_size']
+    assert not schema.trajectory_changes(config, record)
+    fresh = schema.fill(Config(data=DataConfig(), model=ModelConfig()), record)
+    assert fresh.data == config.data
 
 
 def test_two_text_features_are_read_as_pairs(tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ def change(one: Any, other: Any) -> str:
         one, other, sizes = one[place : place + 1], other[place : place + 1], (len(one), len(other))
         differs = f'{sizes[0]} and {sizes[1]} entries, the first difference at {place}: '
         return differs + change(one, other)
-    return ' -> '.join(json.dumps(value) for value in (one, other))
+    texts = [json.dumps(value) for value in (one, other)]
+    return ' -> '.join(f'{t[:60]}... ({len(t)} letters)' if len(t) > 200 else t for t in texts)
 
 
 def compare(a: Run, b: Run) -> tuple[bool, list[str]]:
