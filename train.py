@@ -34,7 +34,7 @@ from runtime import backend, command_line, processes, resume, warm_start
 from runtime.checkpoints import Checkpoints
 from runtime.ledger import Ledger, checked
 from runtime.lock import exclusive_workdir
-from runtime.preemption import StopRequest
+from runtime.preemption import STOP, StopRequest
 from training import keys
 from training.early_stopping import EarlyStopping
 from training.evaluation import Metrics, make_evaluate
@@ -155,8 +155,10 @@ def train(
             run_log.add(checked(ledger.add(row), config.optimizer.on_nonfinite, workdir))
             run_log.saved(checkpoints.check())
             last, metrics = step == config.num_steps, None
-            stopping = not last and stop.agreed(layout)
-            due = last or stopping or step % config.checkpoint_every == 0
+            overdue = 0 < config.checkpoint_minutes <= checkpoints.minutes_since_save()
+            decision = not last and stop.agreed(layout, overdue)
+            stopping = decision == STOP
+            due = last or decision or step % config.checkpoint_every == 0
             evaluating = last or (step % config.eval_every == 0 and not stopping)
             if due or evaluating:
                 run_log.add(checked(ledger.drain(), config.optimizer.on_nonfinite, workdir))

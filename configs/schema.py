@@ -224,6 +224,9 @@ class Config:
     )
     eval_every: int = option(200, 'steps between evaluations', at_least(1), resumable=True)
     checkpoint_every: int = option(200, 'steps between checkpoints', at_least(1), resumable=True)
+    checkpoint_minutes: float = option(
+        0.0, 'most minutes between checkpoints (0 = any number)', at_least(0), resumable=True
+    )
     log_every: int = option(50, 'steps between log lines', at_least(1), resumable=True)
     keep_newest: int = option(2, 'newest checkpoints to keep', at_least(1), resumable=True)
     keep_best: int = option(

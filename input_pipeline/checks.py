@@ -68,7 +68,7 @@ def unknown_warnings(**shares: float) -> Iterator[str]:
         if share > MOST_UNKNOWN:
             yield (
                 f'{share:.0%} of the {split} tokens are unknown to the vocabulary: do both splits '
-                'have the same language, case and spaces? (config.data.min_frequency)'
+                'have one language, case and spacing? (config.data.min_frequency, .tokenizer)'
             )
 
 
@@ -77,8 +77,8 @@ def require_known(known: int, texts: int, unit: str, min_frequency: int) -> None
     if not known:
         raise UserError(
             f'config.data.min_frequency = {min_frequency}: no {unit} occurs that often in the '
-            f'{texts} training texts, so there is nothing to learn from; set it to 1, or add texts '
-            '(words are what white space separates)'
+            f'{texts} training texts, so there is nothing to learn from; set it to 1, add texts, '
+            'or choose another config.data.tokenizer'
         )
 
 

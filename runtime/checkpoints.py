@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from errors import Damaged, KeyfoldError, SaveFailed, UserError
+from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError
 from runtime import processes, storage
 from training import keys
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
@@ -60,13 +60,15 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, in order."""
-        with storage.access_checked(self._directory), contextlib.suppress(FileNotFoundError):
+        with storage.access_checked(self._directory):
             if storage.in_bucket(self._directory):
                 return sorted(ocp.utils.checkpoint_steps(self._directory))
-            # A rename commits. Orbax would leave out what it cannot look at, even all steps, and
-            # the run would start over.
-            names = [path.name for path in self._directory.iterdir()]
-            return sorted(int(name) for name in names if name.isdecimal())
+            for _ in range(2):  # an error that does not come again is no new run
+                with contextlib.suppress(FileNotFoundError):
+                    # A rename commits. Orbax would leave out what it cannot look at, even all
+                    # steps, and the run would start over.
+                    names = [path.name for path in self._directory.iterdir()]
+                    return sorted(int(name) for name in names if name.isdecimal())
         return []
 
     def newest_record(self) -> RunRecord | None:
@@ -217,7 +219,8 @@ class Checkpoints:
     def _newest_undamaged(self, read: Callable[[int], Found]) -> Found | None:
         """Returns `read(step)` of the newest undamaged step; moves damaged ones before it."""
         steps = self.steps()
-        processes.require_same({'checkpoints': steps})
+        # On a shared mount, one host may see an older list for a while.
+        processes.require_same({'checkpoints': steps}, error=Unavailable)
         for step in reversed(steps):
             for _ in range(2):  # an error that does not come again is no damage
                 try:

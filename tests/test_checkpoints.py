@@ -381,10 +381,11 @@ class FailingFiles:
         return call
 
 
-def restore_under_errors(
-    saved: Any, monkeypatch: pytest.MonkeyPatch, codes: Iterator[str], stride: int
+@pytest.mark.parametrize('code', CODES)
+def test_every_error_at_every_file_operation_of_a_restore_moves_nothing_and_hides_no_checkpoint(
+    saved: Any, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    """Restores with an error at each file operation in turn: there alone, and from there on."""
+    """At one operation alone, and from there on."""
     workdir, layout = saved
     before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
     expected = state.state_fingerprint(small_state(layout, 2))
@@ -392,8 +393,8 @@ def restore_under_errors(
     restore(workdir, layout)
     operations = failing.calls
     assert operations > 10
-    for first, lasting in itertools.product(range(1, operations + 1, stride), (False, True)):
-        code, error = next(codes), None
+    for first, lasting in itertools.product(range(1, operations + 1), (False, True)):
+        error = None
         failing.calls, failing.first, failing.number = 0, first, getattr(errno, code)
         failing.last = 10**9 if lasting else first
         try:
@@ -412,21 +413,25 @@ def restore_under_errors(
             assert state.state_fingerprint(found) == expected, (first, lasting, code)
         files = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
         assert files == before
-    assert refusals >= operations // stride
+    assert refusals >= operations
 
 
-def test_error_at_a_file_operation_of_a_restore_moves_nothing_and_hides_no_checkpoint(
+def test_file_that_is_missing_once_is_neither_damage_nor_a_new_run(
     saved: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    restore_under_errors(saved, monkeypatch, itertools.cycle(CODES), stride=2)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize('code', CODES)
-def test_every_error_at_every_file_operation_of_a_restore_moves_nothing(
-    saved: Any, monkeypatch: pytest.MonkeyPatch, code: str
-) -> None:
-    restore_under_errors(saved, monkeypatch, itertools.repeat(code), stride=1)
+    """One that stays missing is damage."""
+    workdir, layout = saved
+    before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+    expected = state.state_fingerprint(small_state(layout, 2))
+    failing = FailingFiles(monkeypatch, workdir / 'checkpoints')
+    restore(workdir, layout)
+    failing.number = errno.ENOENT
+    for operation in range(1, failing.calls + 1):
+        failing.calls, failing.first, failing.last = 0, operation, operation
+        assert state.state_fingerprint(restore(workdir, layout)) == expected, operation
+    failing.last = -1
+    files = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+    assert files == before
 
 
 def test_steps_that_cannot_be_looked_at_are_no_new_run(

@@ -34,9 +34,11 @@ from input_pipeline.tokenizer import trained
 from runtime import warm_start
 from tasks import classification
 from tasks.classification import DataConfig, ModelConfig
+from tasks.frozen import with_frozen
 from tests import runs
 from tests.test_resume import small_config
 from tests.test_transformer import ROWS, SIZES, VOCAB_SIZE, WIDTH, logits, start, transformer
+from tools import saved_run
 from training import keys
 from training.mesh import Layout
 from training.optimizer import make_optimizer, make_schedule
@@ -258,10 +260,12 @@ def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state_on_any_layout(
     model, found = transformer('post', 0.2), set()
     init = classification.classifier_init(model)
     freeze = ('embedding', 'layer_0')
-    given = dataclasses.replace(
-        config(freeze=freeze), data=DataConfig(num_train=20, num_eval=10, bucket_lengths=(24,))
+    small = dataclasses.replace(config(), data=DataConfig(num_train=20, num_eval=10))
+    small.data.bucket_lengths = (24,)
+    task = dataclasses.replace(
+        tasks.make_task(small), loss_sums=classification.classifier_sums(model)
     )
-    task = tasks.make_task(given)
+    task = with_frozen(task, freeze)
     rngs, rows = keys.shard_rngs(keys.root_keys(0, 'threefry2x32'), 0, 0), token_batch(8, WIDTH)
 
     def loss(params: Any) -> Any:
@@ -296,6 +300,12 @@ def test_unknown_frozen_part_is_one_line() -> None:
         optimizer.init({'embedding': jnp.zeros(1), 'logits': jnp.zeros(1)})
 
 
+def params_of(run: Path) -> Any:
+    """Returns the parameters of the newest checkpoint."""
+    saved = saved_run.open_run(str(run))
+    return saved.params(saved.predictor().init)
+
+
 def test_new_run_takes_parameters_and_words_of_another_and_resumes_without_it(
     classifier_run: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -312,9 +322,12 @@ def test_new_run_takes_parameters_and_words_of_another_and_resumes_without_it(
     record, source = (warm_start.open_run(str(path))[1] for path in (run, other))
     assert record['task']['vocabulary'] == source['task']['vocabulary']
     assert record['manifest']['root_key'] != source['manifest']['root_key']
+    source_params = flat(params_of(other))
     shutil.rmtree(other)
     summary = train.train(given, epath.Path(run))
     assert summary['step'] == 12
+    for path, array in flat(params_of(run)).items():
+        assert (array == source_params[path]).all() == path.startswith('embedding/'), path
     for init in (InitConfig(), InitConfig(run=str(other)), InitConfig(freeze=('embedding',))):
         with pytest.raises(UserError, match='init'):
             train.train(dataclasses.replace(given, init=init), epath.Path(run))
@@ -355,9 +368,7 @@ def test_fine_tuning_killed_resumed_and_moved_equals_an_undisturbed_run_bit_for_
         process.communicate()
     assert not (moved / 'summary.json').exists()
     pod = ['-m', 'launch.local_pod', '--processes=2', '--devices_per_process=2', '--']
-    python, *program = runs.command(moved, **options)
-    runs.printed([python, *pod, *program], runs.ROOT, runs.environment(2), 300)
-    assert runs.outcome(moved) == expected
-    fresh = runs.command(tmp_path / 'fresh', **options)[1:]
-    runs.printed([python, *pod, *fresh], runs.ROOT, runs.environment(2), 300)
-    assert runs.outcome(tmp_path / 'fresh') == expected
+    for workdir in (moved, tmp_path / 'processes'):
+        python, _, *flags = runs.command(workdir, **options)
+        runs.printed([python, *pod, *flags], runs.ROOT, runs.environment(2), 300)
+        assert runs.outcome(workdir) == expected

@@ -66,6 +66,7 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     steps = Checkpoints(saved.folder, read_only=True).steps()
     before = max((s for s in steps if s < step), default=0)
     saved = open_run(str(workdir), before if before in steps else min(steps))
+    ledger_rows = ledger.read(saved.folder / 'ledger')  # before the work, since it may be damaged
     backend.check()
     task, layout = saved.task(), saved.layout()
     now = resume.Launch(
@@ -108,7 +109,7 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
         print(f'gradient norm of {name}: {norm:.6g}')
     print_largest_losses(task, config, layout, state, batch, epoch_words, step)
     _, row = update(state, grads, sums, prints)
-    return same_as_ledger(saved.folder, step, np.asarray(row), row_columns(task.sum_names))
+    return same_as_ledger(ledger_rows, step, np.asarray(row), row_columns(task.sum_names))
 
 
 def first_state(saved: SavedRun, create_state: Any) -> TrainState:
@@ -179,9 +180,8 @@ def example_losses(
     )
 
 
-def same_as_ledger(run: epath.Path, step: int, row: np.ndarray, columns: dict[str, str]) -> bool:
+def same_as_ledger(rows: np.ndarray, step: int, row: np.ndarray, columns: dict[str, str]) -> bool:
     """Prints which words of a step's row differ from the ledger. Returns whether none does."""
-    rows = ledger.read(run / 'ledger')
     if not rows['step'][0] <= step <= rows['step'][-1]:
         print(f'the ledger ends at step {rows["step"][-1]}: nothing to compare with')
         return True
