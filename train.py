@@ -36,7 +36,8 @@ from runtime.ledger import Ledger, checked
 from runtime.lock import exclusive_workdir
 from runtime.preemption import STOP, StopRequest
 from training import keys
-from training.evaluation import make_evaluate
+from training.early_stopping import EarlyStopping
+from training.evaluation import Metrics, make_evaluate
 from training.mesh import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
 from training.row import row_columns
@@ -112,7 +113,10 @@ def train(
     for warning in task.warnings:
         logging.warning('%s', warning)
     start_report(config, layout, task.summary, padding, state, workdir)
-    finished = summary.read_summary(workdir, start) if start >= config.num_steps else {}
+    # The record also has the evaluations by which a run may stop early.
+    patience = EarlyStopping(task.best_metric, config.patience, evaluation_data, saved, run_record)
+    ended = start >= config.num_steps or patience.ended
+    finished = summary.read_summary(workdir, start) if ended else {}
     if finished.get('evaluation_data') == evaluation_data:
         summary.log_finished(workdir, finished)
         return finished
@@ -122,7 +126,8 @@ def train(
     # A batch is a pure function of (root key, step); each process loads its own rows of it.
     epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))
     rows = layout.process_rows(config.batch_size)
-    batches = train_batches(task.train, config, epoch_words, rows, start)
+    weights = task.sampling_weights
+    batches = train_batches(task.train, config, epoch_words, rows, start, weights)
     eval_rows = layout.process_rows(config.eval_batch_size)
     held_out = functools.partial(eval_batches, task.evaluation, config, eval_rows)
 
@@ -132,10 +137,19 @@ def train(
     ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start, writes)
     run_log = log.RunLog(default_loggers(workdir, start), task.metrics, schedule, config, ledger)
     metrics = None
+
+    def evaluated(step: int) -> Metrics:
+        metrics, samples = evaluate(state.params), task.samples(state.params)
+        run_log.evaluation(step, metrics, samples)
+        patience.add(step, metrics)
+        return metrics
+
     with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
             checkpoints.save(state, run_record)  # from here on, this root key is the run's
-        for step, batch in enumerate(batches, start + 1):
+        elif patience.missed(start, config.eval_every):
+            metrics, ended = evaluated(start), patience.ended
+        for step, batch in enumerate([] if ended else batches, start + 1):
             with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))
             run_log.add(checked(ledger.add(row), config.optimizer.on_nonfinite, workdir))
@@ -149,14 +163,15 @@ def train(
             if due or evaluating:
                 run_log.add(checked(ledger.drain(), config.optimizer.on_nonfinite, workdir))
             if evaluating:
-                metrics, samples = evaluate(state.params), task.samples(state.params)
-                run_log.evaluation(step, metrics, samples)
-            if due:
+                metrics = evaluated(step)
+            if due or patience.ended:
                 # The ledger is written first, so that no checkpoint lacks its past.
                 checkpoints.save(state, run_record, metrics, (ledger.write_segment, run_log.flush))
             if stopping:
                 logging.info('stopped after step %d as asked; start again to resume', step)
                 sys.exit(REQUEUE)
+            if patience.ended:
+                break
 
     metrics = metrics or evaluate(state.params)
     if doubt := task.doubt(metrics):

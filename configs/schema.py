@@ -232,6 +232,18 @@ class Config:
     keep_best: int = option(
         1, 'best checkpoints to keep, by evaluation metric', at_least(0), resumable=True
     )
+    best_metric: str = option(
+        '',
+        "evaluation metric of the best checkpoint: its largest value, of 'loss' the smallest "
+        "('' = the task's choice)",
+        resumable=True,
+    )
+    patience: int = option(
+        0,
+        'evaluations without a better best_metric after which training stops (0 = never)',
+        at_least(0),
+        resumable=True,
+    )
     seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
     data: DataConfig

@@ -13,8 +13,9 @@ MOST_UNKNOWN = 0.2  # share of the tokens
 
 
 def class_counts(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
-    """Counts the examples of every class. labels: int32[N]."""
-    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+    """Counts the examples of every class. labels: int32[N], or int32[N, C] of 0 and 1."""
+    counts = np.bincount(labels, minlength=len(names)) if labels.ndim == 1 else labels.sum(axis=0)
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def label_warnings(texts: Iterable[str], labels: np.ndarray, names: Sequence[str]) -> Iterator[str]:

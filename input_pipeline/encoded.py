@@ -53,23 +53,30 @@ class LabelledTexts:
         vocabulary: Vocabulary,
         max_length: int,
         affixes: Sequence[Vocabulary] = (),
+        weights: np.ndarray | None = None,
     ) -> None:
-        """Encodes the texts, and cuts those longer than `max_length` ids. labels: int32[N]."""
+        """Encodes the texts, and cuts those longer than `max_length` ids.
+
+        labels: int32[N], or int32[N, C] of 0 and 1. weights: [N] in the loss, 1 by default.
+        """
         every, *_ = ids = [[part.ids(text) for text in texts] for part in (vocabulary, *affixes)]
         self._texts, *self._affixes = (
             Ragged([vocabulary.marked(row, max_length) for row in part]) for part in ids
         )
         self._written = texts
         self.labels = np.asarray(labels, np.int32)
+        self._weights = np.ones(len(texts), np.float32)
+        if weights is not None:
+            self._weights[:] = weights
         self.lengths = self._texts.lengths
         self.num_truncated = sum(len(row) > max_length - 2 for row in every)
         self.unknown = unknown_share(every, vocabulary.unk)
 
     def __len__(self) -> int:
-        return self.labels.size
+        return len(self.labels)
 
     def batch(self, rows: np.ndarray, width: int) -> HostBatch:
-        """Returns token_ids int32[B, T], lengths and labels int32[B], weights float32[B] of ones.
+        """Returns token_ids int32[B, T], lengths int32[B], labels, weights float32[B].
 
         With affixes, also affix_ids int32[B, T, A].
         """
@@ -78,7 +85,7 @@ class LabelledTexts:
             'token_ids': self._texts.padded(rows, width),
             'lengths': self.lengths[rows],
             'labels': self.labels[rows],
-            'weights': np.ones(len(rows), np.float32),
+            'weights': self._weights[rows],
         }
 
     def text(self, row: int) -> str:

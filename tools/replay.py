@@ -91,7 +91,9 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     update = make_update(optimizer, config.optimizer.clip_norm, layout)
     rows = layout.process_rows(config.batch_size)
     reported = time.monotonic()
-    for batch in train_batches(task.train, config, epoch_words, rows, before):
+    for batch in train_batches(
+        task.train, config, epoch_words, rows, before, task.sampling_weights
+    ):
         on_devices = layout.put(batch)
         finished = int(state.step)
         grads, sums, prints = gradient(state.params, state.root_keys, state.step, on_devices)
@@ -135,7 +137,11 @@ def print_largest_losses(
 ) -> None:  # fmt: skip
     """Prints the examples of the batch whose losses are not finite, or else the largest."""
     order = batch_order(
-        task.train.lengths, config.batch_size, config.data.window_batches, epoch_words
+        task.train.lengths,
+        config.batch_size,
+        config.data.window_batches,
+        epoch_words,
+        task.sampling_weights,
     )
     losses = example_losses(task, layout, state, batch)
     ranked = np.argsort(np.where(np.isfinite(losses), -losses, -np.inf), kind='stable')
