@@ -33,6 +33,9 @@ PIP_INSTALL := PIP_REQUIRE_VIRTUALENV=1 \
 # Written when a set-up is complete, so an interrupted one does not count.
 READY := $(VENV)/ready-$(ACCELERATOR)$(if $(EXTRAS),-$(EXTRAS))
 
+# Tests of a file stay in one process, since they share fixtures.
+PARALLEL := -n auto --maxprocesses=4 --dist=loadfile
+
 .PHONY: help setup train test test-all test-fast lint lock exactness gpu-check faults \
     compile-check bench clean
 
@@ -47,13 +50,13 @@ train: $(READY)  ## train CONFIG in WORKDIR, or resume the run that WORKDIR hold
 	$(VENV)/bin/python train.py --config="$(CONFIG)" --workdir="$(WORKDIR)" $(ARGS)
 
 test: $(READY)  ## test every promise (about 8 minutes on 2 cores) [ARGS="-k resume"]
-	$(VENV)/bin/python -m pytest -m 'not long' $(ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m 'not long' $(ARGS)
 
 test-all: $(READY)  ## test everything: also all layouts, launchers, and what the documents show
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 test-fast: $(READY)  ## test what does not run whole programs
-	$(VENV)/bin/python -m pytest -m 'not slow and not long' $(ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m 'not slow and not long' $(ARGS)
 
 lint: $(READY)  ## check format, style and types
 	$(VENV)/bin/ruff format --check .

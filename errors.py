@@ -17,6 +17,10 @@ class UserError(KeyfoldError):
     exit_code = 2
 
 
+class Damaged(UserError):
+    """A checkpoint whose files can be read and are not what was written."""
+
+
 class Unavailable(KeyfoldError):
     """Another process or a remote store did not answer. Trying again may help."""
 
@@ -36,7 +40,7 @@ class TakenOver(KeyfoldError):
 
 
 class SaveFailed(KeyfoldError):
-    """Something that has to last could not be written."""
+    """A checkpoint or another durable file could not be written."""
 
     exit_code = 5
 

@@ -30,7 +30,7 @@ from reporting import log, summary
 from reporting.loggers import default_loggers
 from reporting.profile import Profile
 from reporting.start_report import start_report
-from runtime import backend, command_line, processes, resume
+from runtime import backend, command_line, processes, resume, warm_start
 from runtime.checkpoints import Checkpoints
 from runtime.ledger import Ledger, checked
 from runtime.lock import exclusive_workdir
@@ -79,14 +79,14 @@ def train(
 ) -> dict[str, Any]:
     """Brings the run in `workdir` to its last step. Returns the contents of its summary.json.
 
-    Raises SystemExit, with the newest step saved, when it is asked to stop before.
+    Raises SystemExit, with the newest step saved, when it is asked to stop early.
     """
     stop, profile = stop or StopRequest(), profile or Profile()
-    task = tasks.make_task(config)
+    task = tasks.make_task(config, warm_start.origin_record(config, workdir))
     evaluation_data = task.resume_facts['evaluation_data']
     launch = {'workdir': str(workdir), 'allow_changes': allow_changes}
-    launch['cpu_threads'] = backend.cpu_threads()  # the pool, where the config leaves it open
-    processes.require_same(schema.to_dict(config), task.resume_facts, launch)
+    pool = {'cpu_threads': backend.cpu_threads()}  # the config may leave it open
+    processes.require_same(schema.to_dict(config) | launch | pool, task.resume_facts)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
     mesh = make_mesh()
@@ -98,13 +98,15 @@ def train(
 
     # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
     schedule = make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer = make_optimizer(config.optimizer, schedule, config.init.freeze)
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
         state = checkpoints.restore(abstract_state(create_state, config.prng_impl, layout))
     else:
         seeds = dataclasses.asdict(config.seeds)
         state = create_state(keys.root_keys(config.seed, config.prng_impl, seeds))
+        names, make = task.token_names, tasks.predictor_from_record
+        state = warm_start.started(state, config, names, layout, make)
     start = int(state.step)
     padding = padding_share(task.train.lengths, config)
     for warning in task.warnings:
@@ -155,6 +157,8 @@ def train(
                 sys.exit(REQUEUE)
 
     metrics = metrics or evaluate(state.params)
+    if doubt := task.doubt(metrics):
+        logging.warning('%s', doubt)
     speed = run_log.examples_per_second
     return summary.write_summary(workdir, state, layout, evaluation_data, metrics, speed)
 

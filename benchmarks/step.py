@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +17,8 @@ import optax
 from benchmarks.common import Row, in_turn, ratio
 from configs import sst2, sst2_flax
 from configs.schema import Config
+from input_pipeline.vocabulary import FIRST_WORD, Vocabulary
 from model import dropout
-from model.classifier import TextClassifier
 from runtime import backend
 from tasks.classification import ModelConfig, classifier_init, classifier_sums, make_model
 from training import keys, step
@@ -147,11 +148,11 @@ def affixes_of(config: Config) -> int:
     return len(AFFIXES) if any(getattr(config.data, 'affixes', ())) else 0
 
 
-def model_of(config: Config) -> TextClassifier:
+def model_of(config: Config) -> nn.Module:
     """Returns the model of a config over vocabularies of SST-2's size."""
     assert isinstance(config.model, ModelConfig)
     sizes = (WORDS, *AFFIXES[: affixes_of(config)])
-    return make_model(config.model, [range(count) for count in sizes], 2)
+    return make_model(config.model, [Vocabulary([''] * (count - FIRST_WORD)) for count in sizes], 2)
 
 
 def random_batch(config: Config) -> dict[str, np.ndarray]:

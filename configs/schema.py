@@ -1,8 +1,10 @@
 """Every option of a run that all tasks share: its default, its meaning and its check.
 
-A run is a file beside this one with `get_config() -> Config`. Options decide the trajectory of a
-run, its bits, and must not change on resume, unless they are declared `resumable`. A task adds the
-options of its data and model in tasks/, as subclasses of `DataConfig` and `ModelConfig`.
+A run is a file beside this one with `get_config() -> Config`. An option is assumed to affect a
+run's bits, so a resume must not change it unless it is declared `resumable`: some resumable options
+cannot affect the bits, and others (`seed`, `seeds`, `cpu_threads`) are ignored on a resume, with a
+warning. A task adds the options of its data and model in tasks/, in subclasses of `DataConfig` and
+`ModelConfig`.
 """
 
 import dataclasses
@@ -10,7 +12,7 @@ import difflib
 import numbers
 import os
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from errors import UserError
@@ -32,12 +34,12 @@ def option(
 
 
 def at_least(low: float) -> Check:
-    """Expects a number that is not smaller; steps and sizes have to fit in an int32."""
+    """Expects a number in [low, 2**31), so that it fits in an int32."""
     return lambda value: low <= value < 2**31, f'a number in [{low}, 2**31)'
 
 
 def uint32() -> Check:
-    """Expects a seed: beyond 2**32 two seeds would give one key."""
+    """Expects a 32-bit seed, since two larger ones could give the same key."""
     return lambda value: 0 <= value < 2**32, 'a whole number in [0, 2**32)'
 
 
@@ -58,23 +60,15 @@ def one_of(*names: str) -> Check:
 
 def whole_numbers(low: int, example: str) -> Check:
     """Expects a tuple of increasing whole numbers, none below `low`."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        return (
-            bool(value)
-            and all(type(n) is int and n >= low for n in value)
-            and list(value) == sorted(set(value))
-        )
-
-    return ok, f'increasing whole numbers >= {low}, such as {example}'
+    return (
+        lambda value: bool(value) and list(value) == sorted({n for n in value if n >= low}),
+        f'increasing whole numbers >= {low}, such as {example}',
+    )
 
 
 def names() -> Check:
     """Expects a tuple of one or more names."""
-    return (
-        lambda value: bool(value) and all(isinstance(n, str) and n for n in value),
-        "one or more names, such as ('sentence',)",
-    )
+    return lambda value: bool(value) and all(value), "one or more names, such as ('sentence',)"
 
 
 @dataclasses.dataclass
@@ -92,13 +86,22 @@ class DataConfig:
         'train',
         'tfds: training split; files: path of .tsv, .csv or .jsonl, also .gz; * for several files',
     )
-    evaluation: str = option('validation', 'tfds: evaluation split; files: path')
+    evaluation: str = option(
+        'validation',
+        'tfds: evaluation split; files: path; both: share of the training rows, such as 10%',
+    )
     columns: tuple[str, ...] = option(
         (), 'files: names of the columns of tables without a header line, in order', resumable=True
     )
+    delimiter: str = option(
+        '',
+        "files: what separates the columns of tables ('' = tab in .tsv, comma in .csv)",
+        (lambda value: len(value) < 2 and value not in [*'"\r\n\0'], "one character, such as ';'"),
+        resumable=True,
+    )
     bad_rows: str = option(
         'stop',
-        'a row that cannot be used: stop, or skip it and count it',
+        'a row that cannot be used: stop, or skip it and list it in WORKDIR/skipped_rows.txt',
         one_of('stop', 'skip'),
         resumable=True,
     )
@@ -123,7 +126,8 @@ class ModelConfig:
         'float32', 'dtype of activations (parameters stay float32)', one_of('float32', 'bfloat16')
     )
     remat: bool = option(
-        False, 'recompute LSTM gates in the backward pass to save memory (rematerialization)'
+        False,
+        'recompute LSTM gates, or the layers of a Transformer, in the backward pass to save memory',
     )
 
 
@@ -151,6 +155,18 @@ class OptimizerConfig:
         'when a loss or gradient is not finite: stop, or skip the update',
         one_of('stop', 'skip'),
         resumable=True,
+    )
+
+
+@dataclasses.dataclass
+class InitConfig:
+    """What a new run starts from, other than its root key (runtime/warm_start.py)."""
+
+    weights: str = option('', 'model.safetensors of the BERT family; its encoder')
+    run: str = option('', 'workdir of another run; its parameters and tokenizer')
+    vectors: str = option('', 'word vectors as text: .txt, .vec, also .gz')
+    freeze: tuple[str, ...] = option(
+        (), "parts of the model that are not trained, such as ('embedding',)"
     )
 
 
@@ -214,16 +230,22 @@ class Config:
         1, 'best checkpoints to keep, by evaluation metric', at_least(0), resumable=True
     )
     seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+
+
+def is_section(value: object) -> bool:
+    """Returns whether a value of a config holds options itself; a class does not."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def options(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
     """Yields (dotted name, value, field) of every option, in order of declaration."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
+        if is_section(value):
             yield from options(value, f'{prefix}{field.name}.')
         else:
             yield prefix + field.name, value, field
@@ -234,12 +256,12 @@ def sections(section: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
     yield prefix, section
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
+        if is_section(value):
             yield from sections(value, f'{prefix}{field.name}.')
 
 
 def check(config: Config) -> None:
-    """Checks every option, and converts in place what loses nothing, such as 2e1 to 20.
+    """Checks every option, after lossless conversions in place, such as 20.0 to 20.
 
     Raises UserError for names that are no options, or for the first unusable value.
     """
@@ -258,7 +280,7 @@ def check(config: Config) -> None:
             try:
                 value = converted(value, kind)
             except (TypeError, OverflowError):
-                expected = WORDS.get(kind) or (test[1] if test else f'a {kind.__name__}')
+                expected = WORDS.get(kind) or (test[1] if test else f'{kind.__name__}(...)')
             else:
                 setattr(section, field.name, value)
                 if test is None or test[0](value):
@@ -267,6 +289,8 @@ def check(config: Config) -> None:
             raise UserError(f'config.{prefix}{field.name} = {value!r}: expected {expected}')
     if config.optimizer.shard_state and config.reduction != 'tree':
         raise UserError("config.optimizer.shard_state = True: expected config.reduction = 'tree'")
+    if len(given := [n for n in ('weights', 'run', 'vectors') if getattr(config.init, n)]) > 1:
+        raise UserError(f'config.init: {" and ".join(given)}, expected at most one')
     if config.data.source == 'tfds' and not config.data.name:
         raise UserError("config.data.name = '': expected a TFDS data set, such as glue/sst2")
 
@@ -281,7 +305,7 @@ def converted(value: Any, kind: Any) -> Any:
     if kind is float and number:
         return float(value)
     if kind is str and isinstance(value, str | os.PathLike):
-        return os.fspath(value)
+        return str(os.fspath(value))
     if kind in (int, float, str) or not isinstance(kind, type) or not isinstance(value, kind):
         raise TypeError
     return value
@@ -316,6 +340,7 @@ def fill(config: Config, values: dict[str, Any]) -> Config:
     that this code does not have.
     """
     known = {name: default for name, default, _ in options(config)}
+    values = renamed(values, known)
     if unknown := sorted(values.keys() - known.keys()):
         raise UserError(
             f'config.{unknown[0]} is in the run record, but this code has no such option; '
@@ -328,12 +353,25 @@ def fill(config: Config, values: dict[str, Any]) -> Config:
     return config
 
 
+def renamed(saved: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Returns the options of a run record by today's names.
+
+    Before data.tokenizer, texts were split into words or, with data.unit, into characters.
+    """
+    if 'data.tokenizer' in saved or 'data.tokenizer' not in known:
+        return saved
+    kept = {name: value for name, value in saved.items() if name != 'data.unit'}
+    return kept | {'data.tokenizer': f'{saved.get("data.unit", "word")}s'}
+
+
 def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
     """Returns 'name: then -> now' for every option that decides the run's bits and has changed.
 
     An option that `saved`, the config in a run record, lacks had its default.
     """
     changed = []
+    known = {name for name, _, _ in options(config)}
+    saved = renamed(saved, known)
     for name, value, field in options(config):
         then = saved.get(name, field.default)
         same = list(then) == list(value) if isinstance(value, tuple) else then == value
@@ -344,6 +382,5 @@ def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
         moved = name in ('data.train', 'data.evaluation') and config.data.source == 'files'
         if not (same or resumable or moved):
             changed.append(f'{name}: {then!r} -> {value!r}')
-    known = {name for name, _, _ in options(config)}
     gone = [f'{name}: {saved[name]!r} -> no such option' for name in sorted(saved.keys() - known)]
     return changed + gone

@@ -1,8 +1,8 @@
 """Decides which examples make up a batch: a pure function of (root key, step).
 
-The stream is epoch after epoch, each in an order of its own. A window is W global batches of the
-stream; sorted by length and cut into W batches of similar length, which come in a shuffled order.
-So there is no remainder: epochs run on, a window and even a batch may straddle two of them.
+Each epoch is a new permutation of the examples, and epochs follow each other without a gap. A
+window is W batches' worth of examples: it is sorted by length and cut into W batches, which are
+shuffled. A batch may span two epochs, so no example is dropped.
 """
 
 import functools
@@ -28,7 +28,7 @@ class Examples(Protocol):
         """Returns the number of examples."""
 
     def text(self, row: int) -> str:
-        """Returns one example as people read it."""
+        """Returns one example as it is written."""
 
     def batch(self, rows: np.ndarray, width: int) -> HostBatch:
         """Pads the examples `rows` (int64[B]) to `width`; includes 'weights' float32[B]."""
@@ -39,12 +39,13 @@ def batch_order(
 ) -> Callable[[int], np.ndarray]:
     """Returns step -> int64[batch_size], the examples of the global batch of a step (from 0).
 
-    `epoch_words(epoch)` are the bits of the key that orders an epoch. Random numbers are the raw
-    output of NumPy's Philox, a stream that never changes: sorting by it makes a permutation.
+    `epoch_words(epoch)` seeds NumPy's Philox, whose raw output is the same in every version.
+    Sorting by that output makes the permutation.
     """
 
     def bits(epoch: int, block: int, count: int) -> np.ndarray:
         key = int.from_bytes(epoch_words(epoch).astype('<u4').tobytes(), 'little')
+        # A block has 2**192 numbers to itself.
         return np.random.Philox(key=key, counter=block << 192).random_raw(count)
 
     @functools.lru_cache(maxsize=2)
@@ -69,7 +70,7 @@ def train_batches(
 ) -> Iterator[HostBatch]:
     """Yields this process's rows of the batches of steps start .. num_steps - 1, prefetched.
 
-    A batch has the width of the bucket that its longest example, on any process, fits in.
+    Every process pads to the bucket of the global batch's longest example.
     """
     data = config.data
     order = batch_order(examples.lengths, config.batch_size, data.window_batches, epoch_words)
@@ -85,7 +86,7 @@ def train_batches(
 
 
 def eval_batches(examples: Examples, config: Config, process_rows: slice) -> Iterator[HostBatch]:
-    """Yields every example once, in order, at one width; weight 0 fills up the last batch."""
+    """Yields every example once, in order, at one width; rows of weight 0 fill the last batch."""
     width = config.data.bucket_lengths[-1]
     for first in range(0, len(examples), config.eval_batch_size):
         rows = np.arange(first, first + config.eval_batch_size)
@@ -102,7 +103,8 @@ def bucket(length: int, bucket_lengths: tuple[int, ...]) -> int:
 def padding_share(lengths: np.ndarray, config: Config) -> float:
     """Returns the share of padding among the ids of training batches, estimated from one window.
 
-    Its examples are taken evenly from all (`lengths`, int32[N]): that takes no time however many.
+    The window's examples are spaced evenly over `lengths` (int32[N]), so the cost does not grow
+    with N.
     """
     data, size = config.data, config.batch_size * config.data.window_batches
     window = np.sort(lengths[np.linspace(0, len(lengths) - 1, size).round().astype(int)])

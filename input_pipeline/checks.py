@@ -1,57 +1,15 @@
 """Finds what is wrong with a data set although every row can be read."""
 
 import collections
-import decimal
-import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from errors import UserError
-from input_pipeline.examples import Rows, brief
+from input_pipeline.examples import brief
 
 FEWEST_ROWS, SMALLEST_SHARE = 5, 0.01  # of a class
 MOST_UNKNOWN = 0.2  # share of the tokens
-MOST_NUMBERS = 20  # as classes, where most rows have a number of their own
-
-
-def class_names(rows: Rows) -> tuple[str, ...]:
-    """Returns the labels that occur, sorted as numbers if all are integers, otherwise as text.
-
-    Raises UserError for two spellings of one label, and for numbers that are no classes.
-    """
-    first: dict[str, int] = {}
-    for row, label in enumerate(rows.labels):
-        first.setdefault(label, row)
-    spelled: dict[Hashable, str] = {}
-    for label, row in first.items():
-        if (other := spelled.setdefault(canonical(label), label)) != label:
-            raise UserError(
-                f'{rows.place(row)}: label {label[:40]!a}, but {rows.place(first[other])} has '
-                f'{other[:40]!a}: expected one spelling of a label'
-            )
-    numeric = all(isinstance(key, decimal.Decimal) for key in spelled)
-    if numeric and len(first) > max(MOST_NUMBERS, len(rows.labels) / 2):
-        raise UserError(
-            f'{rows.place(0)}: {len(first)} different numbers as the labels of {len(rows.labels)} '
-            'rows, expected classes; is this another column, or a number to predict?'
-        )
-    try:
-        return tuple(sorted(first, key=lambda label: (int(label), label)))
-    except ValueError:
-        return tuple(sorted(first))
-
-
-def canonical(label: str) -> Hashable:
-    """Returns what spellings of one label share: no case, space, quotes, format of a number."""
-    folded = unicodedata.normalize('NFKC', label).casefold()
-    shown = [c for c in folded if unicodedata.category(c) not in ('Cc', 'Cf', 'Zs', 'Zl', 'Zp')]
-    text = ''.join(shown).strip('"\'\ufe0e\ufe0f')
-    try:
-        number = decimal.Decimal(text.replace('_', '?'))  # Decimal would read 1_0 as 10
-    except decimal.InvalidOperation:
-        return text
-    return number if number.is_finite() else text
 
 
 def class_counts(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
@@ -76,6 +34,21 @@ def label_warnings(texts: Iterable[str], labels: np.ndarray, names: Sequence[str
             f'{len(conflicts)} training texts have more than one label, such as '
             f'{brief.repr(conflicts[0])}'
         )
+
+
+def chance_warning(accuracy: float, labels: np.ndarray, names: Sequence[str]) -> str:
+    """Returns a warning about an accuracy that needs no text, or ''.
+
+    labels: int32[N], of the evaluation split.
+    """
+    counts = class_counts(labels, names)
+    most = max(counts, key=counts.__getitem__)
+    if accuracy > (share := counts[most] / labels.size):
+        return ''
+    return (
+        f'accuracy {accuracy:.1%} is no better than answering {brief.repr(most)} to every text, '
+        f'which is right for {share:.1%} of the evaluation examples'
+    )
 
 
 def shared_warnings(train: Iterable[Hashable], evaluation: Sequence[Hashable]) -> Iterator[str]:
@@ -106,3 +79,8 @@ def require_known(known: int, texts: int, unit: str, min_frequency: int) -> None
             f'{texts} training texts, so there is nothing to learn from; set it to 1, or add texts '
             '(words are what white space separates)'
         )
+
+
+def skipped_file(problems: Sequence[str]) -> dict[str, str]:
+    """Returns the file of the workdir that lists the bad rows, if any were skipped."""
+    return {'skipped_rows.txt': '\n'.join(problems)} if problems else {}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline.vocabulary import FIRST_WORD, PAD, UNK, Vocabulary
+from input_pipeline.vocabulary import PAD, Vocabulary
 
 HostBatch = dict[str, np.ndarray]  # every array [B, ...]
 
@@ -30,10 +30,9 @@ class Ragged:
         return np.where(positions < self.lengths[rows, None], self.ids[flat], np.int32(PAD))
 
 
-def unknown_share(ids: np.ndarray) -> float:
-    """Returns the share of tokens, marks not counted, that are unknown. ids: int32 of any shape."""
-    unknown = int(np.sum(ids == UNK))
-    return unknown / max(1, unknown + int(np.sum(ids >= FIRST_WORD)))
+def unknown_share(texts: Sequence[list[int]], unk: int) -> float:
+    """Returns the share of ids, given without marks, that are the unknown token `unk`."""
+    return sum(ids.count(unk) for ids in texts) / max(1, sum(map(len, texts)))
 
 
 def fingerprint(*arrays: np.ndarray) -> str:
@@ -56,15 +55,15 @@ class LabelledTexts:
         affixes: Sequence[Vocabulary] = (),
     ) -> None:
         """Encodes the texts, and cuts those longer than `max_length` ids. labels: int32[N]."""
+        every, *_ = ids = [[part.ids(text) for text in texts] for part in (vocabulary, *affixes)]
         self._texts, *self._affixes = (
-            Ragged([part.encode(text, max_length) for text in texts])
-            for part in (vocabulary, *affixes)
+            Ragged([vocabulary.marked(row, max_length) for row in part]) for part in ids
         )
-        self._vocabulary = vocabulary
+        self._written = texts
         self.labels = np.asarray(labels, np.int32)
         self.lengths = self._texts.lengths
-        self.num_truncated = sum(len(text.split()) > max_length - 2 for text in texts)
-        self.unknown = unknown_share(self._texts.ids)
+        self.num_truncated = sum(len(row) > max_length - 2 for row in every)
+        self.unknown = unknown_share(every, vocabulary.unk)
 
     def __len__(self) -> int:
         return self.labels.size
@@ -83,9 +82,8 @@ class LabelledTexts:
         }
 
     def text(self, row: int) -> str:
-        """Returns an example as the model sees it, with its label."""
-        words = self._vocabulary.decode(self._texts[row][1:])
-        return f'{words!r}, label {self.labels[row]}'
+        """Returns an example as it is written."""
+        return self._written[row]
 
     def fingerprint(self) -> str:
         """Returns the SHA-256, in hex, of all ids, lengths and labels."""

@@ -1,16 +1,21 @@
 """Reads a split from any source of texts, and shows values from the data in messages."""
 
 import difflib
+import hashlib
+import re
 import reprlib
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from configs.schema import DataConfig
 from errors import UserError
+from input_pipeline.labels import missing_labels, visible
 
 brief = reprlib.Repr()
 """`brief.repr(value)` shows a value from the data in one short line, however long or deep."""
 brief.maxlist = brief.maxtuple = brief.maxdict = 20
+
+SHARE = re.compile(r'(\d+(?:\.\d+)?)%(?::(.+))?')  # of the training rows; another split
 
 
 class Rows(NamedTuple):
@@ -20,7 +25,36 @@ class Rows(NamedTuple):
     labels: list[str]  # empty if no label was asked for
     classes: tuple[str, ...]  # the labels that the source declares, in order; () if it does not
     place: Callable[[int], str]  # example -> where it is, for messages
-    skipped: int = 0  # bad rows that were left out
+    skipped: tuple[str, ...] = ()  # the problems of bad rows that were left out
+
+
+def read_splits(
+    data: DataConfig, texts: Sequence[str], label: str = '', every: bool = False
+) -> tuple[Rows, Rows]:
+    """Reads the training and the evaluation split, as `read_rows` does.
+
+    The evaluation split may be a share of the training split, such as '10%'. A hash of the texts
+    decides which rows it gets, so equal texts stay together, and a row stays where it is when
+    others are added. '10%:SPLIT' also holds out 10%, but evaluates on SPLIT.
+    """
+    train, evaluation = read_rows(data, data.train, texts, label, every), data.evaluation
+    if share := SHARE.fullmatch(evaluation):
+        parts: tuple[list[int], list[int]] = [], []
+        for row, found in enumerate(train.texts):
+            # Of pairs, the source alone counts: a source with two targets stays on one side.
+            content = '\0'.join(found[:1] if every else found).encode()
+            number = int.from_bytes(hashlib.sha256(content).digest()[:8], 'big')
+            parts[number < float(share[1]) / 100 * 2**64].append(row)
+        if not all(parts):
+            raise UserError(
+                f'config.data.evaluation = {evaluation!r}: holds out {len(parts[1])} of '
+                f'{len(train.texts)} rows, expected some and not all'
+            )
+        train, held_out = (_selected(train, rows, train.skipped) for rows in parts)
+        if not share[2]:
+            return train, held_out._replace(skipped=())
+        evaluation = share[2]
+    return train, read_rows(data, evaluation, texts, label, every)
 
 
 def read_rows(
@@ -47,26 +81,32 @@ def read_rows(
     else:
         from input_pipeline import text_files
 
-        rows = text_files.read(split, texts, label, data.columns, bad)
+        rows = text_files.read(data, split, texts, label, bad)
+    missing = {''} if rows.classes else missing_labels(rows.labels)
     good = []
     for row, found in enumerate(rows.texts):
-        empty = [repr(name) for name, text in zip(texts, found, strict=True) if not text]
+        empty = [
+            repr(name) for name, text in zip(texts, found, strict=True) if not any(visible(text))
+        ]
         if empty and (every or len(empty) == len(texts)):
             bad(f'{rows.place(row)}: {" and ".join(empty)} is empty, expected some text')
+        elif label and rows.labels[row] in missing:
+            bad(
+                f'{rows.place(row)}: {label!r} is {rows.labels[row]!a}, which marks a missing '
+                "label; expected a class (give it another name, or set config.data.bad_rows='skip')"
+            )
         else:
             good.append(row)
     if not good:
-        reason = (
-            f'no usable row, the first problem is: {problems[0]}' if problems else 'no examples'
-        )
+        reason = f'no usable row; the first problem: {problems[0]}' if problems else 'no examples'
         raise UserError(f'{split}: {reason}, expected one or more rows of data')
-    return Rows(
-        [rows.texts[row] for row in good],
-        [rows.labels[row] for row in good] if label else [],
-        rows.classes,
-        lambda row: rows.place(good[row]),
-        len(problems),
-    )
+    return _selected(rows, good, tuple(problems))
+
+
+def _selected(rows: Rows, keep: Sequence[int], skipped: tuple[str, ...]) -> Rows:
+    texts = [rows.texts[row] for row in keep]
+    labels = [rows.labels[row] for row in keep if rows.labels]
+    return Rows(texts, labels, rows.classes, lambda row: rows.place(keep[row]), skipped)
 
 
 def not_among(name: str, known: Collection[str]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from errors import UserError
 from input_pipeline.encoded import HostBatch, Ragged, fingerprint, unknown_share
 from input_pipeline.examples import brief
-from input_pipeline.vocabulary import Vocabulary, units
+from input_pipeline.vocabulary import Vocabulary
 
 Pairs = Sequence[tuple[str, ...]]  # N times (source, target)
 
@@ -23,14 +23,16 @@ class EncodedPairs:
         self, pairs: Pairs, source: Vocabulary, target: Vocabulary, max_length: int, cut: bool
     ) -> None:
         """Encodes the pairs. Sides longer than `max_length` ids are cut, or else refused."""
-        self.num_truncated = num_too_long(pairs, source, target, max_length, cut)
-        self._source, self._target = source, target
+        sources = [source.ids(text) for text, _ in pairs]
+        targets = [target.ids(text) for _, text in pairs]
+        self.num_truncated = num_too_long(pairs, sources, targets, max_length, cut)
+        self._pairs = pairs
         self._sources, self._targets = (
-            Ragged([vocabulary.encode(text, max_length, start=False) for text in side])
-            for vocabulary, side in zip((source, target), zip(*pairs, strict=True), strict=True)
+            Ragged([target.marked(ids, max_length, start=False) for ids in side])
+            for side in (sources, targets)
         )
         self.lengths = np.maximum(self._sources.lengths, self._targets.lengths)
-        self.unknown = unknown_share(np.concatenate([self._sources.ids, self._targets.ids]))
+        self.unknown = unknown_share(sources + targets, target.unk)
 
     def __len__(self) -> int:
         return self.lengths.size
@@ -46,9 +48,8 @@ class EncodedPairs:
         }
 
     def text(self, row: int) -> str:
-        """Returns a pair as the model sees it."""
-        source, target = self._sources[row], self._targets[row]
-        return f'{self._source.decode(source)!r} -> {self._target.decode(target)!r}'
+        """Returns a pair as it is written."""
+        return ' -> '.join(map(repr, self._pairs[row]))
 
     def fingerprint(self) -> str:
         """Returns the SHA-256, in hex, of all ids and lengths."""
@@ -58,10 +59,10 @@ class EncodedPairs:
 
 
 def num_too_long(
-    pairs: Pairs, source: Vocabulary, target: Vocabulary, max_length: int, cut: bool
+    pairs: Pairs, sources: list[list[int]], targets: list[list[int]], max_length: int, cut: bool
 ) -> int:
     """Counts the pairs with a side that does not fit. Raises UserError for one, unless `cut`."""
-    widths = [1 + max(len(units(a, source.unit)), len(units(b, target.unit))) for a, b in pairs]
+    widths = [1 + max(len(a), len(b)) for a, b in zip(sources, targets, strict=True)]
     count = sum(width > max_length for width in widths)
     if count and not cut:
         worst = int(np.argmax(widths))
@@ -85,15 +86,19 @@ def encode_sources(
     Raises UserError for a text that is empty, for one that is too long, unless `cut`, and for one
     with a unit that is not in the vocabulary, unless `allow_unknown`.
     """
+    rows = []
     for number, text in enumerate(texts, start=1):
         where = f'text {number}, {brief.repr(text)}'
         if not text.strip():
             raise UserError(f'{where}: expected some text')
-        if not allow_unknown and (unknown := vocabulary.unknown(text)):
+        tokens = vocabulary.tokens(text)
+        unknown = [piece for index, piece in tokens if index == vocabulary.unk]
+        if unknown and not allow_unknown:
             raise UserError(
                 f'{where}: {brief.repr(unknown[0])} is not in the vocabulary of the run'
             )
-        if (width := 1 + len(units(text, vocabulary.unit))) > max_length and not cut:
+        if (width := 1 + len(tokens)) > max_length and not cut:
             raise UserError(f'{where}: needs a width of {width}, expected at most {max_length}')
-    sequences = Ragged([vocabulary.encode(text, max_length, start=False) for text in texts])
+        rows.append(vocabulary.marked(vocabulary.ids(text), max_length, start=False))
+    sequences = Ragged(rows)
     return sequences.padded(np.arange(len(texts)), max_length), sequences.lengths

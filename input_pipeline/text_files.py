@@ -8,6 +8,7 @@ A .csv file quotes as the csv module does. A .tsv file may do so too, as spreads
 write it; if its quotes do not fit together, they are ordinary characters of sentences.
 """
 
+import contextlib
 import csv
 import gzip
 import io
@@ -15,79 +16,64 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, NoReturn
+from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 
+from configs.schema import DataConfig
 from errors import UserError
 from input_pipeline.examples import Rows, brief, not_among
 
-_Records = Iterator[tuple[str, Mapping[str, object]]]  # place ('a.tsv:17'), values by name
+_Records = Iterator[tuple[str, list[object]]]  # place ('a.tsv:17'), values in the order asked for
+_Report = Callable[[str], None]  # gets what is wrong with a row
 _Table = list[tuple[int, list[str]]]  # line, cells
 
 # JSON escapes can spell what a UTF-8 file cannot: half of a surrogate pair, and NUL.
 _UNSTORABLE = re.compile('[\0\ud800-\udfff]')
-_OPENS_QUOTED = re.compile('(^|[\t\r\n])"')
 _WHOLLY_QUOTED = re.compile('(^|[\t\r\n])"([^"\t\r\n]|"")*"([\t\r\n]|$)')
-_MISSING = {'nan', 'na', 'n/a', '<na>', 'null', '-1'}  # labels that stand for no label
 
 
-def refuse(problem: str) -> NoReturn:
-    """Raises UserError."""
-    raise UserError(problem)
+def read(data: DataConfig, file: str, texts: Sequence[str], label: str, bad: _Report) -> Rows:
+    """Reads columns of a table, or keys of JSON objects; 'a.b' is key b of the object at key a.
 
-
-def read(
-    file: str,
-    texts: Sequence[str],
-    label: str = '',
-    columns: Sequence[str] = (),
-    bad: Callable[[str], None] = refuse,
-) -> Rows:
-    """Reads columns of a table, or keys of JSON objects. A JSON label is a string or an integer.
-
-    `file` is a path, or a pattern with * for several files, which are read in order of their names.
-    `columns` names the columns of a table without a header line. `bad` gets the problem of each row
-    that cannot be used, and the row is left out. Raises UserError for a file that cannot be read:
-    one line that starts with the file and, if possible, the number of the line at fault.
+    A JSON label is a string, a number, true or false. `file` is a path, or a pattern with * for
+    several files, which are read in order of their names. `bad` gets the problem of each row that
+    cannot be read, and the row is left out. Raises UserError for a file that cannot be read: one
+    line that starts with the file and, if possible, the number of the line at fault.
     """
     places, found, labels = [], [], []
     wanted = [*texts, *([label] if label else [])]
-    records = (_records(path, wanted, columns, bad) for path in _paths(file))
-    for where, record in itertools.chain.from_iterable(records):
-        try:
-            row = tuple(_text(where, name, record[name]) for name in texts)
-            if label:
-                labels.append(_label(where, label, record[label]))
-        except UserError as error:
-            bad(str(error))
-        else:
-            found.append(row)
-            places.append(where)
+    for path in _paths(file):
+        match suffix := epath.Path(path.lower().removesuffix('.gz')).suffix:
+            case '.jsonl':
+                records = _json_objects(path, wanted, bad)
+            case '.tsv' | '.csv':
+                separator = data.delimiter or (',' if suffix == '.csv' else '\t')
+                records = _table_rows(path, separator, wanted, data.columns, bad)
+            case _:
+                raise UserError(f'{path}: suffix {suffix!r}, expected .tsv, .csv or .jsonl')
+        for where, values in records:
+            try:
+                row = tuple(map(_cell, itertools.repeat(where), texts, values))
+                labels += [_cell(where, label, values[-1], numbers=True)] if label else []
+            except UserError as error:
+                bad(str(error))
+            else:
+                found.append(row)
+                places.append(where)
     return Rows(found, labels, (), places.__getitem__)
 
 
 def _paths(pattern: str) -> list[str]:
-    folder, _, name = pattern.rpartition('/')
-    if '*' not in name or epath.Path(pattern).expanduser().exists():
+    if '*' not in pattern or epath.Path(pattern).expanduser().exists():
         return [pattern]
-    found = sorted(str(path) for path in epath.Path(folder or '.').expanduser().glob(name))
-    return found or refuse(f'{pattern}: no such files')
-
-
-def _records(
-    file: str, wanted: Sequence[str], columns: Sequence[str], bad: Callable[[str], None]
-) -> _Records:
-    match epath.Path(file.lower().removesuffix('.gz')).suffix:
-        case '.tsv' | '.csv' as suffix:
-            text = _contents(file)
-            table = _tab_separated(file, text) if suffix == '.tsv' else _table(file, text)
-            return _table_rows(file, table, wanted, list(columns), bad)
-        case '.jsonl':
-            return _json_objects(file, wanted, bad)
-        case suffix:
-            raise UserError(f'{file}: suffix {suffix!r}, expected .tsv, .csv or .jsonl')
+    folder, slash, _ = pattern[: pattern.index('*')].rpartition('/')
+    root, found = epath.Path(f'{folder}{slash}' or '.').expanduser(), []
+    with contextlib.suppress(ValueError, NotImplementedError):  # an impossible name, or **
+        found = sorted(map(str, root.glob(pattern.removeprefix(f'{folder}{slash}'))))
+    if not found:
+        raise UserError(f'{pattern}: no such files')
+    return found
 
 
 def _contents(file: str) -> str:
@@ -96,27 +82,29 @@ def _contents(file: str) -> str:
         text = (gzip.decompress(data) if file.lower().endswith('.gz') else data).decode('utf-8-sig')
     except FileNotFoundError as error:
         raise UserError(f'{file}: no such file') from error
-    except OSError as error:  # from a bucket it has no strerror
-        raise UserError(f'{file}: cannot be read ({error.strerror or error})') from error
-    except (EOFError, zlib.error) as error:
-        raise UserError(f'{file}: damaged gzip data ({error})') from error
     except UnicodeDecodeError as error:
         # Counted in the error's own bytes: they lack the byte order mark, as does its offset.
         line = error.object.count(b'\n', 0, error.start) + 1
         raise UserError(f'{file}:{line}: bytes that are not UTF-8, expected UTF-8') from error
+    # ValueError is for impossible names, and an OSError from a bucket has no strerror.
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'{file}: cannot be read ({reason})') from error
     if '\0' in text:
         line = text.count('\n', 0, text.index('\0')) + 1
         raise UserError(f'{file}:{line}: a NUL byte, expected UTF-8 (is the file UTF-16?)')
     return text
 
 
-def _table(
-    file: str, text: str, delimiter: str = ',', quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
-) -> _Table:
+def _table(file: str, text: str, delimiter: str, quoted: bool = True) -> _Table:
     """Returns the rows of a table, each with the line it starts on: quoted cells span lines."""
     csv.field_size_limit(2**31 - 1)  # by default a text of more than 128 KiB is an error
-    source = io.StringIO(text, newline='')
-    rows = csv.reader(source, strict=True, delimiter=delimiter, quoting=quoting)
+    rows = csv.reader(
+        io.StringIO(text, newline=''),
+        strict=True,
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
     table, line = [], 1
     try:
         for row in rows:
@@ -124,15 +112,16 @@ def _table(
                 table.append((line, row))
             line = rows.line_num + 1
     except csv.Error as error:
-        raise UserError(f'{file}:{line}: {error}, expected balanced double quotes') from error
+        raise UserError(
+            f'{file}:{line}: {error}, expected balanced double quotes and {delimiter!r} between '
+            'cells (config.data.delimiter)'
+        ) from error
     return table
 
 
 def _tab_separated(file: str, text: str) -> _Table:
     """Reads a table whose cells may be quoted, or may be sentences that have quotes in them."""
-    plain = _table(file, text, '\t', csv.QUOTE_NONE)
-    if not _OPENS_QUOTED.search(text):
-        return plain
+    plain = _table(file, text, '\t', quoted=False)
     try:
         quoted = _table(file, text, '\t')
     except UserError:
@@ -147,45 +136,61 @@ def _tab_separated(file: str, text: str) -> _Table:
 
 
 def _table_rows(
-    file: str,
-    table: _Table,
-    wanted: Sequence[str],
-    header: list[str],
-    bad: Callable[[str], None],
+    file: str, delimiter: str, wanted: Sequence[str], header: Sequence[str], bad: _Report
 ) -> _Records:
+    text = _contents(file)
+    table = _tab_separated(file, text) if delimiter == '\t' else _table(file, text, delimiter)
     if header:
         _require('config.data.columns', 'column', wanted, header)
+    names = {name.casefold() for name in header}
     for line, row in table:
         where, cells = f'{file}:{line}', [cell.strip() for cell in row]
         if not header:
-            header = cells
+            header, names = cells, {name.casefold() for name in cells}
             _require(where, 'column', wanted, header)
-        elif cells == header:
+        elif {cell.casefold() for cell in cells} == names:
             bad(f'{where}: the header line again, expected data (were two files joined?)')
         elif len(row) != len(header):
             bad(f'{where}: {len(row)} column(s), expected {len(header)}: {brief.repr(header)}')
         else:
-            yield where, dict(zip(header, row, strict=True))
+            yield where, [row[header.index(name)] for name in wanted]
 
 
-def _json_objects(file: str, wanted: Sequence[str], bad: Callable[[str], None]) -> _Records:
+def _json_objects(file: str, wanted: Sequence[str], bad: _Report) -> _Records:
     # Not splitlines(), which also breaks at characters that occur inside texts, such as U+2028.
     for line, source in enumerate(_contents(file).split('\n'), start=1):
         if not source.strip():
             continue
         where = f'{file}:{line}'
         try:
-            record = json.loads(source)
+            record = json.loads(source, object_pairs_hook=_json_object)
             if not isinstance(record, dict):
                 raise UserError(f'{where}: {brief.repr(record)}, expected a JSON object')
-            _require(where, 'key', wanted, list(record))
+            values = [_value(where, record, name) for name in wanted]
         except (ValueError, RecursionError) as error:
             reason = str(error).replace('line 1 column', 'column')
             bad(f'{where}: invalid JSON ({reason}), expected an object')
         except UserError as error:
             bad(str(error))
         else:
-            yield where, record
+            yield where, values
+
+
+def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f'one of the keys {brief.repr(list(record))} occurs twice')
+    return record
+
+
+def _value(where: str, record: dict[str, object], name: str) -> object:
+    """Returns the value of a key, or of a key of an inner object, such as 'review.body'."""
+    outer, _, inner = name.partition('.')
+    child = record.get(outer)
+    if name not in record and inner and isinstance(child, dict):
+        return _value(f'{where}, in {outer!r}', child, inner)
+    _require(where, 'key', [name], list(record))
+    return record[name]
 
 
 def _require(where: str, kind: str, wanted: Sequence[str], present: Sequence[str]) -> None:
@@ -193,24 +198,18 @@ def _require(where: str, kind: str, wanted: Sequence[str], present: Sequence[str
         if present.count(name) > 1:
             raise UserError(f'{where}: {kind} {name!r} occurs twice, expected once')
         if name not in present:
-            hint = '; without a header line, set config.data.columns' if kind == 'column' else ''
-            raise UserError(f'{where}: {kind} {not_among(name, present)}{hint}')
+            hint = (
+                '; without a header line set config.data.columns, for another separator .delimiter'
+            )
+            raise UserError(
+                f'{where}: {kind} {not_among(name, present)}{hint * (kind == "column")}'
+            )
 
 
-def _text(where: str, name: str, value: object) -> str:
+def _cell(where: str, name: str, value: object, numbers: bool = False) -> str:
     if isinstance(value, str) and not _UNSTORABLE.search(value):
         return value.strip()
-    raise UserError(f'{where}: {name!r} is {brief.repr(value)}, expected some text')
-
-
-def _label(where: str, name: str, value: object) -> str:
-    label = str(value) if type(value) is int else value  # a bool is an int too, but no label
-    if not isinstance(label, str) or not label.strip() or _UNSTORABLE.search(label):
-        found = f'{where}: {name!r} is {brief.repr(value)}'
-        raise UserError(f'{found}, expected some text or an integer')
-    if label.strip().casefold() in _MISSING:
-        raise UserError(
-            f'{where}: {name!r} is {label.strip()!r}, which usually marks a missing label; '
-            'expected a class (remove the row, or give the class a name)'
-        )
-    return label.strip()
+    if numbers and isinstance(value, int | float):
+        return json.dumps(value)  # True is an int, and becomes 'true' again
+    expected = 'some text' + ' or a number' * numbers
+    raise UserError(f'{where}: {name!r} is {brief.repr(value)}, expected {expected}')

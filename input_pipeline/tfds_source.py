@@ -26,8 +26,8 @@ def read(name: str, split: str, texts: Sequence[str], label: str = '', data_dir:
     """Reads a whole split, after downloading and preparing the data set if necessary.
 
     `split` may be a slice, such as 'train[:90%]'; `texts` are features of type Text, `label` one of
-    type ClassLabel, whose names become the classes. Raises UserError if there is no such data set,
-    split or feature, or if the data cannot be prepared or read.
+    type ClassLabel, whose names become the classes; '' is a missing label. Raises UserError if
+    there is no such data set, split or feature, or if the data cannot be prepared or read.
     """
     from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
 
@@ -41,7 +41,7 @@ def read(name: str, split: str, texts: Sequence[str], label: str = '', data_dir:
     classes = tuple(info.features[label].names) if label else ()
     place = f'TFDS data set {info.full_name!r}, {split!r}'
     rows: list[tuple[str, ...]] = []
-    numbers: list[int] = []
+    labels: list[str] = []
     for record in _records(builder, place, split):
         # TFDS's own decoding of whole examples is more than ten times slower.
         features = Example.FromString(record).features.feature
@@ -51,13 +51,8 @@ def read(name: str, split: str, texts: Sequence[str], label: str = '', data_dir:
             raise UserError(f'{place}: example {len(rows)}: {_first_line(error)}') from error
         rows.append(tuple(values))
         if label:
-            numbers.append((*features[label].int64_list.value, -1)[0])
-    if unlabelled := sum(not 0 <= number < len(classes) for number in numbers):
-        raise UserError(
-            f'{place}: {unlabelled} of {len(rows)} examples have no label, expected a split with '
-            'labels (test splits often have none)'
-        )
-    labels = [classes[number] for number in numbers]
+            number = (*features[label].int64_list.value, -1)[0]
+            labels.append(classes[number] if 0 <= number < len(classes) else '')
     return Rows(rows, labels, classes, lambda row: f'{place}: example {row}')
 
 

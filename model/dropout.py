@@ -1,4 +1,4 @@
-"""Drops elements with no more random bits than the rate needs.
+"""Dropout that draws only as many random bits as its rate needs.
 
 Most of the cost of dropout is drawing its masks, and JAX's own takes 32 bits for each element. Here
 a rate is rounded to a multiple of 1/256, which is then the exact probability: 0.5 takes one bit,
@@ -15,7 +15,7 @@ LEVELS = 256
 
 
 class Dropout(nn.Module):
-    """Zeroes elements, each with probability `rate`, and scales the others up to compensate.
+    """Zeroes elements, each with probability `rate` (rounded), and scales the others to compensate.
 
     Srivastava et al., 2014. Draws from the 'dropout' stream, unless deterministic or at rate 0.
     """
@@ -58,11 +58,11 @@ def levels(rate: float) -> int:
 def drop_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     """Draws bool[shape], each element True with probability levels(rate) / 256.
 
-    Elements use the words of the key's bits in order, and the low bits of a word first.
+    Splits each 32-bit word into numbers of one to eight bits, low bits first, one per element.
     """
     size, exact = math.prod(shape), levels(rate)
     width = next(bits for bits in (1, 2, 4, 8) if exact * 2**bits % LEVELS == 0)
     words = jax.random.bits(key, (-(-size * width // 32),), jnp.uint32)
     words = jax.lax.optimization_barrier(words)  # else XLA may draw a word again for each element
-    numbers = words[:, None] >> jnp.arange(0, 32, width, dtype=jnp.uint32) & (2**width - 1)
+    numbers = (words[:, None] >> jnp.arange(0, 32, width, dtype=jnp.uint32)) & (2**width - 1)
     return (numbers.reshape(-1)[:size] < exact * 2**width // LEVELS).reshape(shape)

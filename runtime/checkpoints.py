@@ -6,39 +6,29 @@ manifest with the fingerprint of the state. Nothing in it is code.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
-from errors import KeyfoldError, SaveFailed, UserError
+from errors import Damaged, KeyfoldError, SaveFailed, UserError
 from runtime import processes, storage
 from training import keys
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
 
 RunRecord = dict[str, Any]  # the `run` item: 'config', 'task', 'manifest', 'sha256'
 Found = TypeVar('Found')
-
-
-class Damaged(UserError):
-    """A checkpoint whose files can be read and are not what was written."""
-
-
-class Save(NamedTuple):
-    """The last save: under way, or committed, or failed with a problem."""
-
-    step: int
-    committed: bool = False
-    problem: str = ''
 
 
 class Checkpoints:
@@ -54,27 +44,15 @@ class Checkpoints:
     ) -> None:
         """`metric`: the evaluation metric, larger is better, by which the best are kept.
 
-        `read_only` does not touch what a run may be writing at the moment. Otherwise raises
-        UserError where an existing `checkpoints/` cannot be written.
+        Unless `read_only`, raises UserError where an existing `checkpoints/` cannot be written.
         """
-        self._directory = workdir / 'checkpoints'
-        self._quarantine = workdir / 'damaged'
-        policies = ocp.checkpoint_managers
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[metric],
-            n=keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
-        kept = [policies.LatestN(keep_newest), best]
-        self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
-        )
-        self._manager: ocp.CheckpointManager | None = None
-        self._save: Save | None = None
+        self._directory, self._quarantine = workdir / 'checkpoints', workdir / 'damaged'
+        self._keep_newest, self._keep_best, self._metric = keep_newest, keep_best, metric
+        self._scores: dict[int, float] = {}  # step -> metric; -inf where it was not evaluated
+        self._saving: int | None = None  # the step of a save under way
         self._committed: int | None = None  # the newest step known to be committed
+        self._problem: SaveFailed | None = None  # of the last save
+        self._saved = time.monotonic()  # when the last save began
         if not read_only and not storage.in_bucket(workdir):
             with storage.access_checked(self._directory):
                 if self._directory.exists():
@@ -114,19 +92,22 @@ class Checkpoints:
 
     def read(self, step: int, target: TrainState) -> TrainState:
         """Returns the state of a step. Raises as `record` does, and UserError for another model."""
-        manifest = self.record(step)['manifest']
+        manifest, checkpoint = self.record(step)['manifest'], self._directory / str(step)
         refuse_other_model(manifest['structure'], structure(target))
         # Version 0.1 saved one root key for all streams.
         one_root = '.root_key' in manifest['structure']
         fields = {name: getattr(target, name) for name in ('step', 'params', 'opt_state')}
         saved_as = fields | {'root_key': target.root_keys.params} if one_root else target
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(saved_as))
-        with damage_proved(self._directory / str(step)):
-            state = self._open().restore(step, args=items)['state']
-            if one_root:
-                root = state.pop('root_key')
-                roots = keys.RootKeys(*(jnp.copy(root) for _ in keys.Stream))
-                state = TrainState(root_keys=roots, **state)
+        with damage_proved(checkpoint):
+            # Orbax's checkpointers would wait for the other processes, and one may have failed.
+            args = ocp.args.StandardRestore(saved_as)
+            sys.unraisablehook = without_closed_loops
+            state = ocp.StandardCheckpointHandler().restore(checkpoint / 'state', args=args)
+        if one_root:
+            root = state.pop('root_key')
+            roots = keys.RootKeys(*(jnp.copy(root) for _ in keys.Stream))
+            state = TrainState(root_keys=roots, **state)
+        with damage_proved(checkpoint):  # all processes have a state: its slices can be gathered
             found = (root_key_hex(state), state_fingerprint(state))
             if found != (manifest['root_key'], manifest['state_fingerprint']):
                 expected = manifest['state_fingerprint']
@@ -147,87 +128,106 @@ class Checkpoints:
         others would wait for what this one did not write.
         """
         self._finish()
+        step, self._saved = int(jax.device_get(state.step)), time.monotonic()
         manifest = run_record['manifest'] | {
             'structure': structure(state),
             'root_key': root_key_hex(state),
             'state_fingerprint': state_fingerprint(state),
+            'evaluation': metrics,
+            'best_metric': self._metric,
         }
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             run=ocp.args.JsonSave(seal(run_record | {'manifest': manifest})),
         )
-        self._save = Save(int(jax.device_get(state.step)))
-        try:
+        with self._failure_noted():
             for write in before:
                 write()
-            self._open().save(self._save.step, args=items, metrics=metrics, force=True)
-        except Exception as error:  # OSError, or what Orbax and TensorStore turn it into
-            self._failed(error)
+            self._scores[step] = self._score(manifest)
+            self._manager.save(step, args=items, force=True)
+            self._saving = step
 
     def check(self) -> int | None:
         """Returns the newest committed step. Logs a save that has failed since the last call."""
-        if self._save and not self._open().is_saving_in_progress():
+        if self._saving is not None and not self._manager.is_saving_in_progress():
             self._finish()
         return self._committed
+
+    def minutes_since_save(self) -> float:
+        """Returns the minutes since the last save, or the start, began."""
+        return (time.monotonic() - self._saved) / 60
 
     def close(self) -> None:
         """Waits for the last save. Raises SaveFailed if it failed and nothing else ends the run."""
         self._finish()
-        if self._manager is not None:
+        if '_manager' in vars(self):
             with contextlib.suppress(Exception):  # raises the failure of the last save again
                 self._manager.close()
-        ending_in = sys.exc_info()[1]
-        if self._save and self._save.problem and isinstance(ending_in, SystemExit | None):
-            raise SaveFailed(self._not_saved())
+        if self._problem and isinstance(sys.exc_info()[1], SystemExit | None):
+            raise self._problem
 
     def _finish(self) -> None:
         """Waits for the save under way, if there is one."""
-        if self._save is None or self._save.committed or self._save.problem:
-            return
+        step, self._saving = self._saving, None
+        if step is not None:
+            with self._failure_noted():
+                self._manager.wait_until_finished()  # raises what ended the save
+                self._committed = step
+
+    @contextlib.contextmanager
+    def _failure_noted(self) -> Iterator[None]:
+        self._problem = None
         try:
-            self._open().wait_until_finished()  # raises what ended the save
-        except Exception as error:
-            self._failed(error)
-        else:
-            self._save = self._save._replace(committed=True)
-            self._committed = self._save.step
+            yield
+        except Exception as error:  # OSError, or what Orbax and TensorStore turn it into
+            problem = storage.brief(error)
+            self._problem = SaveFailed(
+                f'{self._directory}: the last checkpoint could not be written ({problem}); '
+                'earlier ones are intact: fix the storage and start again'
+            )
+            if jax.process_count() > 1:
+                raise self._problem from error
+            logging.error('checkpoint: could not be written: %s', problem)
 
-    def _failed(self, error: Exception) -> None:
-        assert self._save is not None
-        self._save = self._save._replace(problem=storage.brief(error))
-        if jax.process_count() > 1:
-            raise SaveFailed(self._not_saved()) from error
-        logging.error('checkpoint: could not be written: %s', self._save.problem)
-
-    def _not_saved(self) -> str:
-        assert self._save is not None
-        return (
-            f'{self._directory}: the last checkpoint could not be written ({self._save.problem}); '
-            'earlier ones are intact: fix the storage and start again'
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Writes and deletes checkpoints. It knows the scores of those from before this launch."""
+        for step in self.steps():
+            with contextlib.suppress(KeyfoldError):  # without a score, it is kept
+                self._scores[step] = self._score(self.record(step)['manifest'])
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self, cleanup_tmp_directories=True
         )
+        return ocp.CheckpointManager(self._directory, options=options)
 
-    def _open(self) -> ocp.CheckpointManager:
-        if self._manager is None:
-            self._manager = ocp.CheckpointManager(self._directory, options=self._options)
-        return self._manager
+    def _score(self, manifest: dict[str, Any]) -> float:
+        return (manifest.get('evaluation') or {}).get(self._metric, -math.inf)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
+        """Says which checkpoints to keep: the newest, the best, and those that cannot be read.
+
+        Orbax asks at each save. Of equal ones the earliest is the best, as for `--step best`.
+        """
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        evaluated = [step for step in steps if self._scores.get(step, -math.inf) > -math.inf]
+        best = sorted(evaluated, key=lambda step: -self._scores[step])[: self._keep_best]
+        newest = steps[-self._keep_newest :]
+        return [step in (*newest, *best) or step not in self._scores for step in steps]
 
     def _newest_undamaged(self, read: Callable[[int], Found]) -> Found | None:
-        """Returns `read(step)` of the newest step undamaged on every process; moves newer ones."""
-        for step in reversed(self.steps()):
+        """Returns `read(step)` of the newest undamaged step; moves damaged ones before it."""
+        steps = self.steps()
+        processes.require_same({'checkpoints': steps})
+        for step in reversed(steps):
             for _ in range(2):  # an error that does not come again is no damage
-                result, problem = None, ''
                 try:
-                    result = read(step)
+                    return read(step)
                 except Damaged as error:
                     problem = str(error)
-                if processes.all_processes(not problem):
-                    return result
-            problem = problem or f'{self._directory / str(step)}: damaged on another process'
             logging.warning('%s; moved to %s, using the one before', problem, self._quarantine)
-            with storage.access_checked(self._quarantine):
-                self._move(step, problem)
-                if self._manager:
-                    self._manager.reload()
+            with processes.agreed(self._quarantine), storage.access_checked(self._quarantine):
+                if jax.process_index() == 0:
+                    self._move(step, problem)
         with storage.access_checked(self._quarantine), contextlib.suppress(FileNotFoundError):
             if any(self._quarantine.iterdir()):
                 raise UserError(
@@ -237,15 +237,21 @@ class Checkpoints:
         return None
 
     def _move(self, step: int, problem: str) -> None:
-        if jax.process_index() == 0:
-            alike = self._quarantine.glob(f'{step}*')
-            number = sum(path.name.partition('.')[0] == str(step) for path in alike)
-            name = f'{step}.{number}' if number else str(step)
-            # The reason first: in a bucket a folder exists only once something is in it.
-            storage.write_whole(self._quarantine / f'why-{name}.txt', f'{problem}\n'.encode())
-            (self._directory / str(step)).rename(self._quarantine / name)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f'moved {step}')
+        alike = self._quarantine.glob(f'{step}*')
+        number = sum(path.name.partition('.')[0] == str(step) for path in alike)
+        name = f'{step}.{number}' if number else str(step)
+        # The reason first: in a bucket a folder exists only once something is in it.
+        storage.write_whole(self._quarantine / f'why-{name}.txt', f'{problem}\n'.encode())
+        (self._directory / str(step)).rename(self._quarantine / name)
+
+
+def without_closed_loops(unraisable: Any) -> None:
+    """Prints what Python cannot raise, but not for each array of a restore that has failed.
+
+    TensorStore's threads still answer for these after Orbax has closed the event loop.
+    """
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager
@@ -254,20 +260,20 @@ def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
 
     Orbax and TensorStore raise alike for a file that is cut and for one they could not open. Damage
     is proved if no error in the chain is one of access and every file can be read from end to end.
+    All processes raise, if one does.
     """
-    try:
-        yield
-    except KeyfoldError:
-        raise
-    except Exception as error:
-        problem, kind = error, storage.access_error(error)
-        try:  # first, since Orbax may say "File exists" of a folder that it cannot look at
-            storage.read_through(checkpoint)
-        except Exception as unreadable:  # OSError, or an exception of a bucket's client
-            problem, kind = unreadable, storage.access_error(unreadable) or UserError
-        if kind:
-            raise kind(f'{checkpoint}: cannot be read ({storage.brief(problem)})') from error
-        raise Damaged(f'{checkpoint} is damaged ({storage.brief(error)})') from error
+    with processes.agreed(checkpoint):
+        try:
+            yield
+        except Exception as error:
+            problem, kind = error, storage.access_error(error)
+            try:  # first, since Orbax may say "File exists" of a folder that it cannot look at
+                storage.read_through(checkpoint)
+            except Exception as unreadable:  # OSError, or an exception of a bucket's client
+                problem, kind = unreadable, storage.access_error(unreadable) or UserError
+            if kind:
+                raise kind(f'{checkpoint}: cannot be read ({storage.brief(problem)})') from error
+            raise Damaged(f'{checkpoint} is damaged ({storage.brief(error)})') from error
 
 
 def seal(run_record: RunRecord) -> RunRecord:

@@ -10,12 +10,28 @@ from typing import Any, NoReturn, get_type_hints
 
 from absl import app, flags
 from etils import epath
+from ml_collections import config_flags
 
 from configs.schema import Config, check, did_you_mean, options
 from errors import KeyfoldError, UserError
 from runtime.storage import in_bucket, open_location
 
 MOST_CHARACTERS = 400  # of an error
+
+
+class NumberOrText(flags.ArgumentParser[float | str]):
+    """Parses an override of a number; `check` decides alike for these and for a file's values."""
+
+    def parse(self, argument: str | float) -> float | str:
+        """Returns the number that a text spells, or else the text."""
+        try:
+            return float(argument)
+        except ValueError:
+            return argument
+
+
+for kind in (int, float):
+    config_flags.register_flag_parser_for_type(kind, NumberOrText())
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

@@ -34,17 +34,15 @@ def exclusive_workdir(workdir: epath.Path) -> Iterator[None]:
 
     Raises UserError where another run holds it, or where it cannot be written.
     """
-    problem = ''
     with contextlib.ExitStack() as held:
-        if jax.process_index() == 0:
+        with processes.agreed(workdir):
             try:
-                held.enter_context((_leased if in_bucket(workdir) else _locked)(workdir))
-            except UserError as error:
-                problem = str(error)
+                if jax.process_index() == 0:
+                    held.enter_context((_leased if in_bucket(workdir) else _locked)(workdir))
+            except UserError:
+                raise
             except Exception as error:  # OSError, or an exception of a bucket's client
-                problem = f'{workdir}: cannot be written ({brief(error)})'
-        if not processes.all_processes(not problem):
-            raise UserError(problem or f'{workdir}: process 0 cannot hold it')
+                raise UserError(f'{workdir}: cannot be written ({brief(error)})') from error
         yield
 
 
@@ -111,7 +109,8 @@ class Lease:
     def __init__(self, workdir: epath.Path) -> None:
         """Names the object; asks nothing."""
         storage = importlib.import_module('google.cloud.storage')
-        self._conflict = importlib.import_module('google.api_core.exceptions').PreconditionFailed
+        errors = importlib.import_module('google.api_core.exceptions')
+        self._conflict, self._missing = errors.PreconditionFailed, errors.NotFound
         bucket, _, folder = str(workdir).removeprefix('gs://').partition('/')
         name = f'{folder}/lock.json'.lstrip('/')
         self._blob = storage.Client().bucket(bucket).blob(name)
@@ -158,8 +157,12 @@ class Lease:
 
     def _read(self) -> tuple[dict[str, Any], int]:
         """Returns the holder and the generation of the lease; ({}, 0) where there is none."""
-        blob = self._blob.bucket.get_blob(self._blob.name)
-        return (_parsed(blob.download_as_bytes()), blob.generation) if blob else ({}, 0)
+        blob = self._blob.bucket.blob(self._blob.name)  # a new one, which asks for any generation
+        try:
+            holder = _parsed(blob.download_as_bytes())
+        except self._missing:
+            return {}, 0
+        return holder, int(blob.generation)
 
     def _write(self) -> None:
         data = json.dumps(self._me | {'renewed': time.time()})

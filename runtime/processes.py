@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from errors import Unavailable, UserError
+from errors import Damaged, KeyfoldError, Unavailable, UserError
 from runtime.backend import code_files
 
 LEAVE_SECONDS = 10  # from the end of a run to the end of its process
@@ -89,7 +89,7 @@ def meet() -> None:
     parts = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('all'))
     ones = jax.make_array_from_process_local_data(parts, np.ones(jax.local_device_count()))
     jax.block_until_ready(jnp.sum(ones))
-    all_processes(True)
+    multihost_utils.sync_global_devices('met')
 
 
 def refuse_bad_address(address: str) -> None:
@@ -156,28 +156,40 @@ def require_same(*facts: dict[str, Any]) -> None:
     """Raises UserError, on every process, where the code or a fact differs between processes."""
     if jax.process_count() == 1:
         return
-    named = {name: json.dumps(value) for some in facts for name, value in some.items()}
-    # First what decides how many facts there are: all processes must gather as many.
     code = hashlib.sha256(repr(code_files()).encode()).hexdigest()
-    refuse_differences({'the code': code, 'the kind of task': ' '.join(named)})
-    refuse_differences(named)
-
-
-def refuse_differences(named: dict[str, str]) -> None:
-    """Raises UserError for the first text that differs; all processes have the same names."""
-    digests = np.array([zlib.crc32(text.encode()) for text in named.values()], np.uint32)
-    for process, theirs in enumerate(multihost_utils.process_allgather(digests)):
-        for (name, text), differs in zip(named.items(), digests != theirs, strict=True):
-            if differs:
+    named = {'the code': json.dumps(code)}
+    named |= {name: json.dumps(value) for some in facts for name, value in some.items()}
+    mine = {name: zlib.crc32(text.encode()) for name, text in named.items()}
+    # Processes may know different names: they gather as many bytes as the longest list has.
+    data = np.frombuffer(json.dumps(mine).encode(), np.uint8)
+    longest = multihost_utils.process_allgather(np.asarray(data.size)).max()
+    padded = np.pad(data, (0, longest - data.size), constant_values=ord(' '))
+    for process, text in enumerate(multihost_utils.process_allgather(padded)):
+        theirs = json.loads(text.tobytes())
+        for name in mine | theirs:
+            if mine.get(name) != theirs.get(name):
                 raise UserError(
                     f'{name} is not the same on process {process} and on process '
-                    f'{jax.process_index()}, which has {text[:200]}; start all processes with '
-                    'the same command, code and files'
+                    f'{jax.process_index()}, which has {named.get(name, "none")[:200]}; start all '
+                    'processes with the same command, code and files'
                 )
 
 
-def all_processes(ok: bool) -> bool:
-    """Returns whether `ok` holds on every process."""
-    if jax.process_count() == 1:
-        return ok
-    return bool(multihost_utils.process_allgather(np.asarray(ok)).all())
+# Damage moves a checkpoint, so it counts only if no process has met another error.
+SHARED = (Damaged, UserError, Unavailable)
+
+
+@contextlib.contextmanager
+def agreed(subject: object) -> Iterator[None]:
+    """Raises the worst error of any process inside on all, so that none waits for another."""
+    problem: KeyfoldError | None = None
+    try:
+        yield
+    except SHARED as error:
+        problem = error
+    mine = 1 + SHARED.index(type(problem)) if problem else 0
+    worst = int(multihost_utils.process_allgather(np.asarray(mine)).max())
+    if worst > mine:
+        raise SHARED[worst - 1](f'{subject}: another process reports an error')
+    if problem:
+        raise problem

@@ -21,15 +21,22 @@ WARNED = ('versions', 'platform', 'device_kind', 'processor', 'xla_flags')
 def saved_cpu_threads(workdir: epath.Path) -> int:
     """Returns the thread pool of the run in `workdir`, or 0 if it holds none.
 
-    Reads JSON only, because the pool must be known before JAX starts. All checkpoints of a run
-    record the same pool, so the newest that can be read decides.
+    All checkpoints of a run record the same pool, so the newest that can be read decides.
     """
+    with contextlib.suppress(LookupError, TypeError, ValueError):
+        if record := readable_record(workdir):
+            return recorded_cpu_threads(record)
+    return 0
+
+
+def readable_record(workdir: epath.Path) -> RunRecord | None:
+    """Returns the newest run record in `workdir` that can be read; JSON only, before JAX starts."""
     with contextlib.suppress(OSError):  # no such folder; other errors are reported by the restore
         folders = [path for path in (workdir / 'checkpoints').iterdir() if path.name.isdecimal()]
         for folder in sorted(folders, key=lambda path: int(path.name), reverse=True):
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-                return recorded_cpu_threads(read_record(folder))
-    return 0
+                return read_record(folder)
+    return None
 
 
 def recorded_cpu_threads(run_record: RunRecord) -> int:

@@ -3,21 +3,23 @@
 A task is a module here with
 
     DataConfig, ModelConfig              its options, subclasses of those in configs/schema.py
-    make_task(config) -> Task            raises UserError for unusable data
+    make_task(config, facts=None) -> Task    raises UserError for unusable data
     make_predictor(config, resume_facts) -> Predictor
 
 No table lists the tasks. A config names its task by the module that its sections are from, and a
 run record holds that module's name.
 """
 
-import importlib
+import importlib.util
 from types import ModuleType
-from typing import Any
 
 from configs import schema
 from configs.schema import Config
 from errors import UserError
-from tasks.task import Predictor, Task
+from tasks.frozen import with_frozen
+from tasks.task import Json, Predictor, Task
+
+TOKENIZER = ('data.tokenizer', 'data.affixes')
 
 
 def task_name(config: Config) -> str:
@@ -33,21 +35,29 @@ def task_name(config: Config) -> str:
 
 def load(name: str) -> ModuleType:
     """Imports the task `name`. Raises UserError where this code has no such task."""
-    try:
-        if not name.isidentifier():
-            raise ImportError
-        return importlib.import_module(f'tasks.{name}')
-    except ImportError as error:
-        raise UserError(f'this code has no task {name!r}: expected tasks/{name}.py') from error
+    if not name.isidentifier() or importlib.util.find_spec(f'tasks.{name}') is None:
+        raise UserError(f'this code has no task {name!r}: expected tasks/{name}.py')
+    return importlib.import_module(f'tasks.{name}')
 
 
-def make_task(config: Config) -> Task:
-    """Makes the task of a config. Raises UserError for unusable data."""
-    task: Task = load(task_name(config)).make_task(config)
-    return task
+def make_task(config: Config, origin: Json | None = None) -> Task:
+    """Makes the task of a config. Raises UserError for unusable data.
+
+    `origin`: the run record whose tokenizer it takes, with the options of that (config.init.run).
+    """
+    make = load(name := task_name(config)).make_task
+    if not origin:
+        task: Task = make(config)
+    elif (found := origin['manifest'].get('task', name)) != name:
+        raise UserError(f'config.init.run = {config.init.run}: of task {found}, expected {name}')
+    else:
+        saved = origin['config']
+        schema.fill(config, {option: saved[option] for option in TOKENIZER if option in saved})
+        task = make(config, origin['task'])
+    return with_frozen(task, config.init.freeze)
 
 
-def config_from_record(record: dict[str, Any]) -> Config:
+def config_from_record(record: Json) -> Config:
     """Rebuilds the config that a run record holds."""
     module = load(record['manifest'].get('task', 'classification'))
     return schema.fill(
@@ -55,7 +65,7 @@ def config_from_record(record: dict[str, Any]) -> Config:
     )
 
 
-def predictor_from_record(record: dict[str, Any]) -> tuple[Config, Predictor]:
-    """Makes what predicts with the parameters of the checkpoint that the run record is from."""
+def predictor_from_record(record: Json) -> tuple[Config, Predictor]:
+    """Returns the config and the predictor of a checkpoint's run record."""
     config = config_from_record(record)
     return config, load(task_name(config)).make_predictor(config, record['task'])

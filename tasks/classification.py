@@ -1,7 +1,7 @@
 """Defines text classification: one label for each text."""
 
 import dataclasses
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,21 +15,22 @@ from configs.schema import Check, Config, at_least, fraction, names, one_of, opt
 from errors import UserError
 from input_pipeline import checks, reviews
 from input_pipeline.encoded import LabelledTexts, unknown_share
-from input_pipeline.examples import Rows, brief, not_among, read_rows
-from input_pipeline.vocabulary import ALL_LETTERS, FIRST_WORD, UNK, Vocabulary
+from input_pipeline.examples import Rows, brief, not_among, read_splits
+from input_pipeline.labels import class_names
+from input_pipeline.library_tokenizer import SEPARATOR, restored
+from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
+from input_pipeline.vocabulary import Vocabulary
 from model.classifier import TextClassifier
-from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
-
-SEPARATOR = '[sep]'  # the word between two text features; the vocabulary treats it like any other
+from tasks.encoder import TransformerOptions, make_transformer, require_positions
+from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task
 
 
 def prefix_and_suffix() -> Check:
     """Expects how many letters of a word's start and of its end, or neither."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        return not value or (len(value) == 2 and all(type(n) is int and n >= 1 for n in value))
-
-    return ok, 'two whole numbers >= 1, such as (4,3), or ()'
+    return (
+        lambda value: not value or (len(value) == 2 and min(value) >= 1),
+        'two whole numbers >= 1, such as (4,3), or ()',
+    )
 
 
 @dataclasses.dataclass
@@ -42,11 +43,15 @@ class DataConfig(schema.DataConfig):
     text_features: tuple[str, ...] = option(
         ('text',), 'tfds, files: features or columns to read, joined', names()
     )
-    label_feature: str = option('label', 'tfds, files: feature or column with the class')
+    label_feature: str = option(
+        'label', 'tfds, files: feature or column with the class', (bool, 'a name')
+    )
     num_train: int = option(10_000, 'reviews: training sentences', at_least(1))
     num_eval: int = option(1_500, 'reviews: evaluation sentences', at_least(1))
+    tokenizer: str = tokenizer_option('', " ('' = basic for files, otherwise words)")
+    vocab_size: int = option(8000, 'wordpiece, bpe: most tokens', at_least(300))
     min_frequency: int = option(
-        3, 'words seen less often in the training split are unknown', at_least(1)
+        3, 'tokens seen less often in the training split are unknown', at_least(1)
     )
     affixes: tuple[int, ...] = option(
         (),
@@ -56,10 +61,10 @@ class DataConfig(schema.DataConfig):
 
 
 @dataclasses.dataclass
-class ModelConfig(schema.ModelConfig):
-    """Declares the word-dropout classifier (model/classifier.py)."""
+class ModelConfig(TransformerOptions):
+    """Declares the word-dropout classifier; tasks/encoder.py adds what a Transformer has."""
 
-    embedding_size: int = option(64, 'size of a word embedding', at_least(1))
+    embedding_size: int = option(64, 'lstm: size of a word embedding', at_least(1))
     hidden_size: int = option(64, 'size of each LSTM direction, attention and head', at_least(1))
     word_dropout: float = option(
         0.1,
@@ -78,7 +83,7 @@ class LabelledSplit(NamedTuple):
 
     texts: list[str]
     labels: np.ndarray  # int32[N], indices of the label names
-    skipped: int = 0  # bad rows that were left out
+    skipped: tuple[str, ...] = ()  # the problems of bad rows that were left out
 
 
 def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[str, ...]]:
@@ -95,17 +100,13 @@ def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[st
             LabelledSplit(texts, np.array(labels, np.int32)) for texts, labels in splits
         )
         return train, evaluation, reviews.LABEL_NAMES
-    train_rows, eval_rows = (
-        read_rows(data, split, data.text_features, data.label_feature)
-        for split in (data.train, data.evaluation)
-    )
-    label_names = train_rows.classes or checks.class_names(train_rows)
-    train, evaluation = labelled(train_rows, label_names), labelled(eval_rows, label_names)
+    train_rows, eval_rows = read_splits(data, data.text_features, data.label_feature)
+    label_names = train_rows.classes or class_names(train_rows.labels, train_rows.place)
     if len(label_names) == 1:
         raise UserError(
             f'{data.train}: only label {brief.repr(label_names[0])}, expected two or more'
         )
-    return train, evaluation, label_names
+    return labelled(train_rows, label_names), labelled(eval_rows, label_names), label_names
 
 
 def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
@@ -117,7 +118,7 @@ def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
     for position, label in enumerate(rows.labels):
         if label not in index:
             raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
-    joined = [f' {SEPARATOR} '.join(texts) for texts in rows.texts]
+    joined = [SEPARATOR.join(texts) for texts in rows.texts]
     labels = np.array([index[label] for label in rows.labels], np.int32)
     return LabelledSplit(joined, labels, rows.skipped)
 
@@ -130,11 +131,34 @@ def affix_letters(data: DataConfig) -> list[slice]:
     return [slice(first), slice(-last, None)]
 
 
+def make_vocabularies(data: DataConfig, texts: Sequence[str]) -> list[Vocabulary]:
+    """Makes the tokenizer of a config and, by its words, the vocabularies of affixes.
+
+    Raises UserError for a file that is no tokenizer.
+    """
+    data.tokenizer = data.tokenizer or ('basic' if data.source == 'files' else 'words')
+    vocabulary = make_vocabulary(data.tokenizer, texts, data.min_frequency, data.vocab_size)
+    of_affixes = [
+        Vocabulary.of(texts, data.min_frequency, vocabulary.units, letters)
+        for letters in affix_letters(data)
+    ]
+    return [vocabulary, *of_affixes]
+
+
+def restored_vocabularies(data: DataConfig, facts: Json) -> list[Vocabulary]:
+    """Makes those of a run again."""
+    vocabulary = restored(facts, data.tokenizer)
+    cuts = zip(facts['affixes'], affix_letters(data), strict=True)
+    return [vocabulary, *(Vocabulary(words, vocabulary.units, letters) for words, letters in cuts)]
+
+
 def make_model(
-    options: ModelConfig, vocabularies: Sequence[Sized], num_classes: int
-) -> TextClassifier:
+    options: ModelConfig, vocabularies: Sequence[Vocabulary], num_classes: int
+) -> nn.Module:
     """Makes the model of a config, for words and affixes and a number of classes."""
     vocab_size, *affix_sizes = map(len, vocabularies)
+    if options.encoder == 'transformer':
+        return make_transformer(options, vocabularies, num_classes)
     return TextClassifier(
         vocab_size=vocab_size,
         affix_sizes=tuple(affix_sizes),
@@ -144,8 +168,8 @@ def make_model(
         word_dropout=options.word_dropout,
         embedding_dropout=options.embedding_dropout,
         dropout=options.dropout,
-        unk_id=UNK,
-        first_word_id=FIRST_WORD,
+        unk_id=vocabularies[0].unk,
+        first_word_id=vocabularies[0].first_word,
         dtype=jnp.dtype(options.compute_dtype),
         remat=options.remat,
     )
@@ -204,19 +228,22 @@ def classifier_metrics(totals: dict[str, float]) -> dict[str, float]:
     }
 
 
-def make_task(config: Config) -> Task:
-    """Makes the task of a config. Raises UserError for data that cannot be used."""
+def make_task(config: Config, facts: Json | None = None) -> Task:
+    """Makes the task of a config. Raises UserError for data that cannot be used.
+
+    It takes the tokenizer of the run whose `facts` are given.
+    """
     assert isinstance(config.data, DataConfig)
     assert isinstance(config.model, ModelConfig)
     data = config.data
+    require_positions(config.model, data.bucket_lengths[-1])
     train_split, eval_split, label_names = read_texts(data)
-    vocabulary, *affixes = vocabularies = [
-        Vocabulary.of(train_split.texts, data.min_frequency, letters=letters)
-        for letters in (ALL_LETTERS, *affix_letters(data))
-    ]
+    vocabulary, *affixes = vocabularies = (
+        restored_vocabularies(data, facts) if facts else make_vocabularies(data, train_split.texts)
+    )
     known = max(len(part.words) for part in vocabularies)
     skipped = train_split.skipped + eval_split.skipped
-    checks.require_known(known, len(train_split.texts), 'word', data.min_frequency)
+    checks.require_known(known, len(train_split.texts), 'token', data.min_frequency)
     max_length = data.bucket_lengths[-1]
     train, evaluation = (
         LabelledTexts(split.texts, split.labels, vocabulary, max_length, affixes)
@@ -234,19 +261,20 @@ def make_task(config: Config) -> Task:
         best_metric='accuracy',
         resume_facts={
             'label_names': list(label_names),
-            'vocabulary': list(vocabulary.words),
+            **vocabulary.facts(),
             'affixes': [list(part.words) for part in affixes],
             'training_data': train.fingerprint(),
             'evaluation_data': evaluation.fingerprint(),
         },
-        files={'vocabulary.txt': vocabulary.file_text()},
+        files={'vocabulary.txt': vocabulary.file_text(), **checks.skipped_file(skipped)},
+        token_names=vocabulary.names,
         summary=(
             f'{len(train)} training and {len(evaluation)} evaluation examples, '
-            f'{f"{skipped} bad rows skipped, " if skipped else ""}'
+            f'{f"{len(skipped)} bad rows skipped, " if skipped else ""}'
             f'{len(label_names)} classes '
             f'{brief.repr(checks.class_counts(train.labels, label_names))}, '
-            f'{len(vocabulary)} word ids, {train.unknown:.1%} of training and '
-            f'{evaluation.unknown:.1%} of evaluation words unknown, '
+            f'{len(vocabulary)} ids ({data.tokenizer}), {train.unknown:.1%} of training and '
+            f'{evaluation.unknown:.1%} of evaluation tokens unknown, '
             f'{train.num_truncated + evaluation.num_truncated} texts cut to {max_length} ids'
         ),
         warnings=(
@@ -254,20 +282,20 @@ def make_task(config: Config) -> Task:
             *checks.label_warnings(train_split.texts, train.labels, label_names),
             *checks.shared_warnings(train_split.texts, eval_split.texts),
         ),
+        doubt=lambda found: checks.chance_warning(
+            found['accuracy'], evaluation.labels, label_names
+        ),
     )
 
 
-def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
-    """Makes what predicts labels, their probabilities, and the attention that each word got."""
+def make_predictor(config: Config, resume_facts: Json) -> Predictor:
+    """Makes what predicts labels, their probabilities and, of an LSTM, the attention on words."""
     assert isinstance(config.model, ModelConfig)
     assert isinstance(config.data, DataConfig)
-    vocabulary, labels = Vocabulary(resume_facts['vocabulary']), resume_facts['label_names']
-    affixes = [
-        Vocabulary(words, letters=letters)
-        for words, letters in zip(resume_facts['affixes'], affix_letters(config.data), strict=True)
-    ]
+    vocabulary, *affixes = vocabularies = restored_vocabularies(config.data, resume_facts)
+    labels = resume_facts['label_names']
     width = config.data.bucket_lengths[-1]
-    model = make_model(config.model, [vocabulary, *affixes], len(labels))
+    model = make_model(config.model, vocabularies, len(labels))
 
     def encode(texts: list[str]) -> dict[str, np.ndarray]:
         if empty := next((n for n, text in enumerate(texts, 1) if not text.strip()), 0):
@@ -283,20 +311,32 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
             mutable='intermediates',
             capture_intermediates=lambda module, _: module.name == 'attention',
         )
-        attention = seen['intermediates']['attention']['__call__'][0]
-        return jax.nn.softmax(jnp.asarray(logits)), attention, rows['token_ids'], rows['lengths']
+        seen = seen.get('intermediates', {})
+        attention = [seen['attention']['__call__'][0]] if seen else []
+        return jax.nn.softmax(jnp.asarray(logits)), *attention
 
-    def show(arrays: Any, row: int) -> dict[str, Any]:
-        probabilities, attention, ids, lengths = (array[row] for array in arrays)
-        words = [vocabulary.names[index] for index in ids[1 : lengths - 1]]
-        return {
+    def show(arrays: Any, row: int, text: str) -> Json:
+        probabilities, *attention = (array[row].tolist() for array in arrays)
+        shown = {
             'label': labels[int(np.argmax(probabilities))],
-            'probabilities': dict(zip(labels, probabilities.tolist(), strict=True)),
-            'attention': list(zip(words, attention[1 : lengths - 1].tolist(), strict=True)),
+            'probabilities': dict(zip(labels, probabilities, strict=True)),
         }
+        for weights in attention:
+            pieces = [piece for _, piece in vocabulary.tokens(text)[: width - 2]]
+            # A mark has the first weight and the last; what was cut has none.
+            shown['attention'] = list(zip(pieces, weights[1:], strict=False))
+        return shown
 
-    def notes(text: str) -> dict[str, Any]:
-        ids = vocabulary.encode(text, len(text) + 2)
-        return {'unknown': unknown_share(ids), 'cut': len(ids) > width}
+    def notes(text: str) -> Json:
+        ids = vocabulary.ids(text)
+        return {'unknown': unknown_share([ids], vocabulary.unk), 'cut': len(ids) > width - 2}
 
-    return Predictor(classifier_init(model, len(affixes)), encode, apply, show, notes)
+    return Predictor(
+        classifier_init(model, len(affixes)),
+        encode,
+        apply,
+        show,
+        notes,
+        config.data.text_features,
+        SEPARATOR.join,
+    )

@@ -13,11 +13,13 @@ from configs import schema
 from configs.schema import Check, Config, at_least, fraction, one_of, option
 from input_pipeline import addition, checks
 from input_pipeline.encoded import unknown_share
-from input_pipeline.examples import read_rows
+from input_pipeline.examples import read_splits
+from input_pipeline.library_tokenizer import restored
 from input_pipeline.pairs import EncodedPairs, Pairs, encode_sources
-from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
+from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
+from input_pipeline.vocabulary import PAD, Vocabulary
 from model.seq2seq import Seq2Seq
-from tasks.task import Batch, Params, Predictor, Rngs, Sums, Task
+from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task
 
 SAMPLES = 5  # examples shown at each evaluation
 
@@ -29,12 +31,10 @@ def probability() -> Check:
 
 def digit_counts() -> Check:
     """Expects the digits of two operands."""
-
-    def ok(value: tuple[int, ...]) -> bool:
-        whole = all(type(n) is int for n in value)
-        return whole and len(value) == 2 and 1 <= value[0] <= value[1] <= 4
-
-    return ok, 'two whole numbers from 1 to 4, the smaller first, such as (2,3)'
+    return (
+        lambda value: len(value) == 2 and 1 <= value[0] <= value[1] <= 4,
+        'two whole numbers from 1 to 4, the smaller first, such as (2,3)',
+    )
 
 
 @dataclasses.dataclass
@@ -46,7 +46,8 @@ class DataConfig(schema.DataConfig):
     )
     source_feature: str = option('source', 'tfds, files: feature or column with the source text')
     target_feature: str = option('target', 'tfds, files: feature or column with the target text')
-    unit: str = option('character', 'tfds, files: what a token is', one_of('character', 'word'))
+    tokenizer: str = tokenizer_option('characters')
+    vocab_size: int = option(8000, 'wordpiece, bpe: most tokens of each side', at_least(300))
     min_frequency: int = option(
         1, 'tfds, files: tokens seen less often in the training split are unknown', at_least(1)
     )
@@ -87,36 +88,34 @@ class ModelConfig(schema.ModelConfig):
     )
 
 
-def read_pairs(data: DataConfig) -> tuple[Pairs, Pairs, int]:
-    """Reads training pairs, evaluation pairs, and the number of bad rows that were skipped.
+def read_pairs(data: DataConfig) -> tuple[Pairs, Pairs, tuple[str, ...]]:
+    """Reads training pairs, evaluation pairs, and the problems of bad rows that were skipped.
 
     Raises UserError for a pair with an empty side.
     """
     if data.source == 'addition':
         sizes = data.num_train, data.num_eval, data.split_seed, data.bucket_lengths[-1]
-        return *addition.make_additions(data.operand_digits, *sizes), 0
+        return *addition.make_additions(data.operand_digits, *sizes), ()
     features = (data.source_feature, data.target_feature)
-    train, evaluation = (
-        read_rows(data, split, features, every=True) for split in (data.train, data.evaluation)
-    )
+    train, evaluation = read_splits(data, features, every=True)
     return train.texts, evaluation.texts, train.skipped + evaluation.skipped
 
 
-def make_model(options: ModelConfig, source_size: int, target_size: int) -> Seq2Seq:
-    """Makes the model of a config, for vocabularies of these sizes."""
+def make_model(options: ModelConfig, source: Vocabulary, target: Vocabulary) -> Seq2Seq:
+    """Makes the model of a config, for a source and a target vocabulary with the same marks."""
     return Seq2Seq(
-        source_vocab_size=source_size,
-        target_vocab_size=target_size,
+        source_vocab_size=len(source),
+        target_vocab_size=len(target),
         embedding_size=options.embedding_size,
         hidden_size=options.hidden_size,
         word_dropout=options.word_dropout,
         embedding_dropout=options.embedding_dropout,
         dropout=options.dropout,
         pad_id=PAD,
-        unk_id=UNK,
-        bos_id=BOS,
-        eos_id=EOS,
-        first_word_id=FIRST_WORD,
+        unk_id=target.unk,
+        bos_id=target.bos,
+        eos_id=target.eos,
+        first_word_id=target.first_word,
         dtype=jnp.dtype(options.compute_dtype),
         remat=options.remat,
     )
@@ -181,7 +180,7 @@ def seq2seq_eval_sums(model: Seq2Seq) -> Callable[[Params, Batch], Sums]:
         logits = model.apply({'params': params}, *sources, targets, train=False)
         decoded = model.apply({'params': params}, *sources, targets.shape[1], method='greedy')
         # Both are padded after EOS. An unknown unit is never right: it does not spell the text.
-        exact = jnp.all((decoded == targets) & (targets != UNK), axis=1)
+        exact = jnp.all((decoded == targets) & (targets != model.unk_id), axis=1)
         return token_sums(jnp.asarray(logits), batch) | {
             'exact': jnp.sum(weights * exact),
             'pairs': jnp.sum(weights),
@@ -215,24 +214,29 @@ def seq2seq_metrics(totals: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def make_task(config: Config) -> Task:
-    """Makes the task of a config. Raises UserError for data that cannot be used."""
+def make_task(config: Config, facts: Json | None = None) -> Task:
+    """Makes the task of a config, or with the tokenizers of another run, whose facts are given.
+
+    Raises UserError for data that cannot be used.
+    """
     data, options = config.data, config.model
     assert isinstance(data, DataConfig)
     assert isinstance(options, ModelConfig)
     train_pairs, eval_pairs, skipped = read_pairs(data)
     source, target = (
-        Vocabulary.of(side, data.min_frequency, data.unit)
-        for side in zip(*train_pairs, strict=True)
+        restored(facts, data.tokenizer, name)
+        if facts
+        else make_vocabulary(data.tokenizer, side, data.min_frequency, data.vocab_size)
+        for name, side in zip(('source_', 'target_'), zip(*train_pairs, strict=True), strict=True)
     )
     known = min(len(source.words), len(target.words))
-    checks.require_known(known, len(train_pairs), data.unit, data.min_frequency)
+    checks.require_known(known, len(train_pairs), 'token', data.min_frequency)
     max_length = data.bucket_lengths[-1]
     train, evaluation = (
         EncodedPairs(pairs, source, target, max_length, data.too_long == 'cut')
         for pairs in (train_pairs, eval_pairs)
     )
-    model = make_model(options, len(source), len(target))
+    model = make_model(options, source, target)
     return Task(
         train=train,
         evaluation=evaluation,
@@ -243,20 +247,21 @@ def make_task(config: Config) -> Task:
         metrics=seq2seq_metrics,
         best_metric='exact_match',
         resume_facts={
-            'source_vocabulary': list(source.words),
-            'target_vocabulary': list(target.words),
+            **source.facts('source_'),
+            **target.facts('target_'),
             'training_data': train.fingerprint(),
             'evaluation_data': evaluation.fingerprint(),
         },
         files={
             'source_vocabulary.txt': source.file_text(),
             'target_vocabulary.txt': target.file_text(),
+            **checks.skipped_file(skipped),
         },
         summary=(
             f'{len(train)} training and {len(evaluation)} evaluation pairs, {len(source)} source '
-            f'and {len(target)} target ids ({data.unit}s), {train.unknown:.1%} of training and '
+            f'and {len(target)} target ids ({data.tokenizer}), {train.unknown:.1%} of training and '
             f'{evaluation.unknown:.1%} of evaluation tokens unknown, '
-            f'{f"{skipped} bad rows skipped, " if skipped else ""}'
+            f'{f"{len(skipped)} bad rows skipped, " if skipped else ""}'
             f'{train.num_truncated + evaluation.num_truncated} pairs cut to {max_length} ids'
         ),
         warnings=(
@@ -290,16 +295,16 @@ def make_samples(
     return samples
 
 
-def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
+def make_predictor(config: Config, resume_facts: Json) -> Predictor:
     """Makes what decodes texts greedily."""
     data, options = config.data, config.model
     assert isinstance(data, DataConfig)
     assert isinstance(options, ModelConfig)
     source, target = (
-        Vocabulary(resume_facts[f'{side}_vocabulary'], data.unit) for side in ('source', 'target')
+        restored(resume_facts, data.tokenizer, side) for side in ('source_', 'target_')
     )
     width = data.bucket_lengths[-1]
-    model = make_model(options, len(source), len(target))
+    model = make_model(options, source, target)
 
     def encode(texts: list[str]) -> dict[str, np.ndarray]:
         # If training had rare units, the model has learned what an unknown one means.
@@ -311,13 +316,13 @@ def make_predictor(config: Config, resume_facts: dict[str, Any]) -> Predictor:
         rows_of = rows['sources'], rows['source_lengths']
         return model.apply({'params': params}, *rows_of, width, method='greedy')
 
-    def show(decoded: Any, row: int) -> dict[str, Any]:
+    def show(decoded: Any, row: int, _: str) -> Json:
         return {'prediction': target.decode(decoded[row])}
 
-    def notes(text: str) -> dict[str, Any]:
+    def notes(text: str) -> Json:
         if data.min_frequency == 1 and data.too_long == 'error':
             return {}  # what could be noted is refused
-        ids = source.encode(text, len(text) + 1, start=False)
-        return {'unknown': unknown_share(ids), 'cut': len(ids) > width}
+        ids = source.ids(text)
+        return {'unknown': unknown_share([ids], source.unk), 'cut': len(ids) >= width}
 
-    return Predictor(seq2seq_init(model), encode, apply, show, notes)
+    return Predictor(seq2seq_init(model), encode, apply, show, notes, (data.source_feature,))

@@ -1,7 +1,7 @@
 """Defines what the trainer knows of a task: examples, and pure functions of parameters and rows."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ Batch = dict[str, jax.Array]  # every array [B, ...]
 Rngs = dict[str, jax.Array]  # Linen's, by stream
 Sums = dict[str, jax.Array]  # float32[] sums over examples
 Params = Any  # a tree of arrays, as Linen makes it
+Json = dict[str, Any]  # the facts of a run, its record, or a prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,19 +26,22 @@ class Task:
     loss_sums: Callable[[Params, Batch, Rngs, jax.Array], Sums]
     """(parameters, rows, rngs, step) -> float32[] sums over the rows, each weighted by 'weights'.
 
-    'loss' / 'weight' is minimised, 'tokens' counts real tokens; `step` is of finished steps.
+    'loss' / 'weight' is minimized, 'tokens' counts real tokens; `step` is the number of finished
+    steps.
     """
     eval_sums: Callable[[Params, Batch], Sums]
     """(parameters, rows) -> the same sums and perhaps more. Draws no random number."""
     sum_names: tuple[str, ...]  # the names of the loss sums, sorted
     metrics: Callable[[dict[str, float]], dict[str, float]]  # totals of either sums -> metrics
     best_metric: str  # evaluation metric, larger is better, by which checkpoints are kept
-    resume_facts: dict[str, Any]
+    resume_facts: Json
     """JSON that goes into every checkpoint, must not change on resume, and lets `make_predictor`
     work without the data."""
     files: dict[str, str]  # name -> text of files in the workdir, for people and tools
     summary: str  # one line for the start of the log
+    token_names: Sequence[str] = ()  # by id, of the parameters 'embedding'
     warnings: tuple[str, ...] = ()  # what is odd about the data, each in one line
+    doubt: Callable[[dict[str, float]], str] = lambda _: ''  # final metrics -> a warning, or ''
     samples: Callable[[Params], list[str]] = lambda _: []
     """parameters -> lines that show what the model does with a few examples."""
 
@@ -50,7 +54,7 @@ class Predictor:
     encode: Callable[[list[str]], dict[str, np.ndarray]]
     """N texts -> arrays [N, ...]. Raises UserError for a text that it cannot predict from."""
     apply: Callable[[Params, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
-    show: Callable[[Any, int], dict[str, Any]]  # (these arrays on the host, row) -> JSON
-    notes: Callable[[str], dict[str, Any]] = (
-        lambda _: {}
-    )  # text -> JSON of what the model cannot see
+    show: Callable[[Any, int, str], Json]  # (these on the host, row, its text) -> JSON
+    notes: Callable[[str], Json] = lambda _: {}  # text -> JSON of what the model cannot see
+    features: tuple[str, ...] = ('text',)  # the columns of a file that make up a text
+    join: Callable[[Sequence[str]], str] = ' '.join  # their values -> the text

@@ -24,8 +24,8 @@ PLACES = {  # what is called, by the path of a request
     'move': r'/storage/v1/b/([^/]+)/o/([^/]+)/moveTo/o/([^/]+)',
 }
 KNOWN = {
-    'alt', 'delimiter', 'generation', 'ifGenerationMatch', 'ifGenerationNotMatch', 'maxResults',
-    'name', 'prefix',
+    'alt', 'delimiter', 'fields', 'generation', 'ifGenerationMatch', 'ifGenerationNotMatch',
+    'maxResults', 'name', 'prefix',
     'prettyPrint', 'projection', 'tensorstore', 'uploadType', 'upload_id',
 }  # fmt: skip
 

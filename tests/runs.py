@@ -15,7 +15,9 @@ from etils import epath
 from runtime import ledger
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPILED = tempfile.mkdtemp(prefix='keyfold-compiled-')  # shared by the processes of one session
+# Shared by all processes of a session.
+SESSION = os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())
+COMPILED = f'{tempfile.gettempdir()}/keyfold-compiled-{SESSION}'
 
 STEPS = {
     'num_steps': 24,
@@ -60,7 +62,7 @@ PASSED_ON_BY_MAKE = ('ARGS', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS')
 
 
 def environment(devices: int, **extra: str) -> dict[str, str]:
-    """The environment of a run on simulated CPU devices, without what a `make` around the tests passes on."""
+    """The environment of a run on simulated CPU devices, without the arguments of a `make`."""
     kept = {name: text for name, text in os.environ.items() if name not in PASSED_ON_BY_MAKE}
     return kept | {
         'JAX_PLATFORMS': 'cpu',

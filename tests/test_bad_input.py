@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -34,7 +35,7 @@ MISTAKES = {
     'unknown section': (['--config.modle.dropout=0.1'], 'did you mean config.model.dropout?'),
     'mistyped value': (
         ['--config.seed=many'],
-        'flag --config.seed=many: invalid literal for int()',
+        "config.seed = 'many': expected a whole number",
     ),
     'value out of range': (
         ['--config.model.dropout=1.5'],
@@ -91,7 +92,13 @@ LINES = {
     ),
     'c.data.train = 3': 'config.data.train = 3: expected text',
     'c.model.remat = 1': 'config.model.remat = 1: expected True or False',
-    'c.model = None': 'config.model = None: expected a ModelConfig',
+    'c.model = None': 'config.model = None: expected ModelConfig(...)',
+    'c.optimizer = schema.OptimizerConfig': (
+        "config.optimizer = <class 'configs.schema.OptimizerConfig'>: expected OptimizerConfig(...)"
+    ),
+    "c.data.columns = 'text,label'": "config.data.columns = 'text,label': expected tuple(...)",
+    "c.data.label_feature = ''": "config.data.label_feature = '': expected a name",
+    "c.data.delimiter = '||'": "config.data.delimiter = '||': expected one character, such as ';'",
     'c = None': '{file}: expected get_config() to return a Config',
     '1 / 0': '{file}, line 6: ZeroDivisionError: division by zero',
     "c.data.source = 'x' * 10_000": "config.data.source = 'xxxx",
@@ -146,7 +153,8 @@ def test_mistake_in_a_config_file_is_one_line_that_names_it(tmp_path: Path, line
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 def test_value_of_another_type_is_converted_where_that_loses_nothing(tmp_path: Path) -> None:
     line = 'c.num_steps = 2e1; c.optimizer.learning_rate = 1; c.data.affixes = [3.0, 2]'
-    file = config_with(tmp_path, f'import pathlib; c.data.train = pathlib.Path("a/b"); {line}')
+    line += '; c.data.train = pathlib.Path("a/b"); c.data.name = numpy.str_("x")'
+    file = config_with(tmp_path, f'import numpy, pathlib; {line}')
     config, printed = parsed([f'--config={file}', '--config.log_every=7'])
     assert not printed
     assert config is not None
@@ -157,8 +165,40 @@ def test_value_of_another_type_is_converted_where_that_loses_nothing(tmp_path: P
         'optimizer.learning_rate': 1.0,
         'data.affixes': [3, 2],
         'data.train': 'a/b',
+        'data.name': 'x',
     }.items():
         assert (found[name], type(found[name])) == (value, type(value))
+
+
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+@pytest.mark.parametrize(
+    ('name', 'text', 'value'),
+    [
+        ('num_steps', '2e1', 20),
+        ('num_steps', '20.0', 20),
+        ('num_steps', '20.5', None),
+        ('num_steps', '0x14', None),
+        ('seed', 'True', None),
+        ('seed', '4294967295', 2**32 - 1),
+        ('optimizer.learning_rate', '3e-3', 0.003),
+        ('optimizer.learning_rate', '1', 1.0),
+        ('optimizer.learning_rate', 'fast', None),
+    ],
+)
+def test_command_line_takes_the_numbers_that_a_config_file_takes(
+    tmp_path: Path, name: str, text: str, value: float | None
+) -> None:
+    config, printed = parsed(['--config=configs/reviews.py', f'--config.{name}={text}'])
+    if value is None:
+        assert printed.startswith(f'error: config.{name} = ')
+    else:
+        assert config is not None
+        assert (to_dict(config)[name], type(to_dict(config)[name])) == (value, type(value))
+    try:
+        line = f'c.{name} = {float(text)}'
+    except ValueError:
+        line = f'c.{name} = {text!r}'
+    assert parsed([f'--config={config_with(tmp_path, line)}']) == (config, printed)
 
 
 def test_long_error_keeps_its_beginning_and_what_to_do() -> None:
@@ -262,7 +302,7 @@ VALUES = st.one_of(
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # of ml_collections
 @pytest.mark.parametrize('file', OPTIONS)
-@settings(max_examples=1000, deadline=None, database=None)
+@settings(max_examples=int(os.environ.get('FUZZED', '1000')), deadline=None, database=None)
 @given(data=st.data())
 def test_any_value_of_any_option_is_accepted_or_refused_in_one_line(
     file: str, data: st.DataObject

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,8 @@ def refusal(folder: Path, train: Cells, /, **options: Any) -> str:
     return message.replace(f'{folder}/', '')
 
 
+INVISIBLE = ['\u200b', '\u2800', '\u3164', 'n\u200ban']
+
 # Labels
 
 
@@ -65,6 +66,15 @@ def refusal(folder: Path, train: Cells, /, **options: Any) -> str:
         ('100', '1e2'),
         ('True', 'true'),
         ('pos', "'pos'"),
+        ('pos', '“pos”'),
+        ('pos', 'pos.'),
+        ('pos', 'pos ;'),
+        ('❤', '❤\ufe0f'),
+        ('a b', 'a\u3164b'),
+        ('\uff50os', 'POS'),
+        ('1.', '+1'),
+        ('1', '\uff11'),
+        ('٣', '3.0'),
         ('x' * 5000, 'X' * 5000),
     ],
 )
@@ -92,30 +102,81 @@ def test_labels_that_differ_by_more_than_spelling_are_classes(tmp_path: Path) ->
         'c++',
         '❤',
         '1/2',
+        '.',
+        ',',
+        ':)',
+        ';)',
         '99999999999999999',
     ]
     names += ['99999999999999998', '1e999999', '1e999998']
-    task = make_task(tmp_path, [(f'w w w {n}', n) for n in names], [('w', 'a')])
+    task = make_task(tmp_path, [(f'w w w {n}', n) for n in names] * 2, [('w', 'a')])
     assert task.resume_facts['label_names'] == sorted(names)
 
 
-@pytest.mark.parametrize('label', ['nan', 'NaN', 'NA', 'n/a', '<NA>', 'null', '-1', ' '])
+@pytest.mark.parametrize(
+    'label',
+    [
+        'nan',
+        'NaN',
+        '-nan',
+        'NA',
+        'n/a',
+        '#N/A',
+        '<NA>',
+        'null',
+        'inf',
+        '-Infinity',
+        '"NA"',
+        '',
+        *INVISIBLE,
+    ],
+)
 def test_missing_labels_are_refused_with_their_line(tmp_path: Path, label: str) -> None:
-    assert refusal(tmp_path, [*GOOD, ('x', label)]).startswith("train.tsv:102: 'label' is ")
+    for spelled in (label, f' {label}\u00a0'):
+        cells = [*GOOD, ('x', spelled)]
+        assert refusal(tmp_path, cells).startswith("train.tsv:102: 'label' is ")
+    task = make_task(tmp_path, cells, bad_rows='skip')
+    assert task.resume_facts['label_names'] == ['neg', 'pos']
 
 
-def test_json_label_of_minus_one_is_missing(tmp_path: Path) -> None:
-    file = tmp_path / 'a.jsonl'
-    file.write_text('\n'.join(json.dumps({'text': 'a', 'label': n}) for n in (0, 1, -1)))
-    assert 'a.jsonl:3' in refusal(tmp_path, GOOD, train=str(file))
+@pytest.mark.parametrize(
+    ('labels', 'missing'),
+    [
+        (['0', '1', '-1'], ['-1']),
+        (['0', '1', '2', '-1'], ['-1']),
+        (['0.0', '1.0', '-1.0'], ['-1.0']),
+        (['0', '1', '-1', 'nan'], ['-1', 'nan']),
+        (['-1', '1'], []),
+        (['-2', '-1', '0', '1', '2'], []),
+        (['-1', '-0.5', '0', '0.5'], []),
+        (['-1', 'a', 'b'], []),
+        (['-1', '0', 'neutral'], []),
+    ],
+)
+def test_minus_one_is_a_missing_label_only_beside_numbers_from_zero(
+    tmp_path: Path, labels: list[str], missing: list[str]
+) -> None:
+    classes = sorted(set(labels) - set(missing))
+    cells = [(f'film {name}', name) for name in labels] * 5
+    task = make_task(tmp_path, cells, [('film', classes[0])], bad_rows='skip')
+    assert sorted(task.resume_facts['label_names']) == classes
+    if missing:
+        line = 2 + labels.index(missing[0])
+        assert refusal(tmp_path, cells).startswith(f"train.tsv:{line}: 'label' is '{missing[0]}'")
 
 
-@pytest.mark.parametrize('target', [lambda n: str(n), lambda n: f'{n / 7:.3f}'])
-def test_a_number_to_predict_is_not_taken_for_classes(tmp_path: Path, target: Any) -> None:
-    cells = [(f'a b c {n}', target(n)) for n in range(60)]
-    assert '60 different numbers' in refusal(tmp_path, cells)
+@pytest.mark.parametrize(
+    'target',
+    [str, '{:x}.'.format, lambda n: f'{n / 7:.3f}', lambda n: f'id {n}', lambda n: n % 30 / 7],
+)
+def test_an_amount_is_not_taken_for_classes(tmp_path: Path, target: Any) -> None:
+    cells = [(f'a b c {n}', str(target(n))) for n in range(60)]
+    assert 'rows, expected classes; is this another column' in refusal(tmp_path, cells)
     few = [(f'a b c {n}', str(n % 30)) for n in range(90)]
     assert len(make_task(tmp_path, few, few).resume_facts['label_names']) == 30
+    halves = [(f'a b c {n}', str(n % 20 / 2)) for n in range(90)]  # stars, for instance
+    names = make_task(tmp_path, halves, halves).resume_facts['label_names']
+    assert names == [str(n / 2) for n in range(20)]
 
 
 def test_classes_are_counted_and_rare_ones_reported(tmp_path: Path) -> None:
@@ -127,6 +188,17 @@ def test_classes_are_counted_and_rare_ones_reported(tmp_path: Path) -> None:
     many = [*GOOD * 10, *[('a poor film', 'bad')] * 9]  # under 1%
     assert any("{'bad': 9}" in line for line in make_task(tmp_path, many).warnings)
     assert not any('classes' in line for line in make_task(tmp_path, GOOD).warnings)
+
+
+def test_an_accuracy_that_one_answer_reaches_is_doubted(tmp_path: Path) -> None:
+    doubt = make_task(tmp_path, GOOD, [*GOOD[:8], ('film', 'neg'), ('a film', 'neg')]).doubt
+    assert doubt({'accuracy': 0.61}) == ''
+    for accuracy in (0.0, 0.5, 0.6):
+        assert doubt({'accuracy': accuracy}) == (
+            f"accuracy {accuracy:.1%} is no better than answering 'neg' to every text, which is "
+            'right for 60.0% of the evaluation examples'
+        )
+    assert make_task(tmp_path, GOOD, [('film', 'pos')] * 9).doubt({'accuracy': 1.0})
 
 
 # Texts
@@ -144,8 +216,8 @@ def test_texts_in_both_splits_and_texts_with_two_labels_are_counted(tmp_path: Pa
 
 def test_unknown_words_of_both_splits_are_reported(tmp_path: Path) -> None:
     train = [*GOOD, ('a b c d e', 'pos')]
-    task = make_task(tmp_path, train, [('GOOD FILM , film', 'pos')] * 9)
-    assert '2.4% of training and 75.0% of evaluation words unknown' in task.summary
+    task = make_task(tmp_path, train, [('GOOD FILM , film', 'pos')] * 9, tokenizer='words')
+    assert '2.4% of training and 75.0% of evaluation tokens unknown' in task.summary
     assert [line for line in task.warnings if 'unknown' in line] == [
         '75% of the evaluation tokens are unknown to the vocabulary: do both splits have the same '
         'language, case and spaces? (config.data.min_frequency)'
@@ -154,7 +226,9 @@ def test_unknown_words_of_both_splits_are_reported(tmp_path: Path) -> None:
 
 def test_a_vocabulary_without_words_is_refused(tmp_path: Path) -> None:
     cells = [(f'word{n} other{n}', 'neg' if n % 2 else 'pos') for n in range(40)]
-    assert refusal(tmp_path, cells).startswith('config.data.min_frequency = 3: no word occurs that')
+    assert refusal(tmp_path, cells).startswith(
+        'config.data.min_frequency = 3: no token occurs that'
+    )
     assert make_task(tmp_path, cells, cells, min_frequency=1)
     assert make_task(tmp_path, cells, cells, affixes=(3, 2))  # 'wor' and 'oth' are known
 
@@ -174,16 +248,22 @@ def test_prediction_notes_unknown_words_and_cut_texts() -> None:
 def test_a_second_header_line_is_refused_or_skipped(tmp_path: Path) -> None:
     cells = [*GOOD, ('text', 'label'), *GOOD]
     assert refusal(tmp_path, cells).startswith('train.tsv:102: the header line again')
+    for row in (('Text', 'Label'), ('label', 'text')):
+        assert 'train.tsv:102: the header' in refusal(tmp_path, [*GOOD, row])
     task = make_task(tmp_path, cells, bad_rows='skip')
     assert task.summary.startswith('200 training and 100 evaluation examples, 1 bad rows skipped')
 
 
-def test_bad_rows_are_skipped_and_counted_if_asked_for(tmp_path: Path) -> None:
-    cells = [*GOOD, ('', 'pos'), ('x', ''), ('a\tb', 'pos'), ('x', 'nan')]
-    assert refusal(tmp_path, cells).startswith("train.tsv:103: 'label' is ''")
-    assert refusal(tmp_path, cells[:101]).startswith("train.tsv:102: 'text' is empty")
+def test_bad_rows_are_skipped_and_listed_if_asked_for(tmp_path: Path) -> None:
+    cells = [*GOOD, ('', 'pos'), ('x', ''), ('a\tb', 'pos'), ('x', 'nan'), ('\u200b', 'neg')]
+    assert refusal(tmp_path, cells).startswith('train.tsv:104: 3 column(s), expected 2')
+    assert refusal(tmp_path, cells[:102]).startswith("train.tsv:102: 'text' is empty")
     task = make_task(tmp_path, cells, bad_rows='skip')
-    assert task.summary.startswith('100 training and 100 evaluation examples, 4 bad rows skipped')
+    assert task.summary.startswith('100 training and 100 evaluation examples, 5 bad rows skipped')
+    listed = task.files['skipped_rows.txt'].splitlines()
+    lines = [line.replace(f'{tmp_path}/train.tsv:', '').partition(':')[0] for line in listed]
+    assert sorted(lines) == ['102', '103', '104', '105', '106']
+    assert 'skipped_rows.txt' not in make_task(tmp_path, GOOD, bad_rows='skip').files
     lines = ['{"text": "good film", "label": "pos"}', '{', '[]', '{"text": "a"}']
     (tmp_path / 'a.jsonl').write_text('\n'.join([*lines * 3, lines[0].replace('pos', 'neg')]))
     task = make_task(tmp_path, GOOD, train=str(tmp_path / 'a.jsonl'), bad_rows='skip')
@@ -192,7 +272,7 @@ def test_bad_rows_are_skipped_and_counted_if_asked_for(tmp_path: Path) -> None:
 
 def test_a_file_of_bad_rows_alone_shows_the_first_problem(tmp_path: Path) -> None:
     message = refusal(tmp_path, [('', 'pos'), ('', 'neg')], bad_rows='skip')
-    assert message.startswith('train.tsv: no usable row, the first problem is: train.tsv:2: ')
+    assert message.startswith('train.tsv: no usable row; the first problem: train.tsv:2: ')
 
 
 def test_columns_of_a_file_without_a_header_are_named_by_the_config(tmp_path: Path) -> None:
@@ -202,7 +282,7 @@ def test_columns_of_a_file_without_a_header_are_named_by_the_config(tmp_path: Pa
     options |= {'text_features': ('title', 'body'), 'label_feature': 'class'}
     message = refusal(tmp_path, GOOD, **options)
     assert message.startswith("a.csv:1: column 'title' is not among ['3', 'Shares rise'")
-    assert message.endswith('without a header line, set config.data.columns')
+    assert 'without a header line set config.data.columns' in message
     options['columns'] = ('class', 'title', 'body')
     task = make_task(tmp_path, GOOD, **options)
     assert len(task.train) == 18
@@ -225,10 +305,15 @@ def test_gzip_files_are_read_as_their_contents(tmp_path: Path, suffix: str) -> N
     tasks = [make_task(tmp_path, GOOD, train=str(path)) for path in (plain, packed)]
     assert tasks[0].resume_facts == tasks[1].resume_facts
     whole = packed.read_bytes()
-    packed.write_bytes(whole[: len(whole) // 2])
-    assert refusal(tmp_path, GOOD, train=str(packed)).startswith(f'b{suffix}.gz: damaged gzip data')
-    packed.write_text('plain')
-    assert refusal(tmp_path, GOOD, train=str(packed)).startswith(f'b{suffix}.gz: cannot be read (')
+    for problem, contents in {
+        'Compressed file ended': whole[: len(whole) // 2],
+        'Error -3 while': whole[:10] + b'\xff' * 20,
+        'CRC check failed': whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:],
+        'Not a gzipped file': b'plain',
+    }.items():
+        packed.write_bytes(contents)
+        message = refusal(tmp_path, GOOD, train=str(packed))
+        assert message.startswith(f'b{suffix}.gz: cannot be read ({problem}')
 
 
 def test_several_files_are_read_in_order_of_their_names(tmp_path: Path) -> None:
@@ -239,6 +324,11 @@ def test_several_files_are_read_in_order_of_their_names(tmp_path: Path) -> None:
     assert make_task(tmp_path, GOOD, train=pattern).resume_facts == one.resume_facts
     table(tmp_path / 'part-c.tsv', [('a', 'neg'), ('a', '')])
     assert refusal(tmp_path, GOOD, train=pattern).startswith("part-c.tsv:3: 'label' is ''")
+    for folder in ('x', 'y'):
+        (tmp_path / folder).mkdir()
+        table(tmp_path / folder / 'train.tsv', GOOD)
+    twice = make_task(tmp_path, GOOD, train=str(tmp_path / '*' / 'train.tsv'))
+    assert twice.resume_facts == make_task(tmp_path, GOOD * 2).resume_facts
     absent = str(tmp_path / 'port-*.tsv')
     assert refusal(tmp_path, GOOD, train=absent) == 'port-*.tsv: no such files'
 
@@ -291,7 +381,7 @@ def test_warnings_are_logged_and_files_may_move_but_not_change_before_a_resume(
         data = DataConfig(
             source='files',
             train=table(tmp_path / name, train_cells),
-            evaluation=table(tmp_path / f'eval_{name}', GOOD),
+            evaluation=table(tmp_path / f'eval_{name}', GOOD[:1]),  # of one class
             bucket_lengths=(8,),
         )
         config = dataclasses.replace(small_config(), num_steps=steps, data=data)
@@ -301,6 +391,7 @@ def test_warnings_are_logged_and_files_may_move_but_not_change_before_a_resume(
     with caplog.at_level(logging.WARNING):
         run(2, GOOD, 'a.tsv')
     assert any('evaluation examples are in the training split too' in m for m in caplog.messages)
+    assert [m for m in caplog.messages if 'is no better than answering' in m]
     assert run(4, GOOD, 'b.tsv')['step'] == 4
     with pytest.raises(UserError, match=r'training_data: .* -> '):
         run(6, [*GOOD, ('a good film', 'neg')], 'b.tsv')

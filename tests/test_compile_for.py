@@ -146,7 +146,7 @@ def tpu_layout() -> Iterator[MakeLayout]:
     with mock.patch.dict(os.environ):
 
         def make(topology: str) -> Layout:
-            mesh = make_mesh(slices.devices(topology, num_shards=8))
+            mesh = make_mesh(slices.devices(topology, 'default'))
             return Layout(mesh, mesh.size, 'tree')
 
         yield make

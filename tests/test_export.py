@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etils import epath
 
+import train
 from tests import runs
+from tests.test_tokenizer import TEXTS, files_config
 from tools import export, predict, saved_run
 
 pytestmark = pytest.mark.slow
@@ -24,6 +27,8 @@ texts = sys.argv[2:]
 print(json.dumps([predict(texts), [predict([text])[0] for text in texts[:1]]]))
 loaded = {name.split('.')[0] for name in sys.modules}
 assert not loaded & {'flax', 'orbax', 'optax', 'grain', 'configs'}, loaded
+facts = json.load(open(sys.argv[1] + '/run.json'))['task']
+assert ('tokenizers' in loaded) == any(name.endswith('tokenizer') for name in facts)
 """
 
 
@@ -67,6 +72,28 @@ def test_exported_classifier_predicts_the_same_without_the_project(
         assert weights[0] == pytest.approx(weights[1], rel=1e-5)
     assert len({line['probabilities']['positive'] for line in together}) > 4, 'all alike'
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out']
+
+
+@pytest.mark.parametrize(
+    ('kind', 'affixes'), [('words', ()), ('basic', (3, 2)), ('wordpiece', ()), ('bpe', ())]
+)
+def test_exported_run_predicts_as_people_write_and_shows_their_words(
+    tmp_path: Path, kind: str, affixes: tuple[int, ...]
+) -> None:
+    cells = [(text, 'pos' if 'o' in text[:9] else 'neg') for text in TEXTS]
+    config = files_config(tmp_path, cells, tokenizer=kind, affixes=affixes, vocab_size=400)
+    train.train(config, epath.Path(tmp_path / 'run'))
+    texts = [TEXTS[0], 'The film was AWFUL!', 'zyx [sep] <eos>', ' '.join(['wonderful'] * 60)]
+    together, _ = exported(tmp_path / 'run', tmp_path / 'out', texts)
+    expected = predicted(tmp_path / 'run', texts)
+    for found, right in zip(together, expected, strict=True):
+        assert found['probabilities'] == pytest.approx(right['probabilities'], rel=1e-5)
+        shown = [[piece for piece, _ in line['attention']] for line in (found, right)]
+        assert shown[0] == shown[1]
+        assert '<unk>' not in shown[0]
+    if kind == 'basic':
+        pieces = [piece for piece, _ in expected[1]['attention']]
+        assert pieces == ['The', 'film', 'was', 'AWFUL', '!']
 
 
 def test_step_is_chosen_and_reported(

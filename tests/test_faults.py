@@ -334,8 +334,8 @@ def longer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return runs.outcome(workdir)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('mended', [pytest.param(True, marks=pytest.mark.long), False])
+@pytest.mark.long
+@pytest.mark.parametrize('mended', [True, False])
 def test_lost_permission_is_told_and_survived(
     tmp_path: Path, longer: dict[str, Any], mended: bool
 ) -> None:

@@ -113,9 +113,9 @@ def test_another_model_needs_one_file_and_one_line_and_is_exact(project: Path) -
     after = (project / 'tasks' / 'classification.py').read_text().splitlines()
     assert sum(one != other for one, other in zip(before, after, strict=True)) == 1
     assert re.findall(r'^ +(\d) .* the same bits$', printed, re.MULTILINE) == ['1', '2']
-    runs.shell(project, 'mypy ; grep -rqa self_attention_1 runs/transformer/checkpoints')
-    predicted = runs.shell(project, 'python -m tools.predict runs/transformer --text "a good film"')
-    assert len(json.loads(predicted)['attention']) == 3
+    runs.shell(project, 'mypy ; grep -rqa averaged runs/averaging/checkpoints')
+    predicted = runs.shell(project, 'python -m tools.predict runs/averaging --text "a good film"')
+    assert set(json.loads(predicted)['probabilities']) == {'negative', 'positive'}
 
 
 def test_a_third_task_needs_new_files_only_and_keeps_every_promise(project: Path) -> None:

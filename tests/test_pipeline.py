@@ -43,7 +43,8 @@ def test_vocabulary_holds_frequent_words_in_a_fixed_order() -> None:
 
 
 def test_words_are_encoded_between_marks_and_rare_ones_as_unknown() -> None:
-    ids = Vocabulary(['a', 'b']).encode('b x  a', 9)
+    vocabulary = Vocabulary(['a', 'b'])
+    ids = vocabulary.marked(vocabulary.ids('b x  a'), 9)
     assert ids.tolist() == [BOS, FIRST_WORD + 1, UNK, FIRST_WORD, EOS]
     assert ids.dtype == np.int32
 
@@ -51,15 +52,15 @@ def test_words_are_encoded_between_marks_and_rare_ones_as_unknown() -> None:
 @pytest.mark.parametrize('special', SPECIALS)
 def test_a_word_spelled_like_a_special_is_a_word(special: str) -> None:
     texts = [f'{special} {special} a', special]
-    assert Vocabulary([]).encode(special, 9).tolist() == [BOS, UNK, EOS]
-    assert Vocabulary.of(texts, 2).encode(special, 9).tolist() == [BOS, FIRST_WORD, EOS]
+    assert Vocabulary([]).ids(special) == [UNK]
+    assert Vocabulary.of(texts, 2).ids(special) == [FIRST_WORD]
 
 
 def test_vocabulary_file_has_the_line_of_every_id() -> None:
     vocabulary = Vocabulary(['b', 'a'])
     lines = vocabulary.file_text().splitlines()
     assert lines == [*SPECIALS, 'b', 'a']
-    assert vocabulary.encode('a', 9)[1] == lines.index('a')
+    assert vocabulary.ids('a') == [lines.index('a')]
 
 
 def test_a_truncated_text_keeps_both_marks() -> None:

@@ -1,5 +1,6 @@
 """The promises of tools/predict.py: a checkpoint is all it needs, and it agrees with evaluation."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -13,6 +14,8 @@ import pytest
 
 from errors import UserError
 from input_pipeline import reviews
+from tasks import classification
+from tasks.classification import DataConfig
 from tests import runs
 from tests.test_resume import small_config
 from tools import predict
@@ -85,10 +88,9 @@ def test_columns_of_every_format_give_the_predictions_of_the_texts(
         data = content.encode()
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith('.gz') else data)
         file = str(tmp_path / name)
-        assert predicted(capsys, run, f'--input={file}', '--column=text') == expected
-        assert '--column=NAME, one of' in refused(capsys, run, f'--input={file}')
+        assert predicted(capsys, run, f'--input={file}') == expected
         wrong = refused(capsys, run, f'--input={file}', '--column=texts')
-        assert "--column='texts' is not among" in wrong
+        assert f"{file}:1: {'key' if 'json' in name else 'column'} 'texts' is not among" in wrong
         assert "did you mean 'text'?" in wrong
 
 
@@ -164,22 +166,25 @@ def test_closed_pipe_ends_it_quietly(classifier_run: Trained, tmp_path: Path) ->
             ['--input=none.txt', '--column=a'],
             '--column expects a .tsv, .csv or .jsonl file (or .gz)',
         ),
+        (['--input=a.xlsx'], "suffix '.xlsx', expected .tsv, .csv, .jsonl, or .txt"),
+        (['--input=/dev/null'], '--input=/dev/null: empty, expected one or more texts'),
         (['--text=a', '--rate=3'], 'unrecognized arguments: --rate=3'),
         (['--text=a', '--step=last'], "--step: 'last': expected a step, or best"),
     ],
 )
 def test_bad_arguments_are_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+    classifier_run: Trained, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
 ) -> None:
-    assert expected in refused(capsys, str(tmp_path), *flags)
+    assert expected in refused(capsys, str(classifier_run[0]), *flags)
 
 
-def test_damaged_gzip_is_refused(tmp_path: Path) -> None:
+def test_damaged_gzip_is_refused(classifier_run: Trained, tmp_path: Path) -> None:
+    predictor = predict.saved_run.open_run(str(classifier_run[0])).predictor()
     file = tmp_path / 'a.tsv.gz'
     for content in (b'text\n', gzip.compress(b'text\ngood\n')[:-9]):
         file.write_bytes(content)
         with pytest.raises(UserError, match=f'--input={file}: cannot be read'):
-            list(predict.read_texts(str(file), 'text'))
+            list(predict.read_texts(str(file), None, predictor, DataConfig()))
 
 
 def test_folder_without_a_run_or_the_step_is_refused(
@@ -195,14 +200,14 @@ def test_bad_lines_are_named_and_stop_it_or_are_skipped(
 ) -> None:
     run, file = str(classifier_run[0]), tmp_path / 'lines'
     file.write_bytes(b'\xef\xbb\xbfgood\r\n \t\nna\xc3\xafve\x0cfilm\na \xff b\nlast')
-    assert refused(capsys, run, '--input', str(file)) == 'error: text 2: expected some text'
+    assert refused(capsys, run, '--input', str(file)) == f'error: {file}:2: expected some text'
     assert predict.main([run, '--input', str(file), '--bad_lines=skip']) == 0
     printed = capsys.readouterr()
     texts = [json.loads(line)['text'] for line in printed.out.splitlines()]
     assert texts == ['good', 'naïve\x0cfilm', 'last']
     assert printed.err.splitlines() == [
-        'skipped: text 2: expected some text',
-        "skipped: text 4: 'a \\udcff b' has bytes that are not UTF-8, expected UTF-8",
+        f'skipped: {file}:2: expected some text',
+        f"skipped: {file}:4: 'a \\udcff b' has NUL or bytes that are not UTF-8, expected UTF-8",
     ]
 
 
@@ -211,10 +216,10 @@ def test_bad_rows_are_named_by_their_line(
 ) -> None:
     run = str(classifier_run[0])
     contents = {
-        'a.csv': 'n,text\n1,"two\nlines"\n1,2,3\n\n1,\n1,good\n',
+        'a.csv': 'n,text\n1,"two\nlines"\n1,2,3\n\n1,\n1,good\nn,text\n',
         'a.jsonl': '{"text": "good"}\n{"text": 3}\n[]\n{"text"\n{"other": ""}\n{"text": "good"}',
     }
-    bad = {'a.csv': [4, 6], 'a.jsonl': [2, 3, 4, 5]}
+    bad = {'a.csv': [4, 6, 8], 'a.jsonl': [2, 3, 4, 5]}
     for name, content in contents.items():
         file = tmp_path / name
         file.write_text(content)
@@ -225,3 +230,41 @@ def test_bad_rows_are_named_by_their_line(
         places = [line.split(': ')[1] for line in printed.err.splitlines()]
         assert places == [f'{file}:{line}' for line in bad[name]]
         assert len(printed.out.splitlines()) == 2
+
+
+def test_columns_of_the_run_are_read_and_joined_as_training_joined_them(
+    classifier_run: Trained, tmp_path: Path
+) -> None:
+    saved = predict.saved_run.open_run(str(classifier_run[0]))
+    data = dataclasses.replace(
+        saved.config.data,
+        text_features=('title', 'inner.body'),  # type: ignore[call-arg]
+        columns=('label', 'title', 'inner.body'),
+    )
+    config = dataclasses.replace(saved.config, data=data)
+    predictor = classification.make_predictor(config, saved.record['task'])
+    rows = [('x', 'a', 'b'), ('x', '', 'c, d'), ('x', ' ', '')]
+    header = data.columns
+    contents = {
+        'a.csv': ''.join(f'{a},{b},"{c}"\n' for a, b, c in (header, *rows)),
+        'b.csv': ''.join(f'{a},{b},"{c}"\n' for a, b, c in rows),  # as data.columns has it
+        'c.csv': ''.join(f'"{c}",{b}\n' for _, b, c in (header, *rows)),  # other columns
+        'a.tsv': ''.join('\t'.join(row) + '\n' for row in rows),
+        'a.jsonl': ''.join(
+            json.dumps({'title': b, 'inner': {'body': c}}) + '\n' for _, b, c in rows
+        ),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+        found = list(predict.read_texts(str(tmp_path / name), None, predictor, data))
+        assert [text for _, text, _ in found] == ['a [sep] b', ' [sep] c, d', ''], name
+        assert not any(problem for *_, problem in found)
+    (chosen, *_) = predict.read_texts(str(tmp_path / 'a.csv'), ['inner.body'], predictor, data)
+    assert chosen.text == 'b'
+
+
+def test_words_are_those_of_the_text_also_where_the_model_does_not_know_them(
+    classifier_run: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = predicted(capsys, str(classifier_run[0]), '--text=The FILM is zyx')
+    assert [word for word, _ in line['attention']] == ['The', 'FILM', 'is', 'zyx']

@@ -322,6 +322,94 @@ def test_unreachable_coordinator_fails_in_bounded_time(tmp_path: Path, process: 
     assert not (tmp_path / 'run').exists()
 
 
+READ = """
+import pathlib, shutil, sys
+import jax, jax.numpy as jnp, optax
+from etils import epath
+from errors import KeyfoldError
+from runtime import backend, checkpoints, processes
+from training import keys, mesh, state
+
+backend.prepare(cpu_threads=2)
+processes.join(60)
+index, folder = jax.process_index(), pathlib.Path(sys.argv[1])
+layout = mesh.Layout(mesh.make_mesh(), 2, 'tree', shard_state=True)
+init = lambda key: {'kernel': jax.random.normal(key, (40, 30))}
+create = state.make_create_state(init, optax.adam(1e-3), layout)
+target = state.abstract_state(create, 'threefry2x32', layout)
+keeper = checkpoints.Checkpoints(epath.Path(folder / 'run'), keep_newest=2)
+for step in (1, 2):
+    roots = keys.root_keys(step, 'threefry2x32')
+    made = create(roots)
+    keeper.save(made.replace(step=made.step + step), {'manifest': {}})
+keeper.close()
+processes.meet()
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def largest(run):
+    return max((run / 'state').rglob('d/*'), key=lambda path: path.stat().st_size)
+
+
+def unreadable(file):
+    file.unlink()
+    file.symlink_to(file)
+
+
+# Each process reads files of its own, as if the storage of process 1 alone was damaged.
+for name, damage in {
+    'record': lambda run: flip(run / 'run' / 'metadata'),
+    'cut': lambda run: largest(run).write_bytes(b''),
+    'flipped': lambda run: flip(largest(run)),
+    'unreadable': lambda run: unreadable(run / 'run' / 'metadata'),
+}.items():
+    own = folder / f'{name}{index}'
+    shutil.copytree(folder / 'run', own)
+    if index == 1:
+        damage(own / 'checkpoints' / '2')
+    try:
+        restored = checkpoints.Checkpoints(epath.Path(own)).restore(target)
+        found = f'step {int(restored.step)} {state.state_fingerprint(restored)[:8]}'
+    except KeyfoldError as error:
+        found = f'{type(error).__name__} {error}'
+    print(f'{name}:', 'moved,' if (own / 'damaged' / '2').exists() else 'kept,', found, flush=True)
+processes.meet()
+"""
+
+
+@pytest.mark.slow
+def test_damage_that_one_process_alone_sees_leaves_no_other_waiting(tmp_path: Path) -> None:
+    """With slices of the optimizer state on each process, which are gathered to be compared."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        pod = pod_of_two(probe.getsockname()[1])
+    launches = [
+        start(['-c', READ, str(tmp_path)], 1, **pod | {'JAX_PROCESS_ID': str(index)})
+        for index in (0, 1)
+    ]
+    try:
+        outputs = [launch.communicate(timeout=150)[0] for launch in launches]
+    finally:
+        for launch in launches:
+            launch.kill()
+    assert [launch.returncode for launch in launches] == [0, 0], outputs
+    found = [re.findall(r'^(\w+): (moved|kept), (\w+) (.*)$', text, re.M) for text in outputs]
+    for (name, *here), (_, *there) in zip(*found, strict=True):
+        if name == 'unreadable':
+            assert here[:2] == there[:2] == ['kept', 'Unavailable']
+            assert 'Too many levels of symbolic links' in there[2]
+        else:
+            assert here == ['moved', 'step', here[2]]  # in its folder, by process 0
+            assert there == ['kept', 'step', here[2]]
+            assert here[2].startswith('1 ')
+    assert [len(names) for names in found] == [4, 4], outputs
+
+
 def pod_of_two(port: int, **env: str) -> dict[str, str]:
     """Returns the environment of process 1 of 2, changed by `env`."""
     return {

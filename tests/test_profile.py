@@ -58,7 +58,7 @@ def steps_of(trace: Path) -> set[int]:
     return {int(found['step_num']) for found in stats if 'step_num' in found}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_profile_shows_its_steps_and_what_was_compiled_is_kept_and_no_bit_changes(
     tmp_path: Path,
 ) -> None:

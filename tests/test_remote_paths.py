@@ -21,6 +21,7 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
+from configs.schema import DataConfig
 from errors import Unavailable, UserError
 from input_pipeline import text_files
 from runtime import command_line, lock, processes, storage
@@ -177,7 +178,7 @@ def test_damaged_checkpoint_in_a_bucket_is_moved_aside_whole_and_a_barred_one_is
             assert re.match(
                 f'error: {workdir}.*(Forbidden|PERMISSION_DENIED)', done.stderr.splitlines()[-1]
             ), done
-            assert 'Traceback' not in done.stderr  # of threads of TensorStore
+            assert 'Traceback' not in done.stderr, done.stderr  # of threads of TensorStore
             assert 'damaged' not in done.stdout + done.stderr
     store.refused = '^$'
     assert objects(store, workdir) == before
@@ -264,6 +265,21 @@ def test_renewal_whose_answer_was_lost_is_not_a_takeover(workdir: epath.Path) ->
     lease.renew()
     lease.release()
     assert not (workdir / 'lock.json').exists()
+
+
+def test_lease_that_is_released_while_it_is_read_is_free(
+    store: Storage, workdir: epath.Path
+) -> None:
+    """Its holder deletes it before the request for its text is answered."""
+    (workdir / 'lock.json').write_text('{"host": "elsewhere", "pid": 7, "id": "x"}')
+
+    def release() -> None:
+        store.before = ('^$', bool)
+        del store.buckets[workdir.parts[2]]['a/run/lock.json']
+
+    store.before = ('GET .*lock.json.*alt=media', release)
+    with lock.exclusive_workdir(workdir):
+        assert json.loads((workdir / 'lock.json').read_text())['pid'] == os.getpid()
 
 
 def test_lease_is_renewed_again_when_a_bucket_that_failed_is_back(
@@ -370,7 +386,7 @@ def test_text_files_are_read_from_a_bucket(workdir: epath.Path, tmp_path: Path) 
 
     def read(folder: epath.Path | Path) -> list[object]:
         parts = [
-            text_files.read(str(folder / name), ['text'], 'label')
+            text_files.read(DataConfig(), str(folder / name), ['text'], 'label', pytest.fail)
             for name in ('train.tsv', 'dev.jsonl')
         ]
         return [(part.texts, part.labels) for part in parts]

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -31,7 +32,7 @@ Trained = tuple[Path, dict[str, Any]]
 HOSTILE = '<script>alert("1")</script> &amp; \'</td>'
 KNOWN_TAGS = {
     *('html', 'head', 'meta', 'title', 'style', 'body', 'h1', 'h2', 'section', 'p', 'mark'),
-    *('table', 'tr', 'th', 'td'),
+    *('table', 'tr', 'th', 'td', 'div'),
     *('svg', 'g', 'path', 'defs', 'clippath', 'rect', 'text', 'use'),
 }
 
@@ -72,12 +73,13 @@ class Page(HTMLParser):
         self.words[self._section] += data
 
 
-def page_of(tmp_path: Path, *runs: Path) -> Page:
+def page_of(tmp_path: Path, *runs: Path | str) -> Page:
     """Returns the page that the command writes."""
     out = tmp_path / 'report.html'
     assert report.main([*map(str, runs), f'--out={out}']) == 0
     text = out.read_text()
     assert 'name="viewport" content="width=device-width' in text
+    assert '@media (max-width: 45rem)' in text
     page = Page(text)
     assert page.tags <= KNOWN_TAGS
     assert all(link.startswith('#') for link in page.links), 'loads something'
@@ -94,7 +96,7 @@ def test_page_of_a_classifier_has_the_facts_and_counts_as_evaluation_did(
     record = json.loads((run / 'checkpoints/12/run/metadata').read_text())
     assert facts['steps'] == '12 of 12'
     assert facts['root key'] == summary['root_key']
-    assert facts['state fingerprint'] == summary['state_fingerprint']
+    assert facts['state fingerprint'] == summary['state_fingerprint'][:16]
     assert facts['shards'] == str(summary['num_shards'])
     assert re.fullmatch(r'20\d\d-\d\d-\d\d \d\d:\d\d UTC', facts['date of the checkpoint'])
     assert facts['data'] == 'source reviews, num_train 200, num_eval 70'
@@ -119,7 +121,11 @@ def test_page_of_a_classifier_has_the_facts_and_counts_as_evaluation_did(
     assert sum(int(size.replace(',', '')) for _, size in modules) == int(total.replace(',', ''))
     assert 'gradient norm' in page.words['Learning curves']
 
-    confusion = np.array([row[1:] for row in page.sections['Confusion matrix'][1:]], int)
+    head, *rows = page.sections['Confusion matrix']
+    assert head == ['true / predicted', *reviews.LABEL_NAMES, 'recall']
+    confusion = np.array([row[1:-1] for row in rows], int)
+    recalls = np.diag(confusion) / confusion.sum(axis=1)
+    assert [row[-1] for row in rows] == [f'{recall:.1%}' for recall in recalls]
     data = small_config().data
     _, (_, labels) = reviews.make_reviews(data.num_train, data.num_eval)
     assert confusion.sum(axis=1).tolist() == np.bincount(labels).tolist()
@@ -131,6 +137,9 @@ def test_page_of_a_classifier_has_the_facts_and_counts_as_evaluation_did(
     assert losses == sorted(losses, reverse=True)
     assert len(mistakes) == min(report.SHOWN, 70 - right)
     assert all(said.split()[0] != true for _, true, said, _ in mistakes)
+    assert 'The darker a word, the more attention' in page.words['Worst mistakes']
+    originals = set(reviews.make_reviews(data.num_train, data.num_eval)[1][0])
+    assert {text for *_, text in mistakes} <= originals, 'not the words of the data'
 
 
 def test_sweep_is_grouped_by_its_settings_and_only_seeds_are_averaged(
@@ -165,9 +174,12 @@ def test_sweep_is_grouped_by_its_settings_and_only_seeds_are_averaged(
     ]
     assert runs[4].name in page.words['Learning curves']
     assert runs[5].name not in page.words['Learning curves']
-    facts = {name: values for name, *values in page.sections['Facts']}
-    assert facts['shards'] == [str(summary['num_shards'])], 'the same in all runs'
-    assert facts['steps'] == [*5 * ['12 of 12'], '12 of 12, not finished']
+    _, *shared = [row for row in page.sections['Facts'] if len(row) == 2]
+    assert dict(shared)['shards'] == str(summary['num_shards']), 'the same in all runs'
+    head, *rows = [row for row in page.sections['Facts'] if len(row) != 2]
+    assert [row[0] for row in rows] == [run.name for run in runs]
+    steps = [row[head.index('steps')] for row in rows]
+    assert steps == [*5 * ['12 of 12'], '12 of 12, not finished']
     assert 'Mean over seeds' not in page_of(tmp_path, runs[0], runs[3]).sections
 
 
@@ -185,7 +197,7 @@ def test_texts_of_the_data_stay_text_and_lost_data_is_reported(tmp_path: Path) -
     config = dataclasses.replace(small_config(), num_steps=2, data=data)
     train.train(config, epath.Path(tmp_path / 'run'))
     page = page_of(tmp_path, tmp_path / 'run')
-    assert page.sections['Confusion matrix'][0] == ['', "predicted '", 'predicted <b>']
+    assert page.sections['Confusion matrix'][0] == ['true / predicted', "'", '<b>', 'recall']
     (_, _, _, example), *_ = page.sections['Worst mistakes'][1:]
     assert example.startswith(HOSTILE)
 
@@ -196,9 +208,18 @@ def test_texts_of_the_data_stay_text_and_lost_data_is_reported(tmp_path: Path) -
     lost = page_of(tmp_path, tmp_path / 'run')
     assert 'cannot be shown' in lost.words['Evaluation examples']
     facts = [dict(found.sections['Facts']) for found in (lost, page)]
-    assert facts[0].pop('best evaluation') == 'unknown'  # which metric is best, the task knows
+    # Records of before held no best metric; the task knows it, which needs the data.
+    assert facts[0].pop('best evaluation') == 'unknown'
     assert facts[1].pop('best evaluation').startswith('step 2, accuracy')
     assert facts[0] == facts[1]
+
+    # A record that holds it gives the best evaluation, and --step=best, without the data.
+    file = tmp_path / 'run/checkpoints/2/run/metadata'
+    record = json.loads(file.read_text())
+    record['manifest']['best_metric'] = 'accuracy'
+    file.write_text(json.dumps(seal(record)))
+    best = page_of(tmp_path, tmp_path / 'run', '--step=best')
+    assert dict(best.sections['Facts'])['best evaluation'].startswith('step 2, accuracy')
 
 
 def test_curves_are_those_of_ledger_and_summary(classifier_run: Trained, tmp_path: Path) -> None:
@@ -246,10 +267,21 @@ def test_plot_draws_a_metric_of_several_runs_in_the_format_of_the_name(
     assert len(list(tmp_path.glob('*.*'))) == len(begins)
 
 
+def test_special_file_is_written_and_not_replaced(tmp_path: Path) -> None:
+    """A report to /dev/stdout must not become a file of that name."""
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    curves.write(str(pipe), b'page')
+    assert os.read(reader, 9) == b'page'
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
 def test_no_legend_is_cut_off(classifier_run: Trained) -> None:
     curve = curves.read(epath.Path(classifier_run[0]))
     long = {f'a run with quite a long name, number {n}: ' + 80 * 'x': curve for n in range(7)}
-    with curves.drawing(long, ['loss']) as figure:
+    with curves.drawing(long, 'loss') as figure:
         before = figure.get_size_inches()[0] * 150
         pixels = np.asarray(PIL.Image.open(io.BytesIO(curves.image(figure, 'png'))).convert('L'))
     assert pixels.shape[1] > before, 'the names are too short for this test'

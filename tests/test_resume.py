@@ -65,12 +65,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('devices', [1, pytest.param(8, marks=pytest.mark.long)])
 def test_same_command_twice_gives_the_same_bits_on_1_and_on_8_devices(
-    tmp_path: Path, undisturbed: tuple[dict[str, Any], str]
+    tmp_path: Path, undisturbed: tuple[dict[str, Any], str], devices: int
 ) -> None:
-    for devices in (1, 8):
-        runs.finish(tmp_path / str(devices), devices=devices)
-        assert runs.outcome(tmp_path / str(devices)) == undisturbed[0]
+    runs.finish(tmp_path, devices=devices)
+    assert runs.outcome(tmp_path) == undisturbed[0]
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_finished_run_says_so_and_changes_nothing(
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.json')} == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_run_stopped_and_prolonged_equals_the_long_run(tmp_path: Path) -> None:
     def config(steps: int) -> Config:
         whole = small_config()

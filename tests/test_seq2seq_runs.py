@@ -25,7 +25,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return runs.outcome(workdir)
 
 
-@pytest.mark.parametrize('devices', [1, 4, 8])
+@pytest.mark.parametrize('devices', [*(pytest.param(n, marks=pytest.mark.long) for n in (1, 4)), 8])
 def test_another_device_count_gives_the_same_bits(
     tmp_path: Path, undisturbed: dict[str, Any], devices: int
 ) -> None:
@@ -62,6 +62,7 @@ def ended_pair(*commands: list[str]) -> list[tuple[int, str]]:
     return [(process.returncode, text) for process, text in zip(processes, outputs, strict=True)]
 
 
+@pytest.mark.long
 def test_two_processes_give_the_same_bits(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     command = runs.command(tmp_path, config=ADDITION)
     ended = ended_pair(command, command)
@@ -69,6 +70,7 @@ def test_two_processes_give_the_same_bits(tmp_path: Path, undisturbed: dict[str,
     assert runs.outcome(tmp_path) == undisturbed
 
 
+@pytest.mark.long
 def test_processes_with_different_tasks_are_named(tmp_path: Path) -> None:
     """They have other facts, and another number of them."""
     run = tmp_path / 'run'
@@ -102,6 +104,7 @@ def test_run_killed_and_resumed_on_other_device_counts_equals_undisturbed_run_bi
     assert runs.outcome(tmp_path) == undisturbed
 
 
+@pytest.mark.long
 def test_two_processes_stopped_in_a_step_or_a_save_equal_the_undisturbed_run(
     tmp_path: Path,
 ) -> None:

@@ -22,7 +22,7 @@ OVERRIDES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not HELD.exists(), reason='TFDS_DATA_DIR holds no glue/sst2')
 def test_sst2_killed_and_resumed_on_8_devices_equals_undisturbed_run(tmp_path: Path) -> None:
     printed = runs.finish(tmp_path / 'undisturbed', **OVERRIDES)

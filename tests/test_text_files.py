@@ -1,6 +1,9 @@
 """The promises of input_pipeline/text_files.py."""
 
 import csv
+import dataclasses
+import gzip
+import io
 import json
 import os
 from collections.abc import Callable
@@ -130,11 +133,65 @@ def test_integer_labels_sort_as_numbers_and_others_as_text(tmp_path: Path) -> No
     assert mixed.label_names == ('10', '9', 'x')
 
 
-def test_json_labels_may_be_integers(tmp_path: Path) -> None:
-    lines = [json.dumps({'sentence': 'a', 'label': label}) for label in (10, 9, '9')]
+@pytest.mark.parametrize(
+    ('labels', 'names'),
+    [
+        ((10, 9, '9', 9), ('9', '10')),
+        ((True, False, 'true'), ('false', 'true')),
+        ((1.5, -0.5, 10.0, '1.5'), ('-0.5', '1.5', '10.0')),
+    ],
+)
+def test_json_labels_may_be_numbers_and_truth_values(
+    tmp_path: Path, labels: tuple[object, ...], names: tuple[str, ...]
+) -> None:
+    lines = [json.dumps({'sentence': 'a', 'label': label}) for label in labels]
     dataset = read(tmp_path, '.jsonl', '\n'.join(lines))
-    assert dataset.label_names == ('9', '10')
-    np.testing.assert_array_equal(dataset.train[1], [1, 0, 0])
+    assert dataset.label_names == names
+    found = [names[label] for label in dataset.train[1]]
+    assert found == [label if isinstance(label, str) else json.dumps(label) for label in labels]
+
+
+def test_json_values_are_found_inside_other_objects(tmp_path: Path) -> None:
+    records = [
+        {'review': {'body': {'text': ' good film '}}, 'meta': {'stars': 5}},
+        {
+            'review': {'body.text': 'bad film', 'body': {'text': ''}},
+            'meta.stars': 1,
+            'meta': 5,
+        },  # a name with a dot comes first
+    ]
+    path = tmp_path / 'a.jsonl'
+    path.write_text('\n'.join(map(json.dumps, records)))
+    options = {'source': 'files', 'train': str(path), 'evaluation': str(path)}
+    data = DataConfig(**options, text_features=('review.body.text',), label_feature='meta.stars')
+    dataset = TextDataset(*read_texts(data))
+    assert dataset.train.texts == ['good film', 'bad film']
+    assert dataset.label_names == ('1', '5')
+    for name, problem in {
+        'review.bdy.text': f"{path}:1, in 'review': key 'bdy.text' is not among ['body']",
+        'revew.body': f"{path}:1: key 'revew.body' is not among ['review', 'meta']",
+        'meta.stars.low': f"{path}:1, in 'meta': key 'stars.low' is not among ['stars']; did",
+        'review': f"{path}:1: 'review' is {{'body': {{'text': ",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            read_texts(DataConfig(**options, text_features=(name,), label_feature='meta.stars'))
+        assert str(caught.value).startswith(problem)
+
+
+@pytest.mark.parametrize('delimiter', [';', '|', ' ', '~', '\u00a6'])
+@pytest.mark.parametrize('suffix', ['.csv', '.tsv', '.csv.gz'])
+def test_tables_may_have_another_delimiter(tmp_path: Path, suffix: str, delimiter: str) -> None:
+    rows = [['sentence', 'label'], ['so, so; | "good"\tfilm', 'pos'], ['bad', 'neg']]
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter).writerows(rows)
+    path = tmp_path / f'a{suffix}'
+    contents = text.getvalue().encode()
+    path.write_bytes(gzip.compress(contents) if suffix.endswith('.gz') else contents)
+    options = {'source': 'files', 'train': str(path), 'evaluation': str(path)}
+    data = DataConfig(**options, text_features=('sentence',), delimiter=delimiter)
+    assert read_texts(data)[0].texts == [rows[1][0], 'bad']
+    with pytest.raises(UserError, match=r'config\.data.*\.delimiter'):
+        read_texts(dataclasses.replace(data, delimiter=''))
 
 
 def test_label_indices_come_from_the_training_file(tmp_path: Path) -> None:
@@ -146,7 +203,21 @@ def test_text_features_are_joined_in_the_order_asked_for(tmp_path: Path) -> None
     path = tmp_path / 'pairs.tsv'
     path.write_text('label\tpremise\tid\thypothesis\n0\t a \t7\tb\n1\tc\t8\td\n')
     dataset = read_files(path, path, 'premise', 'hypothesis')
-    assert dataset.train[0] == [f'a {SEPARATOR} b', f'c {SEPARATOR} d']
+    assert dataset.train[0] == [f'a{SEPARATOR}b', f'c{SEPARATOR}d']
+
+
+@pytest.mark.parametrize('blank', ['', ' ', '\u200b', '\u3164'])
+def test_row_needs_some_text_in_one_of_its_features(tmp_path: Path, blank: str) -> None:
+    path = tmp_path / 'pairs.tsv'
+    path.write_text(f'title\tbody\tlabel\na\t{blank}\t1\n{blank}\tb\t0\n')
+    texts = read_files(path, path, 'title', 'body').train.texts
+    assert texts == [f'a{SEPARATOR}{blank.strip()}', f'{blank.strip()}{SEPARATOR}b']
+    with pytest.raises(UserError, match=r"pairs.tsv:2: 'body' is empty"):
+        read_files(path, path, 'body')
+    with path.open('a') as file:
+        file.write(f'{blank}\t{blank}\t0\n')
+    with pytest.raises(UserError, match=r"pairs.tsv:4: 'title' and 'body' is empty"):
+        read_files(path, path, 'title', 'body')
 
 
 def test_files_of_two_formats_can_be_combined(tmp_path: Path) -> None:
@@ -175,7 +246,7 @@ HEADER = 'sentence\tlabel\n'
         ('.csv', 'sentence,label\n"a\nb",0\nc\n', 'train.csv:4: 1 column(s), expected 2'),
         ('.csv', 'sentence,label\na,0\n"b,1\nc,0\n', 'train.csv:3: unexpected end of data'),
         ('.csv', 'sentence,label\n"a"b,0\n', "train.csv:2: ',' expected after"),
-        ('.tsv', f'{HEADER}a\t \n', "train.tsv:2: 'label' is ' ', expected some text or an int"),
+        ('.tsv', f'{HEADER}a\t \n', "train.tsv:2: 'label' is '', which marks a missing label"),
         ('.tsv', f'{HEADER} \t1\n', "train.tsv:2: 'sentence' is empty, expected some text"),
         ('.tsv', f'{HEADER}a\t1\nb\t1\n', "train.tsv: only label '1', expected two or more"),
         (
@@ -188,6 +259,7 @@ HEADER = 'sentence\tlabel\n'
         ('.jsonl', '[' * 100_000, 'train.jsonl:1: invalid JSON'),
         ('.jsonl', '[' * 900 + ']' * 900, 'train.jsonl:1: [[[[[['),
         ('.jsonl', '{"label": ' + '1' * 5000 + '}', 'train.jsonl:1: invalid JSON'),
+        ('.jsonl', '{"label": 1, "label": 2}', 'train.jsonl:1: invalid JSON (one of the keys'),
         ('.jsonl', '["a", 1]\n', "train.jsonl:1: ['a', 1], expected a JSON object"),
         ('.jsonl', '{"label": 1}\n', "train.jsonl:1: key 'sentence' is not among ['label']"),
         ('.jsonl', '{"sentence": 5, "label": 1}\n', "train.jsonl:1: 'sentence' is 5, expected"),
@@ -201,8 +273,8 @@ def test_refusal_names_file_line_and_finding(
     assert message in refusal(tmp_path, suffix, contents)
 
 
-@pytest.mark.parametrize('label', ['true', 'null', '0.5', '[1]', '{}', 'NaN', '""'])
-def test_json_label_of_another_type_is_refused(tmp_path: Path, label: str) -> None:
+@pytest.mark.parametrize('label', ['null', '[1]', '{}', 'NaN', '-Infinity', '1e999', '""'])
+def test_json_label_that_is_none_is_refused(tmp_path: Path, label: str) -> None:
     message = refusal(tmp_path, '.jsonl', f'{{"sentence": "a", "label": {label}}}')
     assert message.startswith("train.jsonl:1: 'label' is ")
 

@@ -64,13 +64,13 @@ def test_prepared_data_set_is_read_whole(prepared: Path) -> None:
     splits = (dataset.train, dataset.evaluation)
     for (texts, labels, _), rows in zip(splits, ROWS.values(), strict=True):
         assert labels.dtype == np.int32
-        expected = {(f'{a.strip()} {SEPARATOR} {b}', label) for a, b, label in rows}
+        expected = {(f'{a.strip()}{SEPARATOR}{b}', label) for a, b, label in rows}
         assert set(zip(texts, labels.tolist(), strict=True)) == expected
 
 
 def test_text_features_are_joined_in_the_order_asked_for(prepared: Path) -> None:
     texts = read(prepared, text_features=('hypothesis', 'premise')).evaluation[0]
-    assert texts == [f'play {SEPARATOR} poor']
+    assert texts == [f'play{SEPARATOR}poor']
 
 
 def test_splits_may_be_slices(prepared: Path) -> None:
@@ -161,9 +161,14 @@ def test_feature_of_another_type_names_both_types(prepared: Path) -> None:
     assert "'premise' is Text, expected ClassLabel" in refusal(prepared, label_feature='premise')
 
 
-def test_unlabelled_examples_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlabelled_examples_are_refused_or_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare_rows(tmp_path, monkeypatch, 'a', 'b', -1)
-    assert "'train': 1 of 4 examples have no label" in refusal(tmp_path)
+    assert "'label' is '', which marks a missing label" in refusal(tmp_path)
+    train, *_ = read(tmp_path, bad_rows='skip')
+    assert len(train.texts) == 3
+    assert len(train.skipped) == 1
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +180,7 @@ def test_only_an_example_without_any_text_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_rows(tmp_path, monkeypatch, 'a', '', 1)
-    assert f'a {SEPARATOR} ' in read(tmp_path).train[0]
+    assert f'a{SEPARATOR}' in read(tmp_path).train[0]
     assert 'expected some text' in refusal(tmp_path, text_features=('hypothesis',))
 
 

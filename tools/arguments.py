@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import io
 import os
 import signal
 import sys
@@ -41,7 +42,12 @@ def one_line_errors(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[
 
 
 def run_tool(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Runs a tool on the command line. Ends quietly if a reader such as `head` has seen enough."""
+    """Runs a tool on the command line. Ends quietly if a reader such as `head` has seen enough.
+
+    Output is UTF-8 in every locale, and names of files keep their bytes.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding='utf-8', errors='surrogateescape')
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -16,6 +16,7 @@ import numpy as np
 from errors import UserError
 from runtime import ledger
 from runtime.command_line import existing_run
+from tools import curves
 from tools.arguments import Arguments, one_line_errors, run_tool
 
 # Within a step, each can change only those that follow. Sums other than the loss (right answers,
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Arguments(__doc__)
     parser.add_argument('run_a', help='workdir of a run')
     parser.add_argument('run_b', help='workdir of another')
-    parser.add_argument('--plot', metavar='FILE.png', help='plot both losses and their difference')
+    parser.add_argument('--plot', metavar='FILE', help='plot both losses and their difference')
     given = parser.parse_args(argv)
     a, b = load(given.run_a), load(given.run_b)
     refuse_other_model(a, b)
@@ -149,7 +150,8 @@ def change(one: Any, other: Any) -> str:
         one, other, sizes = one[place : place + 1], other[place : place + 1], (len(one), len(other))
         differs = f'{sizes[0]} and {sizes[1]} entries, the first difference at {place}: '
         return differs + change(one, other)
-    return ' -> '.join(json.dumps(value) for value in (one, other))
+    texts = [json.dumps(value) for value in (one, other)]
+    return ' -> '.join(f'{t[:60]}... ({len(t)} letters)' if len(t) > 200 else t for t in texts)
 
 
 def compare(a: Run, b: Run) -> tuple[bool, list[str]]:
@@ -212,7 +214,7 @@ def shown(row: np.void, column: str) -> str:
 
 
 def plot(a: Run, b: Run, file: str) -> None:
-    """Plots both losses, and their difference below, into a PNG file."""
+    """Plots both losses, and their difference below, into a file."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -235,11 +237,7 @@ def plot(a: Run, b: Run, file: str) -> None:
     upper.set(title=title, ylabel='mean loss of the step')
     lower.set(xlabel='step', ylabel='|loss of A - loss of B|')
     upper.legend()
-    try:
-        figure.savefig(file, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(f'--plot={file}: cannot be written ({error})') from error
-    print(f'wrote {file}')
+    curves.write(file, curves.image(figure, curves.format_of(file)))
 
 
 if __name__ == '__main__':

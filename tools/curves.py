@@ -28,7 +28,7 @@ STYLES: dict[str, dict[str, Any]] = {
     'train': {'linewidth': 1.2, 'alpha': 0.7, 'linestyle': '--'},
     'evaluation': {'linewidth': 1.6, 'marker': 'o', 'markersize': 3.5},
 }
-LEGEND_CHARACTERS = 90  # that fit side by side below the panels
+LEGEND_CHARACTERS = 90  # that fit side by side below the panel
 
 
 def read(run: epath.Path) -> Curves:
@@ -60,27 +60,31 @@ def names(runs: Mapping[str, Curves], kind: str = '') -> list[str]:
 
 
 @contextlib.contextmanager
-def drawing(runs: Mapping[str, Curves], metrics: Sequence[str]) -> Iterator['Figure']:
-    """Gives a figure with one panel per metric and all runs in each. Raises UserError."""
+def drawing(
+    runs: Mapping[str, Curves], metric: str, size: tuple[float, float] = (7, 4), legend: bool = True
+) -> Iterator['Figure']:
+    """Gives a figure of one metric of all runs. Raises UserError."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError('curves need matplotlib: pip install matplotlib') from error
-    columns = 3 if len(metrics) % 3 == 0 else min(2, len(metrics))
-    rows = -(-len(metrics) // columns)
     # A run may be called '$x$'. Text in an SVG stays text, and equal runs give equal files.
     style = {'text.parse_math': False, 'font.size': 9, 'svg.fonttype': 'none', 'svg.hashsalt': '0'}
     with matplotlib.rc_context(style):  # type: ignore[arg-type]
-        size = (3.6 * columns, 3 * rows) if columns > 1 else (7, 4)
         figure = Figure(size, layout='constrained')
-        panels = figure.subplots(rows, columns, squeeze=False).flat
-        for panel, metric in zip(panels, metrics, strict=False):
-            draw_panel(panel, runs, metric)
-        for panel in list(panels)[len(metrics) :]:
-            panel.axis('off')
-        draw_legend(figure, list(runs))
+        draw_panel(figure.subplots(), runs, metric)
+        if legend:
+            draw_legend(figure, list(runs))
         yield figure
+
+
+def format_of(out: str) -> str:
+    """Returns the format that a file's name asks for. Raises UserError if it is none of FORMATS."""
+    kind = Path(out).suffix.lower().removeprefix('.')
+    if kind not in FORMATS:
+        raise UserError(f'{out}: expected a name that ends in .png, .pdf or .svg')
+    return kind
 
 
 def image(figure: 'Figure', kind: str, **options: Any) -> bytes:
@@ -112,7 +116,7 @@ def cycle(count: int) -> list[str]:
 
 
 def draw_legend(figure: 'Figure', runs: Sequence[str]) -> None:
-    """Explains the kinds of lines above the panels, and the colors of several runs below."""
+    """Explains the kinds of lines above the panel, and the colors of several runs below."""
     from matplotlib.lines import Line2D
 
     kinds = ('each step', 'mean of log interval', 'evaluation')
@@ -126,12 +130,13 @@ def draw_legend(figure: 'Figure', runs: Sequence[str]) -> None:
 
 def write(out: str, data: bytes) -> None:
     """Writes a file completely or not at all, and reports it. Raises UserError if it cannot."""
-    partial = Path(f'{out}.partial')
+    special = Path(out).exists() and not Path(out).is_file()  # such as /dev/stdout: not to replace
+    partial = Path(out if special else f'{out}.partial')
     try:
         partial.write_bytes(data)
         partial.replace(out)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f'--out={out}: cannot be written ({error.strerror})') from error
+        if not special:
+            partial.unlink(missing_ok=True)
+        raise UserError(f'{out}: cannot be written ({error.strerror})') from error
     print(f'wrote {out}')

@@ -83,7 +83,8 @@ def each_example(run: SavedRun, task: Task, predictor: Predictor, params: Any) -
         for row in range(np.count_nonzero(batch['weights'])):
             metrics = task.metrics({name: float(values[row]) for name, values in sums.items()})
             label = int(batch['labels'][row]) if 'labels' in batch else -1
-            yield Example(number, metrics, predictor.show(arrays, row), label)
+            shown = predictor.show(arrays, row, task.evaluation.text(number))
+            yield Example(number, metrics, shown, label)
             number += 1
 
 

@@ -8,8 +8,10 @@ jax.export); parameters.npz; run.json with config, vocabulary, labels and manife
 predict.py, which reads them. DIR appears once it is complete.
 """
 
+import inspect
 import io
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +23,14 @@ import numpy as np
 from flax import traverse_util
 
 from errors import UserError
+from input_pipeline import library_tokenizer, vocabulary
 from runtime.checkpoints import RunRecord
 from tasks.task import Predictor
 from tools import predict_exported, saved_run
 from tools.arguments import Arguments, one_line_errors, run_tool
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
+OF_PROJECT = r'(?m)^from input_pipeline\..*\n'  # imports
 OF_TRAINING = ('labels', 'weights')  # in a row, but no input of a prediction
 
 
@@ -73,14 +77,27 @@ def files(predictor: Predictor, params: Any, run_record: RunRecord) -> dict[str,
         'model.jax': bytes(program),
         'parameters.npz': arrays.getvalue(),
         'run.json': json.dumps(run_record, indent=2).encode(),
-        'predict.py': Path(predict_exported.__file__).read_bytes(),
+        'predict.py': program_text().encode(),
     }
+
+
+def program_text() -> str:
+    """Returns predict.py: tools/predict_exported.py and the modules it imports, in one file."""
+    modules = (vocabulary, library_tokenizer, predict_exported)
+    texts = [Path(inspect.getfile(module)).read_text() for module in modules]
+    *imported, program = (re.sub(OF_PROJECT, '', text) for text in texts)
+    doc, quotes, rest = program.rpartition('"""\n\nimport json')
+    assert quotes
+    return doc + '"""\n\n' + '\n\n'.join(imported) + '\nimport json' + rest
 
 
 def any_row(predictor: Predictor, facts: dict[str, Any]) -> dict[str, np.ndarray]:
     """Encodes one text, for its shapes: a word from a vocabulary of the run."""
-    lists = [fact for fact in facts.values() if isinstance(fact, list)]
-    for word in (word for words in lists for word in words if isinstance(word, str)):
+    words = [word for fact in facts.values() if isinstance(fact, list) for word in fact]
+    for name, fact in facts.items():
+        if name.endswith('tokenizer'):
+            words += library_tokenizer.LibraryTokenizer(fact).words
+    for word in (word for word in words if isinstance(word, str)):
         try:
             return predictor.encode([word])
         except UserError:  # such as white space

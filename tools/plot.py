@@ -6,7 +6,6 @@ A metric is a name in metrics.csv, such as loss, accuracy or learning_rate, or g
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from errors import UserError
 from input_pipeline.examples import not_among
@@ -25,14 +24,16 @@ def main(argv: Sequence[str]) -> int:
         '--out', required=True, metavar='FILE', help='the file to write; its suffix is the format'
     )
     given = parser.parse_args(argv)
-    kind = Path(given.out).suffix.lower().removeprefix('.')
-    if kind not in curves.FORMATS:
-        raise UserError(f'--out={given.out}: expected a name that ends in .png, .pdf or .svg')
+    kind = curves.format_of(given.out)
     runs = {name: curves.read(existing_run(name)) for name in given.runs}
-    if missing := next((n for n in runs if given.metric not in curves.names({n: runs[n]})), ''):
-        known = curves.names({missing: runs[missing]})
-        raise UserError(f'{missing}: --metric={not_among(given.metric, known)}')
-    with curves.drawing(runs, [given.metric]) as figure:
+    for name, found in runs.items():
+        if not found:
+            raise UserError(
+                f'{name}: expected the workdir of a run, found neither metrics nor ledger'
+            )
+        if given.metric not in (known := curves.names({name: found})):
+            raise UserError(f'{name}: --metric={not_among(given.metric, known)}')
+    with curves.drawing(runs, given.metric) as figure:
         curves.write(given.out, curves.image(figure, kind))
     return 0
 

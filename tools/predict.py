@@ -1,12 +1,13 @@
 """Predicts on new texts, from a checkpoint alone.
 
     python -m tools.predict RUN --text "..." [--text "..."]
-    python -m tools.predict RUN --input FILE.tsv --column NAME [--format jsonl|tsv] > predictions
+    python -m tools.predict RUN --input FILE [--format jsonl|tsv] > predictions
 
 Writes a line per text, in order, while it reads: for a classifier the label, the probability of
-each label and the attention on each word; for sequence to sequence the decoded text. FILE.tsv,
-FILE.csv (both with a header line) and FILE.jsonl have named columns; any other file has a text on
-each line. A text that cannot be predicted from stops it with exit code 2, or is skipped.
+each label and the attention on each word; for sequence to sequence the decoded text. Of FILE.tsv,
+FILE.csv and FILE.jsonl (also .gz) it reads the columns that the run was trained on. A .txt file, or
+one without a suffix, has a text on each line. A text that cannot be predicted from stops it with
+exit code 2, or is skipped.
 """
 
 import csv
@@ -17,7 +18,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from configs.schema import DataConfig
 from errors import KeyfoldError, UserError
 from input_pipeline.examples import brief, not_among
 from runtime.storage import in_bucket, open_location
@@ -33,6 +35,8 @@ from tools import saved_run
 from tools.arguments import Arguments, one_line_errors, run_tool
 
 ROWS = 256  # of a batch
+NOT_TEXT = re.compile('[\0\ud800-\udfff]')  # bytes that are not UTF-8 become lone surrogates
+NAMED, LINES = ('.tsv', '.csv', '.jsonl'), ('.txt', '')  # files with named columns, and without
 
 
 class Text(NamedTuple):
@@ -45,6 +49,7 @@ class Text(NamedTuple):
 
 Row = dict[str, np.ndarray]  # an encoded text, every array [1, ...]
 Prediction = dict[str, Any]
+Join = Callable[[Sequence[str]], str]
 
 
 @one_line_errors
@@ -55,7 +60,10 @@ def main(argv: Sequence[str]) -> int:
     add('run', help='workdir of a run')
     add('--text', action='append', help='a text; may be given more than once')
     add('--input', metavar='FILE', help='file of texts; /dev/stdin for standard input')
-    add('--column', metavar='NAME', help='column or key of FILE.tsv, .csv or .jsonl to read')
+    add(
+        '--column', metavar='NAME', action='append',
+        help='column or key to read instead of those of the run; several are joined as in training',
+    )  # fmt: skip
     add(
         '--format', choices=('jsonl', 'tsv'), default='jsonl', help='of the output (default: jsonl)'
     )
@@ -64,14 +72,16 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if (given.text is None) == (given.input is None):
         raise UserError('expected --text or --input, one of them')
+    run = saved_run.open_run(given.run, given.step)
+    predictor = run.predictor()
     if given.input is None:
         texts = iter([Text(f'text {n}', text) for n, text in enumerate(given.text, 1)])
     else:
-        texts = read_texts(given.input, given.column)
+        texts = read_texts(given.input, given.column, predictor, run.config.data)
         first = list(itertools.islice(texts, 1))  # a mistake is reported before the model is read
+        if not first:
+            raise UserError(f'--input={given.input}: empty, expected one or more texts')
         texts = itertools.chain(first, texts)
-    run = saved_run.open_run(given.run, given.step)
-    predictor = run.predictor()
     params = run.params(predictor.init)
     found = predictions(predictor, params, texts, skip=given.bad_lines == 'skip')
     print_all(found, given.format)
@@ -114,57 +124,76 @@ def flat(prediction: Prediction) -> dict[str, Any]:
     return cells
 
 
-def read_texts(file: str, column: str | None) -> Iterator[Text]:
-    """Yields the texts of a file. Raises UserError if it cannot be read or lacks the column.
+def read_texts(
+    file: str, columns: Sequence[str] | None, predictor: Predictor, data: DataConfig
+) -> Iterator[Text]:
+    """Yields the texts of a file, each from `columns` or else from those that the run has read.
 
-    Bytes that are not UTF-8 become lone surrogates, as on a command line.
+    Raises UserError if the file cannot be read, or has no such column.
     """
     suffix = Path(file.lower().removesuffix('.gz')).suffix
-    named = suffix in ('.tsv', '.csv', '.jsonl')
-    if column is not None and not named:
+    if suffix not in (*NAMED, *LINES):
+        raise UserError(
+            f'--input={file}: suffix {suffix!r}, expected {", ".join(NAMED)}, or .txt with a text '
+            'on each line (or .gz of these)'
+        )
+    if columns and suffix in LINES:
         raise UserError(f'--input={file}: --column expects a .tsv, .csv or .jsonl file (or .gz)')
+    names, join = columns or predictor.features, predictor.join
     try:
         path = open_location(file) if in_bucket(file) else epath.Path(file).expanduser()
-        with path.open('rb') as data:
+        with path.open('rb') as stored:
             newline = '' if suffix == '.csv' else None  # a quoted cell may hold line ends
-            unpacked = gzip.GzipFile(fileobj=data) if file.lower().endswith('.gz') else data
+            unpacked = gzip.GzipFile(fileobj=stored) if file.lower().endswith('.gz') else stored
             lines = io.TextIOWrapper(unpacked, 'utf-8-sig', 'surrogateescape', newline=newline)
-            if not named:
+            if suffix in LINES:
                 for number, line in enumerate(lines, 1):
-                    yield Text(f'text {number}', line.rstrip('\n'))
+                    yield Text(f'{file}:{number}', line.rstrip('\n'))
             elif suffix == '.jsonl':
-                yield from json_texts(file, column, lines)
+                yield from json_texts(file, lines, names, join)
             else:
-                yield from table_texts(file, column, lines, suffix)
+                delimiter = data.delimiter or (',' if suffix == '.csv' else '\t')
+                yield from table_texts(file, lines, names, join, data.columns, delimiter)
     except (OSError, EOFError, zlib.error) as error:  # the last two from gzip
         reason = getattr(error, 'strerror', None) or error
         raise UserError(f'--input={file}: cannot be read ({reason})') from error
 
 
-def table_texts(file: str, column: str | None, lines: Iterable[str], suffix: str) -> Iterator[Text]:
-    """Yields one column of a table, which starts with a header line.
+def table_texts(
+    file: str, lines: Iterable[str], names: Sequence[str], join: Join, columns: Sequence[str],
+    delimiter: str,
+) -> Iterator[Text]:  # fmt: skip
+    """Yields the columns `names` of a table.
 
-    In a .tsv file every cell that may be quoted counts as quoted, since texts are read one by one.
-    Training reads the whole file first, and then takes all cells or none as quoted.
+    Its first line is the header, unless it lacks one of them and `columns` says what it has. With
+    tabs, every cell that may be quoted counts as quoted, since rows are read one by one. Training
+    reads the whole file first, and then takes all cells or none as quoted.
     """
     csv.field_size_limit(2**31 - 1)  # by default a text of more than 128 KiB is an error
-    tabs: dict[str, Any] = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE}
-    rows = csv.reader(lines, **(tabs if suffix == '.tsv' else {'strict': True}))
+    tabs = delimiter == '\t'
+    options: dict[str, Any] = {'quoting': csv.QUOTE_NONE} if tabs else {'strict': True}
+    rows = csv.reader(lines, delimiter=delimiter, **options)
     header: list[str] = []
     line = 1
     try:
         for row in rows:
             place, line = f'{file}:{line}', rows.line_num + 1  # where the row starts
-            if len(row) <= 1 and not ''.join(row).strip():
+            cells = [unquoted(cell) if tabs else cell.strip() for cell in row]
+            if not any(cells) and len(row) <= 1:
                 continue
             if not header:
-                header = [unquoted(name) if suffix == '.tsv' else name.strip() for name in row]
-                index = header.index(require_column(file, column, header))
-            elif len(row) != len(header):
+                named = not columns or set(names) <= set(cells)
+                header = cells if named else list(columns)
+                places = [header.index(require_column(place, name, header)) for name in names]
+                if named:
+                    continue
+            if cells == header:
+                yield Text(place, '', 'the header line again, expected data')
+            elif len(cells) != len(header):
                 problem = f'{len(row)} column(s), expected {len(header)}: {brief.repr(header)}'
                 yield Text(place, '', problem)
             else:
-                yield Text(place, unquoted(row[index]) if suffix == '.tsv' else row[index])
+                yield joined(place, names, [cells[index] for index in places], join)
     except csv.Error as error:
         raise UserError(f'{file}:{line}: {error}, expected balanced double quotes') from error
 
@@ -176,38 +205,52 @@ def unquoted(cell: str) -> str:
     return cell.strip()
 
 
-def json_texts(file: str, column: str | None, lines: Iterable[str]) -> Iterator[Text]:
-    """Yields one key of the JSON objects, one per line."""
-    name = ''
+def require_column(place: str, name: str, header: list[str]) -> str:
+    """Returns the name of a column. Raises UserError if there is not exactly one."""
+    if header.count(name) > 1:
+        raise UserError(f'{place}: column {name!r} occurs twice, expected once')
+    if name not in header:
+        raise UserError(f'{place}: column {not_among(name, header)}; name one with --column')
+    return name
+
+
+def json_texts(file: str, lines: Iterable[str], names: Sequence[str], join: Join) -> Iterator[Text]:
+    """Yields the keys `names` of JSON objects, one per line; 'a.b' is key b of the object a."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         place = f'{file}:{number}'
         try:
             record = json.loads(line)
+            values = [json_value(record, name) for name in names]
+        except UserError as error:
+            yield Text(place, '', str(error))
         except (ValueError, RecursionError) as error:
             yield Text(place, '', f'invalid JSON ({error}), expected an object')
-            continue
-        if not isinstance(record, dict):
-            yield Text(place, '', f'{brief.repr(record)}, expected a JSON object')
-            continue
-        name = name or require_column(place, column, list(record))
-        value = record.get(name)
-        if isinstance(value, str):
-            yield Text(place, value)
         else:
-            yield Text(place, '', f'{name!r} is {brief.repr(value)}, expected some text')
+            yield joined(place, names, values, join)
 
 
-def require_column(place: str, column: str | None, known: list[str]) -> str:
-    """Returns the column to read. Raises UserError if none is named, or it does not exist."""
-    if column is None:
-        raise UserError(f'{place}: expected --column=NAME, one of {brief.repr(known)}')
-    if known.count(column) > 1:
-        raise UserError(f'{place}: column {column!r} occurs twice, expected once')
-    if column not in known:
-        raise UserError(f'{place}: --column={not_among(column, known)}')
-    return column
+def json_value(record: object, name: str) -> object:
+    """Returns the value of a key. Raises UserError if there is none."""
+    if not isinstance(record, dict):
+        raise UserError(f'{brief.repr(record)}, expected a JSON object')
+    outer, _, inner = name.partition('.')
+    if name not in record and inner and isinstance(record.get(outer), dict):
+        return json_value(record[outer], inner)
+    if name not in record:
+        raise UserError(f'key {not_among(name, list(record))}; name one with --column')
+    return record[name]
+
+
+def joined(place: str, names: Sequence[str], values: Sequence[object], join: Join) -> Text:
+    """Makes one text of the values of a row, as training does."""
+    texts = []
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, str):
+            return Text(place, '', f'{name!r} is {brief.repr(value)}, expected some text')
+        texts.append(value.strip())
+    return Text(place, join(texts) if any(texts) else '')
 
 
 def predictions(
@@ -215,7 +258,8 @@ def predictions(
 ) -> Iterator[Prediction]:
     """Yields what the model predicts on each text. Reads them as needed, in batches of one shape.
 
-    Raises UserError for a text that cannot be predicted from; `skip` reports it and leaves it out.
+    Raises UserError for a text that cannot be predicted from, unless `skip` is true: then it is
+    reported and left out. Raises UserError if no text is left.
     """
     apply = jax.jit(predictor.apply)
     encoded = encode_texts(predictor, texts, skip)
@@ -229,15 +273,16 @@ def predictions(
         if running:
             yield from shown(predictor, *running)
         running = started
-    if running:
-        yield from shown(predictor, *running)
+    if not running:
+        raise UserError('no text to predict on is left, expected one or more')
+    yield from shown(predictor, *running)
 
 
 def shown(predictor: Predictor, texts: list[str], results: Any) -> Iterator[Prediction]:
     """Yields the predictions of a batch as JSON."""
     arrays = jax.device_get(results)
     for row, text in enumerate(texts):
-        yield {'text': text, **predictor.show(arrays, row), **predictor.notes(text)}
+        yield {'text': text, **predictor.show(arrays, row, text), **predictor.notes(text)}
 
 
 def encode_texts(
@@ -246,8 +291,10 @@ def encode_texts(
     """Yields each text with its encoding."""
     for place, text, problem in texts:
         report = f'{place}: {problem}' if problem else ''
-        if any('\ud800' <= letter <= '\udfff' for letter in text):  # see read_texts
-            report = f'{place}: {text!a} has bytes that are not UTF-8, expected UTF-8'
+        if NOT_TEXT.search(text):
+            report = (
+                f'{place}: {brief.repr(text)} has NUL or bytes that are not UTF-8, expected UTF-8'
+            )
         if not report:
             try:
                 yield text, predictor.encode([text])

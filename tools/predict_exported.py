@@ -1,6 +1,7 @@
 """Predicts with an exported model: `python predict.py "a text" "another one"`.
 
-Needs jax, numpy and flatbuffers, and the other files of its folder. In your own program:
+Needs jax, numpy, flatbuffers (and tokenizers, if run.json has one), and the other files of its
+folder. In your own program:
 
     from predict import load
     predict = load('DIR')
@@ -19,9 +20,9 @@ import jax
 import jax.export
 import numpy as np
 
-PAD, UNK, BOS, EOS = range(4)
-MARKS = ('<pad>', '<unk>', '<bos>', '<eos>')  # by id; the vocabulary follows
-VOCABULARIES = ('source_vocabulary', 'target_vocabulary')
+from input_pipeline.library_tokenizer import restored
+from input_pipeline.vocabulary import PAD, Vocabulary
+
 Predictions = list[dict[str, Any]]
 
 
@@ -32,75 +33,73 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
     with np.load(folder / 'parameters.npz', allow_pickle=False) as arrays:
         parameters = dict(arrays)
     run = json.loads((folder / 'run.json').read_text())
-    task, width = run['task'], run['config']['data.bucket_lengths'][-1]
+    task, config = run['task'], run['config']
+    width = config['data.bucket_lengths'][-1]
+    kind = config.get('data.tokenizer') or config.get('data.unit', 'word') + 's'
     apply = jax.jit(model.call)
 
     def classify(texts: Sequence[str]) -> Predictions:
-        rows, *affixes = (
-            [[BOS, *found[: width - 2], EOS] for found in encode(texts, ids, by_words, letters)]
-            for ids, letters in zip([known, *of_affixes], [slice(None), *cuts], strict=True)
+        rows, *of_affixes = (
+            [vocabulary.marked(part.ids(text), width) for text in not_empty(texts)]
+            for part in (vocabulary, *affixes)
         )
         given = {'token_ids': padded(rows, width), 'lengths': lengths(rows)}
         if affixes:
-            given['affix_ids'] = np.stack([padded(part, width) for part in affixes], axis=-1)
-        probabilities, attention, *_ = jax.device_get(apply(parameters, given))
-        return [
+            given['affix_ids'] = np.stack([padded(part, width) for part in of_affixes], axis=-1)
+        probabilities, *attention = jax.device_get(apply(parameters, given))
+        found: Predictions = [
             {
                 'label': task['label_names'][int(np.argmax(values))],
                 'probabilities': dict(zip(task['label_names'], values.tolist(), strict=True)),
-                'attention': [
-                    (names[index], weight)
-                    for index, weight in zip(row[1:-1], weights[1:].tolist(), strict=False)
-                ],
             }
-            for row, values, weights in zip(rows, probabilities, attention, strict=True)
+            for values in probabilities
         ]
+        for weights in attention:  # of the LSTM; a Transformer has none to show
+            for text, prediction, each in zip(texts, found, weights.tolist(), strict=True):
+                pieces = [piece for _, piece in vocabulary.tokens(text)[: width - 2]]
+                prediction['attention'] = list(zip(pieces, each[1:], strict=False))
+        return found
 
     def decode(texts: Sequence[str]) -> Predictions:
-        rows = [[*found, EOS] for found in encode(texts, known, by_words)]
-        for text, row in zip(texts, rows, strict=True):
-            if UNK in row and run['config']['data.min_frequency'] == 1:
+        rows = []
+        for text in not_empty(texts):
+            ids = source.ids(text)
+            if source.unk in ids and config['data.min_frequency'] == 1:
                 raise ValueError(f'{text!r}: has tokens that are not in the vocabulary of the run')
-            if len(row) > width:
-                raise ValueError(f'{text!r}: needs a width of {len(row)}, expected at most {width}')
+            if len(ids) >= width and config['data.too_long'] != 'cut':
+                raise ValueError(f'{text!r}: needs a width of {len(ids) + 1}, expected <= {width}')
+            rows.append(source.marked(ids, width, start=False))
         given = {'sources': padded(rows, width), 'source_lengths': lengths(rows)}
-        decoded = jax.device_get(apply(parameters, given)).tolist()
-        texts_of = [[names[index] for index in row if index not in (PAD, EOS)] for row in decoded]
-        return [{'prediction': (' ' if by_words else '').join(text)} for text in texts_of]
+        decoded = jax.device_get(apply(parameters, given))
+        return [{'prediction': target.decode(row)} for row in decoded]
 
-    by_words = run['config'].get('data.unit', 'word') == 'word'
-    read, said = ('vocabulary',) * 2 if 'label_names' in task else VOCABULARIES
-    known = numbered(task[read])
-    of_affixes = [numbered(parts) for parts in task.get('affixes', [])]
-    first, last = run['config'].get('data.affixes') or (0, 0)
-    cuts = [slice(first), slice(-last, None)][: len(of_affixes)]
-    names = (*MARKS, *task[said])
-    return classify if 'label_names' in task else decode
+    if 'label_names' in task:
+        vocabulary = restored(task, kind)
+        first, last = config.get('data.affixes') or (0, 0)
+        affixes = [
+            Vocabulary(words, vocabulary.units, letters)
+            for words, letters in zip(
+                task['affixes'], (slice(first), slice(-last, None)), strict=False
+            )
+        ]
+        return classify
+    source, target = (restored(task, kind, side) for side in ('source_', 'target_'))
+    return decode
 
 
-def encode(
-    texts: Sequence[str], ids: dict[str, int], by_words: bool, letters: slice = slice(None)
-) -> list[list[int]]:
-    """Returns the ids of words or characters, or of some letters of each. Raises ValueError."""
+def not_empty(texts: Sequence[str]) -> Sequence[str]:
+    """Returns the texts. Raises ValueError if one is empty."""
     if not all(text.strip() for text in texts):
         raise ValueError('expected texts that are not empty')
-    return [
-        [ids.get(word[letters], UNK) for word in (text.split() if by_words else text)]
-        for text in texts
-    ]
+    return texts
 
 
-def numbered(words: Sequence[str]) -> dict[str, int]:
-    """Returns word -> id."""
-    return {word: index for index, word in enumerate(words, len(MARKS))}
-
-
-def padded(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
+def padded(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
     """Returns rows as int32[B, width]."""
     return np.array([[*row, *[PAD] * (width - len(row))] for row in rows], np.int32)
 
 
-def lengths(rows: Sequence[Sequence[int]]) -> np.ndarray:
+def lengths(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the lengths of rows as int32[B]."""
     return np.array([len(row) for row in rows], np.int32)
 

@@ -26,7 +26,7 @@ import tasks
 from configs.schema import Config
 from errors import UserError
 from input_pipeline.batches import batch_order, train_batches
-from runtime import backend, ledger, resume
+from runtime import backend, ledger, resume, warm_start
 from runtime.checkpoints import Checkpoints
 from tasks.task import Task
 from tools.arguments import Arguments, one_line_errors, run_tool
@@ -67,17 +67,20 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     before = max((s for s in steps if s < step), default=0)
     saved = open_run(str(workdir), before if before in steps else min(steps))
     backend.check()
-    task, layout = tasks.make_task(saved.config), saved.layout()
+    task, layout = saved.task(), saved.layout()
     now = resume.Launch(
         tasks.task_name(saved.config), task.resume_facts, layout.mesh.size, saved.folder
     )
     config, _ = resume.plan(saved.config, now, saved.record, allow_changes=False)
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
+    schedule = make_schedule(config.optimizer, config.num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule, config.init.freeze)
     if before in steps:
         state = saved.state(task.init, layout)
         origin = f'checkpoint {before}'
     else:
         state = first_state(saved, make_create_state(task.init, optimizer, layout))
+        names, make = task.token_names, tasks.predictor_from_record
+        state = warm_start.started(state, config, names, layout, make)
         origin = 'the root keys'
     print(f'training from {origin} up to step {step}, on {layout.mesh.size} device(s)', flush=True)
 
@@ -137,8 +140,9 @@ def print_largest_losses(
     ranked = np.argsort(np.where(np.isfinite(losses), -losses, -np.inf), kind='stable')
     for place in map(int, ranked[:SHOWN]):
         example = order(step - 1)[place]
-        text = task.train.text(example)
-        print(f'row {place}, training example {example}, loss {losses[place]:.6g}: {text}')
+        label = f', label {batch["labels"][place]}' if 'labels' in batch else ''
+        where = f'row {place}, training example {example}, loss {losses[place]:.6g}'
+        print(f'{where}: {task.train.text(example)!r}{label}')
 
 
 def example_losses(

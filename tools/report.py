@@ -24,12 +24,13 @@ from reporting.summary import read_summary
 from tasks.task import Predictor, Task
 from tools import curves, evaluate, saved_run
 from tools.arguments import Arguments, one_line_errors, run_tool
-from tools.report_page import document, paragraph, shaded, swatch, table
+from tools.report_page import document, escaped, marked, paragraph, shaded, swatch, table
 from tools.saved_run import SavedRun
 
 SHOWN = 20  # mistakes
 NAMED = 3  # runs in the title
 UNKNOWN = 'unknown'
+NO_BREAK_SPACE = '\N{NO-BREAK SPACE}'
 
 
 class Run(NamedTuple):
@@ -100,7 +101,7 @@ def sections(runs: dict[str, Run]) -> Iterator[tuple[str, str]]:
     if over_seeds := seeds_table(runs):
         yield 'Mean over seeds', over_seeds
     if drawn := {name: run.curves for name, run in runs.items() if run.curves}:
-        yield 'Learning curves', curves_svg(drawn)
+        yield 'Learning curves', ''.join(drawn_curves(drawn))
     predictor = run.saved.predictor()
     params = run.saved.params(predictor.init)
     if task:
@@ -108,12 +109,12 @@ def sections(runs: dict[str, Run]) -> Iterator[tuple[str, str]]:
             yield title + of_first, content
     else:
         yield 'Evaluation examples' + of_first, paragraph(f'They cannot be shown: {problem}')
-    yield 'Facts', facts_table(runs, task.best_metric if task else '')
+    yield 'Facts', facts_table(runs)
     yield 'Settings other than the defaults', settings_table(runs)
     sizes = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
     sizes['all'] = sum(sizes.values())
     counts = [[name, f'{size:,}'] for name, size in sizes.items()]
-    yield 'Parameters' + of_first, table(counts, ['module', 'parameters'])
+    yield 'Parameters' + of_first, table(counts, ['module', 'parameters'], 'facts')
 
 
 def differing_settings(runs: dict[str, Run]) -> list[str]:
@@ -166,12 +167,19 @@ def seeds_table(runs: dict[str, Run]) -> str:
     return note + table(rows, [*differing, 'seeds', *names]) if rows else ''
 
 
-def curves_svg(drawn: dict[str, curves.Curves]) -> str:
-    """Returns all curves of all runs as one inline SVG, whose text stays text."""
-    metrics = curves.names(drawn, 'evaluation') or ['loss']
-    with curves.drawing(drawn, [*metrics, 'gradient_norm']) as figure:
-        svg = curves.image(figure, 'svg', transparent=True).decode()
-    return re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.DOTALL)
+def drawn_curves(drawn: dict[str, curves.Curves]) -> Iterator[str]:
+    """Yields an inline SVG for each metric with all runs in it, and before them the legend."""
+    yield paragraph('Thin: each step. Dashed: mean of log interval. Dots: evaluation.')
+    if len(drawn) > 1:
+        colors = zip(curves.cycle(len(drawn)), drawn, strict=True)
+        yield ''.join(
+            f'<div>{marked(3 * NO_BREAK_SPACE, color)} {escaped(name)}</div>'
+            for color, name in colors
+        )
+    for metric in [*(curves.names(drawn, 'evaluation') or ['loss']), 'gradient_norm']:
+        with curves.drawing(drawn, metric, size=(3.5, 2.6), legend=False) as figure:
+            svg = curves.image(figure, 'svg', transparent=True).decode()
+        yield re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.DOTALL)
 
 
 def closer_look(
@@ -191,10 +199,13 @@ def closer_look(
         true = [labels[example.label]] if labels else []
         cells = mistake_cells(example.shown, task.evaluation.text(example.number))
         rows.append([f'{example.metrics["loss"]:.3f}', *true, *cells])
-    note = (
-        f'{len(mistakes):,} of {len(examples):,} examples are wrong; those with the largest loss:'
-    )
-    yield 'Worst mistakes', paragraph(note) + table(rows, head if rows else [], wide=True)
+    note = f'{len(mistakes):,} of {len(examples):,} examples are wrong'
+    if rows:
+        shading = any('attention' in example.shown for example in mistakes[:SHOWN])
+        note += '; those with the largest loss' + (
+            '. The darker a word, the more attention it got.' if shading else ':'
+        )
+    yield 'Worst mistakes', paragraph(note) + (table(rows, head) if rows else '')
 
 
 def mistake_cells(shown: dict[str, Any], text: str) -> list[str]:
@@ -206,19 +217,23 @@ def mistake_cells(shown: dict[str, Any], text: str) -> list[str]:
 
 
 def confusion_table(counts: np.ndarray, labels: list[str]) -> str:
-    """Returns true labels down, predicted ones across, right and wrong in different colors."""
+    """Returns true labels down, predicted ones across, and the recall of each true label."""
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     rows = [
         [
-            f'true {label}',
+            label,
             *(swatch(f'{n:,}', shares[i, j], i == j) for j, n in enumerate(counts[i])),
+            f'{shares[i, i]:.1%}' if counts[i].any() else 'no examples',
         ]
         for i, label in enumerate(labels)
     ]
-    return table(rows, ['', *(f'predicted {label}' for label in labels)])
+    note = paragraph(
+        'Green: right. Red: wrong. The darker, the larger the share of the true label.'
+    )
+    return note + table(rows, ['true / predicted', *labels, 'recall'], 'matrix')
 
 
-def facts_table(runs: dict[str, Run], best_metric: str) -> str:
+def facts_table(runs: dict[str, Run]) -> str:
     """Returns what decided the bits of each run, and how it went."""
     facts: dict[str, list[Any]] = {}
     for run in runs.values():
@@ -228,14 +243,14 @@ def facts_table(runs: dict[str, Run], best_metric: str) -> str:
         for name, value in {
             'date of the checkpoint': date(run.saved),
             'steps': f'{run.saved.step} of {run.saved.config.num_steps}{unfinished}',
-            'best evaluation': best_evaluation(run, best_metric),
+            'best evaluation': best_evaluation(run),
             'data': data(run.settings),
             'training data (SHA-256)': task.get('training_data', UNKNOWN)[:16],
             'evaluation data (SHA-256)': task.get('evaluation_data', UNKNOWN)[:16],
             'code': code(manifest.get('code')),
             'examples/s in training': f'{speed:,.0f}' if speed else UNKNOWN,
             'root key': manifest['root_key'],
-            'state fingerprint': manifest['state_fingerprint'],
+            'state fingerprint': manifest['state_fingerprint'][:16],
             'shards': manifest['num_shards'],
             'devices': f'{manifest["device_count"]} x {manifest["device_kind"]}, '
             f'{manifest["process_count"]} process(es)',
@@ -249,11 +264,12 @@ def facts_table(runs: dict[str, Run], best_metric: str) -> str:
 
 
 def side_by_side(values: dict[str, list[Any]], runs: dict[str, Run]) -> str:
-    """Returns a table of what all runs share, and one with a column for each run of the rest."""
+    """Returns a table of what all runs share, and one of the rest with a row for each run."""
     shared = [[name, of_each[0]] for name, of_each in values.items() if len(set(of_each)) == 1]
-    rest = [[name, *of_each] for name, of_each in values.items() if len(set(of_each)) > 1]
-    first = table(shared, ['', 'all runs' if len(runs) > 1 else next(iter(runs))])
-    return first + (paragraph('') + table(rest, ['', *runs]) if rest else '')
+    rest = {name: of_each for name, of_each in values.items() if len(set(of_each)) > 1}
+    first = table(shared, ['', 'all runs' if len(runs) > 1 else next(iter(runs))], 'facts')
+    rows = zip(runs, *rest.values(), strict=True)
+    return first + (paragraph('') + table(rows, ['run', *rest]) if rest else '')
 
 
 def date(saved: SavedRun) -> str:
@@ -266,10 +282,12 @@ def date(saved: SavedRun) -> str:
     return f'{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M} UTC'
 
 
-def best_evaluation(run: Run, metric: str) -> str:
-    """Returns the best value of a metric and its step, which may have no checkpoint any more."""
-    curve = run.curves.get(f'evaluation/{metric}')
-    if curve is None:
+def best_evaluation(run: Run) -> str:
+    """Returns the best metric and its step, which may have no checkpoint any more."""
+    try:
+        metric = run.saved.best_metric()
+        curve = run.curves[f'evaluation/{metric}']
+    except (KeyError, UserError):  # the second if an old record lacks the metric, and data is lost
         return UNKNOWN
     step, value = curve[int(np.argmax(curve[:, 1]))]
     return f'step {step:.0f}, {metric} {value:.4f}'

@@ -15,13 +15,18 @@ td, th { text-align: left; vertical-align: baseline; padding: .25rem .9rem .25re
          border-bottom: 1px solid #e4e4e4; max-width: 42rem }
 th { font-weight: 600; color: #555 }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; min-width: 5rem }
-td:first-child { white-space: nowrap }
-.wide td { white-space: nowrap }
-.wide td:last-child { max-width: none; min-width: 20rem; white-space: normal }
+th, .matrix td { white-space: nowrap }
+.matrix td { min-width: 0 }
 mark { color: inherit; padding: .1em .15em; border-radius: .2em }
 .share { display: inline-block; min-width: 4rem; padding: .2rem .5rem; text-align: right }
-svg { max-width: 100%; min-width: 30rem; height: auto; font-family: system-ui, sans-serif }
-@media (max-width: 40rem) { body { margin: 1rem auto; font-size: 14px } }
+svg { width: 21rem; max-width: 100%; height: auto; font-family: system-ui, sans-serif }
+@media (max-width: 45rem) { /* a phone: each row becomes a list of names and values */
+  body { margin: 1rem auto; font-size: 14px }
+  .rows tr:first-child { display: none }
+  .rows tr { display: block; padding: .5rem 0; border-bottom: 1px solid #e4e4e4 }
+  .rows td { display: inline-block; min-width: 0; padding: 0 1rem 0 0; border: none }
+  .rows td::before { content: attr(data-name) " "; color: #777 }
+}
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the page loads nothing, runs no script
 
@@ -45,14 +50,21 @@ def document(title: str, sections: Iterable[tuple[str, str]]) -> str:
     )
 
 
-def table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), wide: bool = False) -> str:
-    """Returns a table of cells, which are escaped unless they are Html."""
+def table(rows: Iterable[Sequence[Any]], head: Sequence[str], kind: str = 'rows') -> str:
+    """Returns a table of cells, which are escaped unless they are Html.
+
+    `kind`: a phone shows 'rows' as lists; 'matrix' and 'facts' are narrow and stay tables.
+    """
 
     def row(cells: Sequence[Any], tag: str) -> str:
-        return '<tr>' + ''.join(f'<{tag}>{escaped(cell)}</{tag}>' for cell in cells) + '</tr>'
+        named = zip(head, cells, strict=True)
+        return ''.join(
+            f'<{tag} data-name="{html.escape(name)}">{escaped(cell)}</{tag}>'
+            for name, cell in named
+        )
 
-    lines = ([row(head, 'th')] if head else []) + [row(cells, 'td') for cells in rows]
-    return f'<table{" class=wide" if wide else ""}>' + '\n'.join(lines) + '</table>'
+    lines = [row(head, 'th'), *(row(cells, 'td') for cells in rows)]
+    return f'<table class="{kind}">' + '\n'.join(f'<tr>{line}</tr>' for line in lines) + '</table>'
 
 
 def paragraph(text: str) -> str:
@@ -78,6 +90,6 @@ def shaded(words: Sequence[tuple[str, float]]) -> Html:
     return Html(' '.join(marked(word, color, f'title="{w:.3f}"') for word, w, color in colors))
 
 
-def marked(text: str, color: str, attributes: str) -> Html:
+def marked(text: str, color: str, attributes: str = '') -> Html:
     """Returns text on a background color."""
     return Html(f'<mark style="background: {color}" {attributes}>{html.escape(text)}</mark>')

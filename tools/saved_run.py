@@ -10,15 +10,16 @@ from etils import epath
 import tasks
 from configs.schema import Config
 from errors import UserError
+from input_pipeline.examples import SHARE
 from reporting.log import quiet_libraries
 from runtime import backend, resume
 from runtime.checkpoints import Checkpoints, RunRecord
 from runtime.command_line import existing_run
+from runtime.warm_start import restore_target
 from tasks.task import Predictor, Task
 from tools import curves
 from training.mesh import Layout, make_layout, make_mesh
-from training.optimizer import make_optimizer, make_schedule
-from training.state import TrainState, abstract_state, make_create_state
+from training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +42,20 @@ class SavedRun:
         """
         config, unchanged = self.config, dict(self.record['task'])
         if evaluation:
+            if share := SHARE.fullmatch(config.data.evaluation):  # stays out of the training split
+                evaluation = f'{share[1]}%:{evaluation}'
             config = dataclasses.replace(
                 config, data=dataclasses.replace(config.data, evaluation=evaluation)
             )
             del unchanged['evaluation_data']
-        task = tasks.make_task(config)
+        task = tasks.make_task(config, self.record if config.init.run else None)
         if changed := resume.task_changes(unchanged, task.resume_facts):
             raise UserError(f'the data is not what the run was trained on: {changed[0]}')
         return task
+
+    def best_metric(self) -> str:
+        """Returns the metric of the best checkpoints. Older records lack it, so the task says."""
+        return self.record['manifest'].get('best_metric') or self.task().best_metric
 
     def layout(self, most: int = 0) -> Layout:
         """Spreads the shards over the devices of this machine, or over `most` of them."""
@@ -59,11 +66,7 @@ class SavedRun:
 
     def state(self, init: Any, layout: Layout) -> TrainState:
         """Reads the state. Raises UserError if the checkpoint is damaged."""
-        optimizer = make_optimizer(
-            self.config.optimizer, make_schedule(self.config.optimizer, self.config.num_steps)
-        )
-        create_state = make_create_state(init, optimizer, layout)
-        target = abstract_state(create_state, self.config.prng_impl, layout)
+        target = restore_target(self.config, init, layout)
         return Checkpoints(self.folder, read_only=True).read(self.step, target)
 
     def params(self, init: Any) -> Any:
@@ -108,7 +111,7 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
     backend.prepare(resume.recorded_cpu_threads(record), config.matmul_precision)
     run = SavedRun(folder, chosen, record, config)
     if step == 'best':
-        best = best_step(curves.read(folder), run.task().best_metric, steps)
+        best = best_step(curves.read(folder), run.best_metric(), steps)
         if best is None:
             raise UserError(
                 f'--step=best: no checkpoint of {folder} was evaluated; expected one of its steps, '

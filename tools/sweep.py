@@ -40,9 +40,9 @@ from configs.schema import Config
 from errors import REQUEUE, UserError
 from input_pipeline.examples import not_among
 from reporting.summary import read_summary
-from runtime.command_line import refuse, usable_workdir
+from runtime.command_line import usable_workdir
 from runtime.preemption import SIGNALS
-from tools.arguments import Arguments
+from tools.arguments import Arguments, one_line_errors, run_tool
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
 LONGEST_NAME = 200  # of a folder, named after its settings
@@ -64,6 +64,7 @@ class Run(NamedTuple):
         return self.settings | {seeded: str(self.seed)}
 
 
+@one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Brings the runs to their end and prints the table; returns the exit code."""
     parser = Arguments(__doc__)
@@ -76,13 +77,13 @@ def main(argv: Sequence[str]) -> int:
     add('--command', default='', help='call this for each run instead of training here')
     given = parser.parse_args(argv)
     try:
-        config, workdir = read_config(given.config), usable_workdir(given.workdir)
-        runs = grid(config, workdir, given.set, given.seeds, given.vary or ['all'])
         command = shlex.split(given.command) or [sys.executable, str(TRAIN)]
-        code = carry_out(runs, config, [*command, f'--config={given.config}'])
-        conclude(runs, config, workdir)
-    except (UserError, ValueError) as error:  # ValueError: an unclosed quotation in --command
-        refuse(error)
+    except ValueError as error:
+        raise UserError(f'--command={given.command}: {error}') from error
+    config, workdir = read_config(given.config), usable_workdir(given.workdir)
+    runs = grid(config, workdir, given.set, given.seeds, given.vary or ['all'])
+    code = carry_out(runs, config, [*command, f'--config={given.config}'])
+    conclude(runs, config, workdir)
     return code
 
 
@@ -228,4 +229,4 @@ def statistics(values: Sequence[float]) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    run_tool(main)

@@ -3,8 +3,8 @@
     root   = jax.random.key(seed, dtype=impl) created once; a resume reads it from the checkpoint
                                               (one per stream; all the same unless `seeds` differ)
     stream = fold_in(root, STREAM)            PARAMS, DROPOUT, SAMPLE, DATA
-    step   = fold_in(stream, step)
-    shard  = fold_in(step, shard)             shard = device index on the data axis
+    step   = fold_in(stream, step)            step = number of finished steps
+    shard  = fold_in(step, shard)             shard = 0 .. num_shards - 1, on whatever device it is
     module = Linen's make_rng folds the module path and a call counter into the shard key
 
 Initialisation uses the PARAMS stream itself, and the DATA stream folds in the epoch instead of step
@@ -89,7 +89,7 @@ def key_words(key: jax.Array) -> np.ndarray:
 
 
 def local_copy(roots: RootKeys) -> RootKeys:
-    """Copies root keys to this process alone, so that loader threads can use them by themselves."""
+    """Copies the root keys to process-local arrays, which loader threads can use on their own."""
 
     def copy(key: jax.Array) -> jax.Array:
         return jax.random.wrap_key_data(jnp.asarray(key_words(key)), impl=jax.random.key_impl(key))

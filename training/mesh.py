@@ -61,7 +61,7 @@ class Layout:
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes the mesh: `devices`, or those of all processes, on one axis, ordered by process."""
     ordered = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
-    # Auto axes, since Linen's dropout does not run on the Explicit axes that jax.make_mesh makes.
+    # Auto axes, since Linen's modules do not run on the Explicit axes that jax.make_mesh makes.
     return Mesh(np.array(ordered), (DATA,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
@@ -97,7 +97,7 @@ def jit_on_mesh(
     out_specs: Tree,
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Tree]:
-    """Compiles `program` to run on every device of the mesh, the same for any number of them.
+    """Compiles `program` by shard_map: every device runs the same code, whatever their number.
 
     With check_vma=False the program owns every collective. Otherwise shard_map itself would sum
     the gradients of replicated parameters, in an order that depends on the number of devices.

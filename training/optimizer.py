@@ -1,10 +1,13 @@
 """The update rule of a config, as an optax chain, and how a step applies it."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from configs.schema import OptimizerConfig
+from training.frozen import without_frozen
 from training.row import Tree
 
 
@@ -22,20 +25,21 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule, freeze: Sequence[str] = ()
 ) -> optax.GradientTransformation:
     """Returns Adam or momentum, then decoupled weight decay, then the learning rate.
 
-    Decay comes before the learning rate, so a step without gradient shrinks a matrix by
-    learning_rate * weight_decay of itself (Loshchilov and Hutter, 2019). Biases do not decay.
-    The step itself clips, because it knows the norm of the whole gradient.
+    With zero gradient a step multiplies a matrix by 1 - learning_rate * weight_decay (Loshchilov
+    and Hutter, 2019). Biases do not decay. The step clips, because it knows the norm of the whole
+    gradient.
     """
     rule = optax.scale_by_adam() if config.name == 'adamw' else optax.trace(config.momentum)
-    return optax.chain(
+    chain = optax.chain(
         rule,
         optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
         optax.scale_by_learning_rate(schedule),
     )
+    return without_frozen(chain, freeze)
 
 
 def is_matrix(params: Tree) -> Tree:
@@ -48,10 +52,10 @@ def is_matrix(params: Tree) -> Tree:
 def gradient_scale(weight: jax.Array, norm: jax.Array, clip_norm: float) -> jax.Array:
     """Returns float32[]: the summed gradient times this is the mean gradient, clipped.
 
-    weight: float32[], of all examples; norm: float32[], of the mean gradient, which is scaled to
-    the norm `clip_norm` if it is longer; 0: no limit (Pascanu et al., 2013,
-    https://arxiv.org/abs/1211.5063). One number, because dividing by the weight and then clipping
-    would be two passes over the gradient.
+    weight: float32[], of all examples; norm: float32[], of the mean gradient. If it is larger than
+    `clip_norm`, the mean gradient is rescaled to that norm; 0 disables clipping (Pascanu et al.,
+    2013, https://arxiv.org/abs/1211.5063). One number, because dividing by the weight and then
+    clipping would be two passes over the gradient.
     """
     scale = 1 / weight
     return jnp.where(norm < clip_norm, scale, scale * (clip_norm / norm)) if clip_norm else scale

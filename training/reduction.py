@@ -6,9 +6,9 @@ consecutive shards, which form a subtree, and the devices add the sums of their 
 and n devices are powers of two, and n divides S.
 
 Cost per device, for a vector of P float32 on n devices: one all-to-all and one all-gather of
-4P (n-1)/n bytes each, together as many as a ring all-reduce, in two messages to each other device.
-Each device adds P values. `sum_in_place` moves the same bytes in more messages and fewer copies, for
-simulated devices. At most 2 log2(S/n) + 1 partial sums are in memory.
+4P (n-1)/n bytes each, the volume of a ring all-reduce, in two messages to every other device.
+Each device adds P values. `sum_in_place` moves as many bytes in more messages, with fewer copies.
+At most 2 log2(S/n) + 1 partial sums are in memory.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,8 @@ from jax import lax
 
 from training.row import Tree
 
-LANES = 128  # a TPU vector register's width: a slice in whole registers moves as a true all-gather
-ROWS = 8
-IN_PLACE = 2**16  # simulated devices add arrays from this size on without copying them first
+LANES, ROWS = 128, 8  # a TPU vector register; XLA moves slices of whole ones as a true all-gather
+IN_PLACE = 2**16  # simulated devices add arrays from this size on without packing them
 
 
 def tree_sum_local(partial: Callable[[jax.Array], Tree], first: jax.Array, count: int) -> Tree:

@@ -1,4 +1,4 @@
-"""The row of a step: what the ledger keeps of it, as exact bits. Also the types of a step."""
+"""Packs a step's row of the ledger, as exact bits. Also defines the types that a step shares."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Tree = Any  # a tree of arrays: parameters, gradients, optimizer state, their shapes or specs
-Sums = dict[str, jax.Array]  # float32[] sums over examples; 'loss' / 'weight' is minimised
+Sums = dict[str, jax.Array]  # float32[] sums over examples; 'loss' / 'weight' is minimized
 
 
 def row_columns(sum_names: tuple[str, ...]) -> dict[str, str]:

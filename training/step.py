@@ -5,6 +5,8 @@ sequence, each with its own keys. On one device this is gradient accumulation.
 
 Gradient and update are two programs. In one program XLA would fuse the update into the end of the
 gradient, differently for each number of devices, and the last bits of the parameters would differ.
+XLA does not promise that a shard's gradient compiles to the same arithmetic alone as in the loops
+of `tree_sum_local`; the tests show it on CPUs, for every version of JAX that we pin.
 """
 
 import itertools
@@ -53,8 +55,8 @@ def make_gradient(
 ) -> Callable[..., tuple[Tree, Sums, jax.Array]]:
     """Returns (params, root keys, step, global batch) -> (summed gradient, sums, fingerprints).
 
-    The fingerprints uint32[2] are of the batch and of its dropout keys. With ZeRO-1 the gradient
-    comes in slices, each on the device of its shard.
+    `fingerprints` is uint32[2]: batch, dropout keys. With ZeRO-1 each device gets only its slices
+    of the gradient.
     """
 
     def loss(params: Tree, *rest: Tree) -> tuple[jax.Array, Sums]:
@@ -169,8 +171,8 @@ def reduce_as_vector(leaves: list[jax.Array], layout: Layout) -> list[jax.Array]
     else:
         vector = reduction.sum_devices(vector, DATA, layout.mesh.size)
     # The barrier makes XLA cut the vector first and shape the parts afterwards. Otherwise XLA on
-    # TPU gives the whole vector the shape of a leaf, and [P/2, 2] in tiles of 128 columns takes 64
-    # times its memory.
+    # TPU reshapes the whole vector for one leaf: two columns, padded to tiles of 128, take 64 times
+    # the memory.
     parts = lax.optimization_barrier(jnp.split(vector, ends)[:-1])
     return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
 
