@@ -1,7 +1,6 @@
 """The promises of training/reduction.py: the order of adding is a law, and costs a ring's bytes."""
 
 import collections
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -104,24 +103,6 @@ def test_psum_does_not_keep_the_law(layout: MakeLayout, devices: int) -> None:
     assert not same_bits(found, tree_sum(parts))
     scale = np.abs(parts).sum(axis=0)
     np.testing.assert_allclose(found / scale, tree_sum(parts) / scale, atol=1e-6)
-
-
-@pytest.mark.parametrize('devices', DEVICES)
-def test_simulated_devices_add_large_arrays_in_the_documented_tree(
-    layout: MakeLayout, devices: int
-) -> None:
-    """In place, beside arrays that are packed, and with the signs of zeros."""
-    parts = {
-        'small': wild(8, 1013),
-        'odd': wild(8, reduction.IN_PLACE + 1),
-        'large': wild(8, 512, 129),
-    }
-    zeros = np.random.default_rng(0).random((8, reduction.IN_PLACE)) < 0.1
-    parts['zeros'] = np.where(zeros, 0.0, -0.0).astype(np.float32)
-    found = trainers_sum(parts, dataclasses.replace(layout(devices), simulated=True))
-    for name, values in parts.items():
-        assert found[name].shape == values.shape[1:]
-        assert same_bits(found[name], tree_sum(values))
 
 
 def moved(program: str) -> dict[str, list[int]]:

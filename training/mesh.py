@@ -26,7 +26,6 @@ class Layout:
     num_shards: int
     reduction: str  # 'tree' or 'psum'
     shard_state: bool = False  # each device keeps its shards' slices of the optimizer state
-    simulated: bool = False  # all devices share one CPU's memory: copies cost more than messages
 
     @property
     def shards_per_device(self) -> int:
@@ -85,9 +84,7 @@ def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:
                 f'config.{name} = {size}: expected a multiple of the {num_shards} shards, such as '
                 f'{-(-size // num_shards) * num_shards}'
             )
-    devices = mesh.devices.flat
-    simulated = devices[0].platform == 'cpu' and len({d.process_index for d in devices}) == 1
-    return Layout(mesh, num_shards, config.reduction, config.optimizer.shard_state, simulated)
+    return Layout(mesh, num_shards, config.reduction, config.optimizer.shard_state)
 
 
 def jit_on_mesh(

@@ -7,8 +7,7 @@ and n devices are powers of two, and n divides S.
 
 Cost per device, for a vector of P float32 on n devices: one all-to-all and one all-gather of
 4P (n-1)/n bytes each, the volume of a ring all-reduce, in two messages to every other device.
-Each device adds P values. `sum_in_place` moves as many bytes in more messages, with fewer copies.
-At most 2 log2(S/n) + 1 partial sums are in memory.
+Each device adds P values. At most 2 log2(S/n) + 1 partial sums are in memory.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from jax import lax
 from training.row import Tree
 
 LANES, ROWS = 128, 8  # a TPU vector register; XLA moves slices of whole ones as a true all-gather
-IN_PLACE = 2**16  # simulated devices add arrays from this size on without packing them
 
 
 def tree_sum_local(partial: Callable[[jax.Array], Tree], first: jax.Array, count: int) -> Tree:
@@ -55,29 +53,6 @@ def sum_devices(vector: jax.Array, axis: str, devices: int) -> jax.Array:
     if devices == 1:
         return vector
     return gathered(sum_scattered(vector, axis, devices), axis).reshape(-1)
-
-
-def sum_in_place(leaf: jax.Array, axis: str, devices: int) -> jax.Array:
-    """Adds a float32 array over a mesh axis in tree order, without packing it. Call in shard_map.
-
-    Recursive halving (Rabenseifner, 2004), with the bits of `sum_devices`: in each round two
-    devices whose subtrees are of one size exchange halves of what they still hold, and add. A sum
-    of two does not depend on their order. The number of devices must divide the array's size.
-
-    `lax.psum_scatter` is faster, but on a CPU it starts from 0.0, and 0.0 + -0.0 is 0.0.
-    """
-    part, distance, holders = leaf.reshape(-1), 1, [0]
-    while distance < devices:
-        half = part.size // 2
-        upper = lax.axis_index(axis) // distance % 2
-        kept = lax.dynamic_slice(part, (upper * half,), (half,))
-        sent = lax.dynamic_slice(part, ((1 - upper) * half,), (half,))
-        partners = [(device, device ^ distance) for device in range(devices)]
-        part = kept + lax.ppermute(sent, axis, partners)
-        holders = [device + bit for device in holders for bit in (0, distance)]
-        distance *= 2
-    whole = lax.all_gather(part, axis, axis_index_groups=[holders], tiled=True)
-    return whole.reshape(leaf.shape)
 
 
 def sum_scattered(vector: jax.Array, axis: str, devices: int) -> jax.Array:

@@ -145,24 +145,10 @@ def local_shards(batch: Batch, count: int) -> tuple[Batch, jax.Array]:
 
 
 def reduce_over_devices(tree: Tree, layout: Layout) -> Tree:
-    """Sums a tree of float32 arrays over devices."""
-    devices = layout.mesh.size
-    if devices == 1:
+    """Sums a tree of float32 arrays over devices, in one message per device and direction."""
+    if layout.mesh.size == 1:
         return tree  # the flat vector would cost two copies
     leaves, structure = jax.tree.flatten(tree)
-    in_place = layout.simulated and layout.reduction == 'tree'
-    large = [in_place and x.size >= reduction.IN_PLACE and x.size % devices == 0 for x in leaves]
-    packed = [leaf for leaf, alone in zip(leaves, large, strict=True) if not alone]
-    rest = iter(reduce_as_vector(packed, layout) if packed else ())
-    summed = [
-        reduction.sum_in_place(leaf, DATA, devices) if alone else next(rest)
-        for leaf, alone in zip(leaves, large, strict=True)
-    ]
-    return jax.tree.unflatten(structure, summed)
-
-
-def reduce_as_vector(leaves: list[jax.Array], layout: Layout) -> list[jax.Array]:
-    """Sums float32 arrays over devices, in one message per device and direction."""
     ends = list(itertools.accumulate(leaf.size for leaf in leaves))
     padding = jnp.zeros(reduction.padding(ends[-1], layout.mesh.size))
     vector, _ = ravel_pytree((leaves, padding))
@@ -174,7 +160,8 @@ def reduce_as_vector(leaves: list[jax.Array], layout: Layout) -> list[jax.Array]
     # TPU reshapes the whole vector for one leaf: two columns, padded to tiles of 128, take 64 times
     # the memory.
     parts = lax.optimization_barrier(jnp.split(vector, ends)[:-1])
-    return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)
 
 
 def reduce_scalars(sums: Sums, fingerprints: jax.Array, layout: Layout) -> tuple[Sums, jax.Array]:
