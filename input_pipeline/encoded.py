@@ -43,7 +43,7 @@ def fingerprint(*arrays: np.ndarray) -> str:
     """Returns the SHA-256, in hex, of integer arrays as int32, one after another."""
     digest = hashlib.sha256()
     for part in arrays:
-        digest.update(np.ascontiguousarray(part, '<i4'))
+        digest.update(np.ascontiguousarray(part, '<i4').data)
     return digest.hexdigest()
 
 
