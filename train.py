@@ -9,6 +9,7 @@ the options of a config. docs/reliability.md explains the exit codes.
 
 import dataclasses
 import functools
+import gc
 import json
 import logging
 import sys
@@ -56,6 +57,7 @@ def main(_: Sequence[str]) -> None:
     """Checks the command, fixes the environment that bits depend on, and trains."""
     config = command_line.loaded_config(CONFIG)
     workdir = command_line.usable_workdir(WORKDIR.value)
+    gc.freeze()  # or every collection would search through all that was imported
     stop = StopRequest()
     stop.listen(STOP_TIMEOUT.value)
     profile = Profile(PROFILE.value, workdir)
