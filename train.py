@@ -101,7 +101,7 @@ def train(
 
     # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
     schedule = make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, config.init.freeze)
+    optimizer = make_optimizer(config.optimizer, schedule)
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
         state = checkpoints.restore(abstract_state(create_state, config.prng_impl, layout))
