@@ -126,11 +126,12 @@ def test_run_whose_output_nobody_reads_any_more_continues_quietly(tmp_path: Path
         text=True,
     )
     assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.close()
     assert process.stderr is not None
-    assert process.stderr.read() == ''
-    assert process.wait(120) == 0
+    with process:  # closes its pipes
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ''
+    assert process.returncode == 0
     assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 6
 
 
