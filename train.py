@@ -9,6 +9,7 @@ the options of a config. docs/reliability.md explains the exit codes.
 
 import dataclasses
 import functools
+import gc
 import json
 import logging
 import sys
@@ -56,6 +57,7 @@ def main(_: Sequence[str]) -> None:
     """Checks the command, fixes the environment that bits depend on, and trains."""
     config = command_line.loaded_config(CONFIG)
     workdir = command_line.usable_workdir(WORKDIR.value)
+    gc.freeze()  # or every collection would search through all that was imported
     stop = StopRequest()
     stop.listen(STOP_TIMEOUT.value)
     profile = Profile(PROFILE.value, workdir)
@@ -99,7 +101,7 @@ def train(
 
     # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
     schedule = make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, config.init.freeze)
+    optimizer = make_optimizer(config.optimizer, schedule)
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
         state = checkpoints.restore(abstract_state(create_state, config.prng_impl, layout))

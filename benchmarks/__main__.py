@@ -1,10 +1,11 @@
 """Measures what training costs on this machine.
 
-    python -m benchmarks [--only NAME ...] [--out=runs/bench]
+    python -m benchmarks [--only NAME ...] [--out=runs/bench] [--record=benchmarks/record.json]
 
 Runs each benchmark in a separate process, in turn. Within one, variants alternate, so that noise
 affects all alike, and the result is the median. Trains configs/sst2.py if TFDS_DATA_DIR holds GLUE
-SST-2, otherwise configs/reviews.py. Writes bench.json and bench.md into --out.
+SST-2, otherwise configs/reviews.py. Writes bench.json and bench.md into --out, with the ratio of
+each value to that in --record, the bench.json of an earlier version.
 """
 
 import argparse
@@ -29,7 +30,9 @@ BENCHMARKS = {  # name -> module, simulated devices
     'step on 8 devices': ('step', 8),
     'recurrence': ('recurrence', 1),
     'data': ('data', 1),
+    'scale': ('scale', 1),
 }
+RECORD = Path(__file__).with_name('record.json')  # of the version before, on 2 quiet cores
 
 
 def main() -> None:
@@ -41,6 +44,9 @@ def main() -> None:
     parser.add_argument(
         '--out', type=Path, default=Path('runs/bench'), metavar='DIR', help='(default: runs/bench)'
     )
+    parser.add_argument(
+        '--record', type=Path, default=RECORD, metavar='FILE', help='(default: %(default)s)'
+    )
     parser.add_argument('--module', help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.module:
@@ -49,12 +55,13 @@ def main() -> None:
         return
     facts = {'config': CONFIG, 'cores': os.cpu_count(), 'at': f'{datetime.now(UTC):%Y-%m-%d}'}
     given.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {}
+    record, results = json.loads(given.record.read_text()), dict[str, Any]()
     for name in given.only:
         results[name] = run(*BENCHMARKS[name])
         (given.out / 'bench.json').write_text(json.dumps(facts | results, indent=2) + '\n')
-        (given.out / 'bench.md').write_text(table(results))
-    print(table(results))
+        (given.out / 'bench.md').write_text(table(results, record))
+    print(table(results, record))
+    print(f'before: {record["at"]}, {record["config"]} on {record["cores"]} cores ({given.record})')
 
 
 def run(module: str, devices: int) -> dict[str, Any]:
@@ -67,13 +74,15 @@ def run(module: str, devices: int) -> dict[str, Any]:
     return found
 
 
-def table(results: dict[str, Any]) -> str:
-    """Returns the results as a table in Markdown."""
-    lines = ['| benchmark | what | value |', '|---|---|---|']
+def table(results: dict[str, Any], record: dict[str, Any]) -> str:
+    """Returns the results as a table in Markdown, beside those of `record`."""
+    lines = ['| benchmark | what | value | before | ratio |', '|---|---|---|---|---|']
     for name, found in results.items():
-        lines += [
-            f'| {name} | {what} | {value:.4g} {unit} |' for what, value, unit in found['rows']
-        ]
+        before = {what: value for what, value, _ in record.get(name, {}).get('rows', ())}
+        for what, value, unit in found['rows']:
+            old = before.get(what)
+            compared = f'{old:.4g} {unit} | {value / old:.2f}' if old else '|'
+            lines.append(f'| {name} | {what} | {value:.4g} {unit} | {compared} |')
     return '\n'.join(lines) + '\n'
 
 

@@ -65,8 +65,9 @@ def batch_order(
         size = batch_size * window_batches
         first = index * size
         epochs = range(first // lengths.size, (first + size - 1) // lengths.size + 1)
-        stream = np.concatenate([epoch_order(epoch) for epoch in epochs])
-        rows = stream[first - epochs[0] * lengths.size :][:size]
+        begins = [first - epoch * lengths.size for epoch in epochs]
+        parts = [epoch_order(e)[max(0, b) : b + size] for e, b in zip(epochs, begins, strict=True)]
+        rows = np.concatenate(parts)
         rows = rows[np.argsort(lengths[rows], kind='stable')].reshape(window_batches, batch_size)
         return rows[np.argsort(bits(epochs[0], 1 + index, window_batches), kind='stable')]
 

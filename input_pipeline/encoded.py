@@ -1,7 +1,8 @@
 """Holds examples as ids, and makes padded batches of any of them."""
 
+import array
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,11 +14,14 @@ HostBatch = dict[str, np.ndarray]  # every array [B, ...]
 class Ragged:
     """Holds sequences of ids of any lengths in one flat array."""
 
-    def __init__(self, sequences: Sequence[np.ndarray]) -> None:
-        """Joins N sequences, each int32[T] with its own T."""
-        self.lengths = np.array([ids.size for ids in sequences], np.int32)
-        self._starts = np.cumsum(self.lengths) - self.lengths
-        self.ids = np.concatenate(sequences)
+    def __init__(self, sequences: Iterable[np.ndarray]) -> None:
+        """Joins N sequences, each int32[T] with its own T, as they come, without a list of them."""
+        ids, lengths = array.array('i'), array.array('i')
+        for sequence in sequences:
+            ids.frombytes(sequence.tobytes())
+            lengths.append(sequence.size)
+        self.ids, self.lengths = (np.frombuffer(part, np.int32) for part in (ids, lengths))
+        self._starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Returns one sequence, int32[T]."""
@@ -37,7 +41,10 @@ def unknown_share(texts: Sequence[list[int]], unk: int) -> float:
 
 def fingerprint(*arrays: np.ndarray) -> str:
     """Returns the SHA-256, in hex, of integer arrays as int32, one after another."""
-    return hashlib.sha256(b''.join(a.astype('<i4').tobytes() for a in arrays)).hexdigest()
+    digest = hashlib.sha256()
+    for part in arrays:
+        digest.update(np.ascontiguousarray(part, '<i4').data)
+    return digest.hexdigest()
 
 
 class LabelledTexts:
@@ -59,18 +66,25 @@ class LabelledTexts:
 
         labels: int32[N], or int32[N, C] of 0 and 1. weights: [N] in the loss, 1 by default.
         """
-        every, *_ = ids = [[part.ids(text) for text in texts] for part in (vocabulary, *affixes)]
-        self._texts, *self._affixes = (
-            Ragged([vocabulary.marked(row, max_length) for row in part]) for part in ids
-        )
+        tokens = unknown = self.num_truncated = 0
+
+        def encoded(part: Vocabulary) -> Iterator[np.ndarray]:
+            nonlocal tokens, unknown
+            for text in texts:
+                ids = part.ids(text)
+                if part is vocabulary:
+                    tokens, unknown = tokens + len(ids), unknown + ids.count(vocabulary.unk)
+                    self.num_truncated += len(ids) > max_length - 2
+                yield vocabulary.marked(ids, max_length)
+
+        self._texts, *self._affixes = (Ragged(encoded(part)) for part in (vocabulary, *affixes))
+        self.unknown = unknown / max(1, tokens)
         self._written = texts
         self.labels = np.asarray(labels, np.int32)
         self._weights = np.ones(len(texts), np.float32)
         if weights is not None:
             self._weights[:] = weights
         self.lengths = self._texts.lengths
-        self.num_truncated = sum(len(row) > max_length - 2 for row in every)
-        self.unknown = unknown_share(every, vocabulary.unk)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -44,6 +44,10 @@ class LibraryTokenizer(Vocabulary):
             found += [(self.eos, SEPARATOR.strip()), *zip(encoding.ids, written, strict=True)]
         return found[1:]
 
+    def ids(self, text: str) -> list[int]:
+        """Returns the ids of a text, without marks."""
+        return [index for index, _ in self.tokens(text)]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids up to EOS; other marks by their names."""
         until_end = itertools.takewhile(lambda index: index != self.eos, map(int, ids))

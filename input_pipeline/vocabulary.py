@@ -63,7 +63,8 @@ class Vocabulary:
 
     def ids(self, text: str) -> list[int]:
         """Returns the ids of a text, without marks."""
-        return [index for index, _ in self.tokens(text)]
+        get, letters = self._ids.get, self._letters
+        return [get(unit[letters], UNK) for unit in self.units(text)]
 
     def marked(self, ids: list[int], max_length: int, start: bool = True) -> np.ndarray:
         """Returns BOS (if `start`), ids and EOS: int32[T], T <= max_length. Cuts longer texts."""

@@ -158,6 +158,8 @@ def enable_compilation_cache() -> None:
     Each kind of processor and each size of the thread pool has its own folder, because machines can
     share a home and JAX's cache key contains neither. Call it after `prepare`.
     """
+    # By default JAX keeps only what took a second to compile, which leaves most of a start out.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     kind = [processor(), processor('flags'), processor('Features'), os.environ['PJRT_NPROC']]

@@ -58,9 +58,9 @@ def plan(
 ) -> tuple[Config, RunRecord]:
     """Returns the config to train with, and the run record for this launch's checkpoints.
 
-    A new run takes `num_shards` from the config or, by default, from the number of devices. A
-    saved run keeps its shards and its seeds. Raises UserError, with a diff, if anything that
-    decides the bits has changed, unless `allow_changes`; then the manifest records the changes.
+    A new run takes `num_shards` from the config or, by default, from the number of devices; a
+    saved run keeps its shards and seeds. Raises UserError, with a diff, if anything that decides
+    the bits has changed, unless `allow_changes`; then the manifest records it.
     """
     num_shards, overrides = config.num_shards or launch.devices, []
     now = backend.environment() | {'code': backend.code()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, loop, recurrence, start, step
+from benchmarks import __main__, data, loop, recurrence, scale, start, step
 from benchmarks.common import Row
 from configs.schema import Config
 from tasks.classification import ModelConfig
@@ -43,6 +43,10 @@ def test_loop_and_data_run_on_a_small_config(monkeypatch: pytest.MonkeyPatch) ->
     found = values(loop.measure())
     assert found['on each device: optimizer state'] > 2 * found['on each device: parameters']
     assert found['its step alone'] > 0
+    monkeypatch.setattr(scale, 'config', small)
+    for name, count in (('EXAMPLES', 1000), ('LATE', 100), ('BATCHES', 4)):
+        monkeypatch.setattr(scale, name, count)
+    assert values(scale.measure())['examples'] == 1000
     found = values(data.measure())
     assert found['padding, one width'] > found['padding, every eight, window 4'] > 0
 
@@ -64,6 +68,15 @@ def test_start_is_timed_in_a_separate_process(
     monkeypatch.setattr(start, 'CONFIG', 'configs/reviews.py')
     assert start.launch(tmp_path / 'run', tmp_path / 'cache') > 0
     assert list((tmp_path / 'cache').iterdir())
+
+
+def test_each_value_stands_beside_the_one_of_the_version_before() -> None:
+    results = {'data': {'rows': [['speed', 30.0, 'batches/s'], ['new', 1.0, 's']]}}
+    lines = __main__.table(results, {'data': {'rows': [['speed', 40.0, 'batches/s']]}}).splitlines()
+    assert lines[2:] == [
+        '| data | speed | 30 batches/s | 40 batches/s | 0.75 |',
+        '| data | new | 1 s | | |',
+    ]
 
 
 def test_one_command_writes_a_table_and_what_it_ran_on(tmp_path: Path) -> None:

@@ -73,8 +73,7 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
         tasks.task_name(saved.config), task.resume_facts, layout.mesh.size, saved.folder
     )
     config, _ = resume.plan(saved.config, now, saved.record, allow_changes=False)
-    schedule = make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, config.init.freeze)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
     if before in steps:
         state = saved.state(task.init, layout)
         origin = f'checkpoint {before}'

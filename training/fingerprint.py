@@ -1,5 +1,6 @@
 """Fingerprints of large values: on the device inside a step, on the host for files."""
 
+import functools
 import hashlib
 
 import jax
@@ -46,6 +47,7 @@ def fingerprint_of_slices(slices: Tree, axis: str) -> jax.Array:
     return jax.lax.psum(total, axis)
 
 
+@functools.partial(jax.jit, static_argnames='parts')  # traced once for all leaves of a shape
 def sum_of_terms(
     bits: jax.Array, start: jax.Array | int, part: jax.Array | int = 0, parts: int = 1
 ) -> jax.Array:

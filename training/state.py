@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from training import fingerprint, keys, zero
+from training.frozen import split
 from training.mesh import COMPILER_OPTIONS, Layout
 from training.row import Tree
 
@@ -28,10 +29,11 @@ def make_create_state(
 
     def create_state(root_keys: keys.RootKeys) -> TrainState:
         params = init(keys.stream_key(root_keys, keys.Stream.PARAMS))
+        trained, _ = split(params, layout)
         if layout.shard_state:
-            opt_state = jax.vmap(optimizer.init)(zero.to_slices(params, layout.num_shards))
+            opt_state = jax.vmap(optimizer.init)(zero.to_slices(trained, layout.num_shards))
         else:
-            opt_state = optimizer.init(params)
+            opt_state = optimizer.init(trained)
         return TrainState(jnp.int32(0), params, opt_state, root_keys)
 
     return jax.jit(
