@@ -105,6 +105,7 @@ def train(
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
         state = checkpoints.restore(abstract_state(create_state, config.prng_impl, layout))
+        saved = checkpoints.record(int(state.step))  # the newest one may be damaged
     else:
         seeds = dataclasses.asdict(config.seeds)
         state = create_state(keys.root_keys(config.seed, config.prng_impl, seeds))
