@@ -44,7 +44,7 @@ def config_of(file: Path, **data: Any) -> Config:
     """Returns the config of a tiny run."""
     return Config(
         num_steps=6,
-        num_shards=4,
+        num_shards=8,
         batch_size=8,
         eval_batch_size=8,
         eval_every=3,
