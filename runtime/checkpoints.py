@@ -221,7 +221,7 @@ class Checkpoints:
         # On a shared mount, one host may see an older list for a while.
         processes.require_same({'checkpoints': steps}, error=Unavailable)
         for step in reversed(steps):
-            for _ in range(2):  # an error that does not come again is no damage
+            for _ in range(2):  # a transient error is no damage
                 try:
                     return read(step)
                 except Damaged as error:

@@ -14,7 +14,8 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from configs.schema import Config, check, did_you_mean, options
+from configs.checks import did_you_mean
+from configs.schema import Config, check, options
 from errors import KeyfoldError, UserError
 from runtime.storage import in_bucket, open_location
 

@@ -94,8 +94,8 @@ def plan(
 def changes(config: Config, run_record: RunRecord, now: dict[str, Any]) -> list[str]:
     """Returns 'name: then -> now' for all that would lead this launch away from the saved run.
 
-    `now` is this launch's part of the manifest. Warns of what may change the bits but is nobody's
-    mistake, such as another processor or an edited file of the code.
+    `now` is this launch's part of the manifest. Warns of changes that may alter roundings but are
+    allowed, such as another processor or edited code.
     """
     saved, manifest = run_record['config'], run_record['manifest']
     for name, now_is in (('key_format', keys.KEY_FORMAT), ('mask_format', keys.MASK_FORMAT)):
@@ -148,7 +148,7 @@ def changed_files(then: dict[str, Any] | None, now: dict[str, Any]) -> list[str]
 
 
 def task_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns the first difference of each fact that the task has read differently, in brief."""
+    """Returns a short line for each fact of the task that changed, with its first difference."""
     found = []
     for name, then in saved.items():
         new = now.get(name)

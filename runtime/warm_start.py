@@ -112,7 +112,7 @@ def restore_target(config: Config, init: Callable[[jax.Array], Tree], layout: La
     """Returns the shapes and shardings of a run's state; `init` makes its parameters."""
     schedule = make_schedule(config.optimizer, config.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    return abstract_state(make_create_state(init, optimizer, layout), config.prng_impl, layout)
+    return abstract_state(make_create_state(init, optimizer, layout), config.prng_impl)
 
 
 def fitting(source: str, arrays: Arrays, given: Arrays) -> dict[str, np.ndarray]:

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from configs import schema
-from configs.schema import Check, Config, at_least, fraction, names, one_of, option
+from configs.checks import Check, at_least, fraction, names, one_of
+from configs.schema import Config, option
 from errors import UserError
 from input_pipeline import checks, reviews
 from input_pipeline.encoded import LabelledTexts, unknown_share
@@ -29,7 +30,7 @@ from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task, Totals
 
 
 def prefix_and_suffix() -> Check:
-    """Expects how many letters of a word's start and of its end, or neither."""
+    """Expects (prefix length, suffix length), or ()."""
     return (
         lambda value: not value or (len(value) == 2 and min(value) >= 1),
         'two whole numbers >= 1, such as (4,3), or ()',
@@ -58,7 +59,7 @@ class DataConfig(schema.DataConfig):
     )
     affixes: tuple[int, ...] = option(
         (),
-        'prefix and suffix lengths, in letters, that get embeddings, even those of unknown words',
+        'letters of the prefix and suffix to embed, also of unknown words; () embeds none',
         prefix_and_suffix(),
     )
     class_weights: tuple[str, ...] = option(
@@ -136,7 +137,7 @@ def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
 
 
 def affix_letters(data: DataConfig) -> list[slice]:
-    """Returns which letters of a word have their own ids."""
+    """Returns the slices that cut a word's prefix and suffix."""
     if not data.affixes:
         return []
     first, last = data.affixes

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from configs.schema import Check
+from configs.checks import Check
 from errors import UserError
 from input_pipeline.examples import not_among
 

@@ -16,7 +16,8 @@ import numpy as np
 import optax
 from etils import epath
 
-from configs.schema import Config, one_of, option
+from configs.checks import one_of
+from configs.schema import Config, option
 from errors import UserError
 from input_pipeline.examples import Rows, brief, not_among, read_splits
 from input_pipeline.labels import class_names

@@ -346,7 +346,7 @@ index, folder = jax.process_index(), pathlib.Path(sys.argv[1])
 layout = mesh.Layout(mesh.make_mesh(), 2, 'tree', shard_state=True)
 init = lambda key: {'kernel': jax.random.normal(key, (40, 30))}
 create = state.make_create_state(init, optax.adam(1e-3), layout)
-target = state.abstract_state(create, 'threefry2x32', layout)
+target = state.abstract_state(create, 'threefry2x32')
 keeper = checkpoints.Checkpoints(epath.Path(folder / 'run'), keep_newest=2)
 for step in (1, 2):
     roots = keys.root_keys(step, 'threefry2x32')

@@ -253,6 +253,7 @@ def test_vectors_that_do_not_fit_are_one_line(
         begin(config(vectors=str(file)), NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('zero', [False, True])
 def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state_on_any_layout(
     layout: Callable[..., Layout], token_batch: Callable[..., Arrays], zero: bool
@@ -293,6 +294,7 @@ def params_of(run: Path) -> Any:
     return saved.params(saved.predictor().init)
 
 
+@pytest.mark.slow
 def test_new_run_takes_parameters_and_words_of_another_and_resumes_without_it(
     classifier_run: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
