@@ -103,6 +103,7 @@ def train(
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
         state = checkpoints.restore(abstract_state(create_state, config.prng_impl))
+        saved = checkpoints.record(int(state.step))  # the newest one may be damaged
     else:
         roots = keys.root_keys(config.seed, config.prng_impl, vars(config.seeds))
         of_record = tasks.predictor_from_record

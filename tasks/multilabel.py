@@ -50,10 +50,12 @@ def json_values(places: list[str], name: str) -> Iterator[object]:
     """Yields a key of the JSON objects at 'FILE:LINE', which the reader has checked."""
     files: dict[str, list[str]] = {}
     for file, _, line in (place.rpartition(':') for place in places):
+        if '.jsonl' not in file.lower():
+            raise UserError(f'{file}: expected .jsonl, like the training data')
         if file not in files:
             data = epath.Path(file).expanduser().read_bytes()
-            text = (gzip.decompress(data) if file.lower().endswith('.gz') else data).decode()
-            files[file] = text.removeprefix('\ufeff').split('\n')
+            text = gzip.decompress(data) if file.lower().endswith('.gz') else data
+            files[file] = text.decode('utf-8-sig').split('\n')
         record = json.loads(files[file][int(line) - 1])
         if name not in record:
             raise UserError(f'{file}:{line}: key {not_among(name, record)}')
@@ -82,8 +84,7 @@ def multilabel_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
 
     def sums(params: Params, batch: Batch, rngs: Rngs | None = None, _: Any = None) -> Sums:
         targets, weights = batch['labels'].astype(jnp.float32), batch['weights']
-        train = rngs is not None
-        logits = model.apply({'params': params}, **inputs(batch), train=train, rngs=rngs)
+        logits = model.apply({'params': params}, **inputs(batch), train=bool(rngs), rngs=rngs)
         logits = jnp.asarray(logits)
         smoothed = targets * (1 - label_smoothing) + label_smoothing / 2
         losses = optax.sigmoid_binary_cross_entropy(logits, smoothed).mean(axis=1)
@@ -91,7 +92,7 @@ def multilabel_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
         hits = zip(COUNTS, (predicted * targets, predicted, targets), strict=True)
         counts = {} if rngs else {name: weights @ of_rows for name, of_rows in hits}
         return counts | {
-            'exact': jnp.sum(weights * jnp.all(predicted == targets, axis=1)),
+            'exact_match': jnp.sum(weights * jnp.all(predicted == targets, axis=1)),
             'loss': jnp.sum(weights * losses),
             'tokens': jnp.sum(weights * batch['lengths']),
             'weight': jnp.sum(weights),
@@ -102,8 +103,7 @@ def multilabel_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
 
 def multilabel_metrics(totals: Totals) -> dict[str, float]:
     """Returns mean loss, the share of texts without a mistake, and in evaluation averages of F1."""
-    metrics = {'loss': totals['loss'], 'exact_match': totals['exact']}
-    metrics = {name: total / totals['weight'] for name, total in metrics.items()}
+    metrics = {name: totals[name] / totals['weight'] for name in ('loss', 'exact_match')}
     if 'true' in totals:
         means = averages(*(totals[name] for name in COUNTS))
         metrics |= {f'{kind}_f1': means[kind][2] for kind in ('micro', 'macro')}
@@ -133,7 +133,7 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
         facts,
         (train_split, eval_split, names),
         multilabel_sums,
-        sum_names=('exact', 'loss', 'tokens', 'weight'),
+        sum_names=('exact_match', 'loss', 'tokens', 'weight'),
         metrics=multilabel_metrics,
         best_metric='micro_f1',
         details=lambda totals: score_lines(
@@ -146,8 +146,7 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
 
 def make_predictor(config: Config, resume_facts: Json) -> Predictor:
     """Makes what predicts the probability of each label."""
-    labels = resume_facts['labels']
-    facts = resume_facts | {'label_names': labels}
+    facts = resume_facts | {'label_names': resume_facts['labels']}
     base = classification.make_predictor(config, facts, jax.nn.sigmoid)
 
     def show(arrays: Any, row: int, text: str) -> Json:

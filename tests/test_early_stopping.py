@@ -13,7 +13,7 @@ from etils import epath
 import train
 from errors import REQUEUE
 from runtime.checkpoints import read_record
-from runtime.preemption import StopRequest
+from runtime.preemption import STOP, TRAIN, StopRequest
 from tests import runs
 from tests.test_resume import compiled_once, small_config
 from training.mesh import Layout
@@ -33,13 +33,13 @@ class StopAfter(StopRequest):
         super().__init__()
         self._left = steps
 
-    def agreed(self, layout: Layout) -> bool:
+    def agreed(self, layout: Layout, save: bool = False) -> int:
         self._left -= 1
-        return self._left == 0
+        return TRAIN if self._left else STOP
 
 
 def trained(workdir: Path, stop: StopRequest | None = None, **changes: Any) -> dict[str, Any]:
-    """Trains in this process until a step size of zero is out of patience, or the stop."""
+    """Trains at a rate of zero, which never improves the first evaluation, or until a stop."""
     config = small_config(best_metric='loss', patience=2)
     config = dataclasses.replace(config, eval_every=3, num_steps=40, **changes)
     config.optimizer.learning_rate = 0.0
@@ -77,6 +77,16 @@ def test_run_asked_to_stop_at_any_step_stops_early_at_the_same_one(
     ((_, recorded),) = record['evaluations'].items()
     assert [step for step, _ in recorded] == [step for step in (3, 6) if step < steps]
     assert trained(tmp_path)['step'] == 9
+
+
+def test_evaluations_of_a_damaged_checkpoint_are_forgotten_with_it(tmp_path: Path) -> None:
+    first = trained(tmp_path, keep_newest=3)
+    state = tmp_path / 'checkpoints' / '9' / 'state'
+    for file in [path for path in state.rglob('*') if path.is_file()]:
+        file.write_bytes(bytes(file.stat().st_size))
+    again = trained(tmp_path, keep_newest=3)
+    assert (tmp_path / 'damaged' / '9').exists()
+    assert (again['step'], again['state_fingerprint']) == (9, first['state_fingerprint'])
 
 
 def test_summary_lost_after_an_early_stop_is_written_again(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def config_of(file: Path, **data: Any) -> Config:
     """Returns the config of a tiny run."""
     return Config(
         num_steps=6,
-        num_shards=4,
+        num_shards=8,
         batch_size=8,
         eval_batch_size=8,
         eval_every=3,
@@ -94,6 +94,8 @@ def test_unknown_labels_and_weights_are_refused(tmp_path: Path) -> None:
     other.write_text('text\tlabels\nfood\tfod,service\n')
     with pytest.raises(UserError, match=r"other.tsv:2: label 'fod' .* did you mean 'food'"):
         tasks.make_task(config_of(file, evaluation=str(other)))
+    with pytest.raises(UserError, match=r'other.tsv: expected .jsonl'):
+        tasks.make_task(config_of(written(tmp_path, '.jsonl'), evaluation=str(other)))
     with pytest.raises(UserError, match='expected no weights of labels'):
         tasks.make_task(config_of(file, class_weights=('balanced',)))
 
@@ -110,12 +112,12 @@ def test_counts_of_labels_are_exact_on_any_layout(
     total = make_totals(task.eval_sums, where, lambda: iter([batch, batch]))
     found = total(jax.device_put(params, where.replicated))
     rows = [task.eval_sums(params, {n: x[[row]] for n, x in batch.items()}) for row in range(7)]
-    for name in ('exact', 'weight', *multilabel.COUNTS):
+    for name in ('exact_match', 'weight', *multilabel.COUNTS):
         np.testing.assert_array_equal(found[name], 2 * sum(np.asarray(row[name]) for row in rows))
     assert found['true'].tolist() == [8, 8]
     perfect = {name: np.float64([4, 4]) for name in multilabel.COUNTS}
     metrics = multilabel.multilabel_metrics(
-        perfect | {'loss': np.float64(7), 'weight': np.float64(7), 'exact': np.float64(7)}
+        perfect | {'loss': np.float64(7), 'weight': np.float64(7), 'exact_match': np.float64(7)}
     )
     assert metrics == {'loss': 1, 'exact_match': 1, 'micro_f1': 1, 'macro_f1': 1}
 
