@@ -177,7 +177,10 @@ def final_metrics(run: Run, config: Config) -> dict[str, float] | None:
     summary = read_summary(run.workdir, int(steps)) if steps.isdecimal() else {}
     if not summary:
         return None
-    saved = json.loads((run.workdir / 'config.json').read_text())
+    try:
+        saved = json.loads((run.workdir / 'config.json').read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f'{run.workdir}/config.json: cannot be read ({error})') from error
     changes = schema.trajectory_changes(config, saved)
     if others := [x for x in changes if x.partition(':')[0] not in run.options]:
         raise UserError(
