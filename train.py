@@ -7,10 +7,8 @@ as if it had never stopped, on any number of devices that divides `num_shards`. 
 the options of a config. docs/reliability.md explains the exit codes.
 """
 
-import dataclasses
 import functools
 import gc
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -35,12 +33,13 @@ from runtime import backend, command_line, processes, resume, warm_start
 from runtime.checkpoints import Checkpoints
 from runtime.ledger import Ledger, checked
 from runtime.lock import exclusive_workdir
-from runtime.preemption import StopRequest
+from runtime.preemption import STOP, StopRequest
 from training import keys
-from training.evaluation import make_evaluate
+from training.early_stopping import EarlyStopping
+from training.evaluation import Metrics, make_evaluate
 from training.mesh import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
-from training.row import row_columns
+from training.row import Tree, row_columns
 from training.state import abstract_state, make_create_state
 from training.step import make_train_step
 
@@ -100,69 +99,74 @@ def train(
 
     # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
     schedule = make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, config.init.freeze)
+    optimizer = make_optimizer(config.optimizer, schedule)
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
-        state = checkpoints.restore(abstract_state(create_state, config.prng_impl, layout))
+        state = checkpoints.restore(abstract_state(create_state, config.prng_impl))
     else:
-        seeds = dataclasses.asdict(config.seeds)
-        state = create_state(keys.root_keys(config.seed, config.prng_impl, seeds))
-        names, make = task.token_names, tasks.predictor_from_record
-        state = warm_start.started(state, config, names, layout, make)
-    start = int(state.step)
-    padding = padding_share(task.train.lengths, config)
-    for warning in task.warnings:
-        logging.warning('%s', warning)
-    start_report(config, layout, task.summary, padding, state, workdir)
-    finished = summary.read_summary(workdir, start) if start >= config.num_steps else {}
-    if finished.get('evaluation_data') == evaluation_data:
-        summary.log_finished(workdir, finished)
+        roots = keys.root_keys(config.seed, config.prng_impl, vars(config.seeds))
+        of_record = tasks.predictor_from_record
+        state = warm_start.started(create_state(roots), config, task.token_names, layout, of_record)
+    start, padding = int(state.step), padding_share(task.train.lengths, config)
+    start_report(config, layout, state, workdir, task.summary, task.warnings, padding)
+    # The record also has the evaluations by which a run may stop early.
+    patience = EarlyStopping(task.best_metric, config.patience, evaluation_data, saved, run_record)
+    ended = start >= config.num_steps or patience.ended
+    if ended and (finished := summary.finished(workdir, start, evaluation_data)):
         return finished
-    config_json = json.dumps(run_record['config'], indent=2)
-    summary.write_files(workdir, task.files | {'config.json': config_json})
+    summary.write_files(workdir, task.files | {'config.json': summary.as_json(config)})
 
     # A batch is a pure function of (root key, step); each process loads its own rows of it.
     epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))
-    rows = layout.process_rows(config.batch_size)
-    batches = train_batches(task.train, config, epoch_words, rows, start)
-    eval_rows = layout.process_rows(config.eval_batch_size)
+    rows, eval_rows = map(layout.process_rows, (config.batch_size, config.eval_batch_size))
+    batches = train_batches(task.train, config, epoch_words, rows, start, task.sampling_weights)
     held_out = functools.partial(eval_batches, task.evaluation, config, eval_rows)
 
     train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
-    writes = jax.process_index() == 0
-    ledger = Ledger(workdir / 'ledger', row_columns(task.sum_names), start, writes)
+    columns, writes = row_columns(task.sum_names), jax.process_index() == 0
+    ledger = Ledger(workdir / 'ledger', columns, start, writes)
     run_log = log.RunLog(default_loggers(workdir, start), task.metrics, schedule, config, ledger)
     metrics = None
+
+    def evaluated(params: Tree, step: int) -> Metrics:
+        metrics = evaluate(params)
+        run_log.evaluation(step, metrics, task.samples(params))
+        patience.add(step, metrics)
+        return metrics
+
     with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
             checkpoints.save(state, run_record)  # from here on, this root key is the run's
-        for step, batch in enumerate(batches, start + 1):
+        elif patience.missed(start, config.eval_every):
+            metrics, ended = evaluated(state.params, start), patience.ended
+        for step, batch in enumerate([] if ended else batches, start + 1):
             with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))
             run_log.add(checked(ledger.add(row), config.optimizer.on_nonfinite, workdir))
             run_log.saved(checkpoints.check())
             last, metrics = step == config.num_steps, None
-            stopping = not last and stop.agreed(layout)
-            due = last or stopping or step % config.checkpoint_every == 0
+            overdue = 0 < config.checkpoint_minutes <= checkpoints.minutes_since_save()
+            decision = not last and stop.agreed(layout, overdue)
+            stopping = decision == STOP
+            due = last or decision or step % config.checkpoint_every == 0
             evaluating = last or (step % config.eval_every == 0 and not stopping)
             if due or evaluating:
                 run_log.add(checked(ledger.drain(), config.optimizer.on_nonfinite, workdir))
             if evaluating:
-                metrics, samples = evaluate(state.params), task.samples(state.params)
-                run_log.evaluation(step, metrics, samples)
-            if due:
+                metrics = evaluated(state.params, step)
+            if due or patience.ended:
                 # The ledger is written first, so that no checkpoint lacks its past.
                 checkpoints.save(state, run_record, metrics, (ledger.write_segment, run_log.flush))
             if stopping:
                 logging.info('stopped after step %d as asked; start again to resume', step)
                 sys.exit(REQUEUE)
+            if patience.ended:
+                break
 
     metrics = metrics or evaluate(state.params)
-    if doubt := task.doubt(metrics):
-        logging.warning('%s', doubt)
-    speed = run_log.examples_per_second
-    return summary.write_summary(workdir, state, layout, evaluation_data, metrics, speed)
+    speed, doubt = run_log.examples_per_second, task.doubt(metrics)
+    return summary.write_summary(workdir, state, layout, evaluation_data, metrics, speed, doubt)
 
 
 if __name__ == '__main__':

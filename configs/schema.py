@@ -8,18 +8,26 @@ warning. A task adds the options of its data and model in tasks/, in subclasses 
 """
 
 import dataclasses
-import difflib
-import numbers
-import os
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
+from configs.checks import (
+    WORDS,
+    Check,
+    at_least,
+    converted,
+    did_you_mean,
+    fraction,
+    one_of,
+    stream_seed,
+    uint32,
+    whole_numbers,
+    zero_or_power_of_two,
+)
 from errors import UserError
 
-Check = tuple[Callable[[Any], bool], str]  # a test, and in words what it expects
 MOST_CPU_THREADS = 1024
-WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'text'}
 
 
 def option(
@@ -31,44 +39,6 @@ def option(
     """
     metadata = {'meaning': meaning, 'check': check, 'resumable': resumable}
     return dataclasses.field(default=default, metadata=metadata)
-
-
-def at_least(low: float) -> Check:
-    """Expects a number in [low, 2**31), so that it fits in an int32."""
-    return lambda value: low <= value < 2**31, f'a number in [{low}, 2**31)'
-
-
-def uint32() -> Check:
-    """Expects a 32-bit seed, since two larger ones could give the same key."""
-    return lambda value: 0 <= value < 2**32, 'a whole number in [0, 2**32)'
-
-
-def zero_or_power_of_two() -> Check:
-    """Expects 0, 1, 2, 4, 8, ..."""
-    return lambda value: value >= 0 and value & (value - 1) == 0, '0 or a power of two'
-
-
-def fraction() -> Check:
-    """Expects a rate below 1."""
-    return lambda value: 0 <= value < 1, 'a number in [0, 1)'
-
-
-def one_of(*names: str) -> Check:
-    """Expects one of these words."""
-    return lambda value: value in names, 'one of ' + ', '.join(names)
-
-
-def whole_numbers(low: int, example: str) -> Check:
-    """Expects a tuple of increasing whole numbers, none below `low`."""
-    return (
-        lambda value: bool(value) and list(value) == sorted({n for n in value if n >= low}),
-        f'increasing whole numbers >= {low}, such as {example}',
-    )
-
-
-def names() -> Check:
-    """Expects a tuple of one or more names."""
-    return lambda value: bool(value) and all(value), "one or more names, such as ('sentence',)"
 
 
 @dataclasses.dataclass
@@ -170,11 +140,6 @@ class InitConfig:
     )
 
 
-def stream_seed() -> Check:
-    """Expects a seed, or -1 for the run's."""
-    return lambda value: -1 <= value < 2**32, '-1 or a whole number in [0, 2**32)'
-
-
 @dataclasses.dataclass
 class SeedsConfig:
     """Seeds of single streams, to vary one source of randomness and keep the others."""
@@ -224,10 +189,25 @@ class Config:
     )
     eval_every: int = option(200, 'steps between evaluations', at_least(1), resumable=True)
     checkpoint_every: int = option(200, 'steps between checkpoints', at_least(1), resumable=True)
+    checkpoint_minutes: float = option(
+        0.0, 'most minutes between checkpoints (0 = any number)', at_least(0), resumable=True
+    )
     log_every: int = option(50, 'steps between log lines', at_least(1), resumable=True)
     keep_newest: int = option(2, 'newest checkpoints to keep', at_least(1), resumable=True)
     keep_best: int = option(
         1, 'best checkpoints to keep, by evaluation metric', at_least(0), resumable=True
+    )
+    best_metric: str = option(
+        '',
+        "evaluation metric of the best checkpoint: its largest value, of 'loss' the smallest "
+        "('' = the task's choice)",
+        resumable=True,
+    )
+    patience: int = option(
+        0,
+        'evaluations without a better best_metric after which training stops (0 = never)',
+        at_least(0),
+        resumable=True,
     )
     seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
@@ -289,40 +269,11 @@ def check(config: Config) -> None:
             raise UserError(f'config.{prefix}{field.name} = {value!r}: expected {expected}')
     if config.optimizer.shard_state and config.reduction != 'tree':
         raise UserError("config.optimizer.shard_state = True: expected config.reduction = 'tree'")
-    if len(given := [n for n in ('weights', 'run', 'vectors') if getattr(config.init, n)]) > 1:
-        raise UserError(f'config.init: {" and ".join(given)}, expected at most one')
+    given = [name for name in ('weights', 'run', 'vectors') if getattr(config.init, name)]
+    if len(given) > 1:
+        raise UserError(f'config.init.{" and config.init.".join(given)}: expected at most one')
     if config.data.source == 'tfds' and not config.data.name:
         raise UserError("config.data.name = '': expected a TFDS data set, such as glue/sst2")
-
-
-def converted(value: Any, kind: Any) -> Any:
-    """Returns `value` as type `kind`. Raises TypeError if that would change or guess anything."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(converted(item, typing.get_args(kind)[0]) for item in value)
-    if kind is int and number and (isinstance(value, numbers.Integral) or value == value // 1):
-        return int(value)
-    if kind is float and number:
-        return float(value)
-    if kind is str and isinstance(value, str | os.PathLike):
-        return str(os.fspath(value))
-    if kind in (int, float, str) or not isinstance(kind, type) or not isinstance(value, kind):
-        raise TypeError
-    return value
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns '; did you mean config.NAME?' for the option that `name` abbreviates or misspells."""
-    options = list(known)
-    section, _, last = name.rpartition('.')
-    initials = [
-        option
-        for option in options
-        if option.rpartition('.')[0] == section
-        and ''.join(word[0] for word in option.rpartition('.')[2].split('_')) == last
-    ]
-    nearest = initials or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    return f'; did you mean config.{nearest[0]}?' if nearest else ''
 
 
 def to_dict(config: Config) -> dict[str, Any]:

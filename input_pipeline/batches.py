@@ -14,6 +14,7 @@ import numpy as np
 
 from configs.schema import Config
 from input_pipeline.encoded import HostBatch
+from input_pipeline.sampling import weighted_epoch
 
 EpochWords = Callable[[int], np.ndarray]
 PREFETCHED = 8  # batches kept ready
@@ -35,12 +36,16 @@ class Examples(Protocol):
 
 
 def batch_order(
-    lengths: np.ndarray, batch_size: int, window_batches: int, epoch_words: EpochWords
+    lengths: np.ndarray,
+    batch_size: int,
+    window_batches: int,
+    epoch_words: EpochWords,
+    weights: np.ndarray | None = None,
 ) -> Callable[[int], np.ndarray]:
     """Returns step -> int64[batch_size], the examples of the global batch of a step (from 0).
 
     `epoch_words(epoch)` seeds NumPy's Philox, whose raw output is the same in every version.
-    Sorting by that output makes the permutation.
+    Sorting by that output makes the permutation, from which `weights` (float64[N]) draw.
     """
 
     def bits(epoch: int, block: int, count: int) -> np.ndarray:
@@ -50,7 +55,10 @@ def batch_order(
 
     @functools.lru_cache(maxsize=2)
     def epoch_order(epoch: int) -> np.ndarray:
-        return np.argsort(bits(epoch, 0, lengths.size), kind='stable')
+        order = np.argsort(bits(epoch, 0, lengths.size), kind='stable')
+        if weights is None:
+            return order
+        return weighted_epoch(order, weights, bits(epoch, 0, 2 * order.size + 1)[order.size :])
 
     @functools.lru_cache(maxsize=2)
     def window(index: int) -> np.ndarray:
@@ -67,14 +75,22 @@ def batch_order(
 
 
 def train_batches(
-    examples: Examples, config: Config, epoch_words: EpochWords, process_rows: slice, start: int
+    examples: Examples,
+    config: Config,
+    epoch_words: EpochWords,
+    process_rows: slice,
+    start: int,
+    weights: np.ndarray | None = None,
 ) -> Iterator[HostBatch]:
     """Yields this process's rows of the batches of steps start .. num_steps - 1, prefetched.
 
-    Every process pads to the bucket of the global batch's longest example.
+    Every process pads to the bucket of the global batch's longest example. `weights` are those of
+    `batch_order`.
     """
     data = config.data
-    order = batch_order(examples.lengths, config.batch_size, data.window_batches, epoch_words)
+    order = batch_order(
+        examples.lengths, config.batch_size, data.window_batches, epoch_words, weights
+    )
 
     def make(step: int) -> HostBatch:
         rows = order(step)

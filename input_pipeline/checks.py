@@ -13,8 +13,9 @@ MOST_UNKNOWN = 0.2  # share of the tokens
 
 
 def class_counts(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
-    """Counts the examples of every class. labels: int32[N]."""
-    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+    """Counts the examples of every class. labels: int32[N], or int32[N, C] of 0 and 1."""
+    counts = np.bincount(labels, minlength=len(names)) if labels.ndim == 1 else labels.sum(axis=0)
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def label_warnings(texts: Iterable[str], labels: np.ndarray, names: Sequence[str]) -> Iterator[str]:
@@ -67,7 +68,7 @@ def unknown_warnings(**shares: float) -> Iterator[str]:
         if share > MOST_UNKNOWN:
             yield (
                 f'{share:.0%} of the {split} tokens are unknown to the vocabulary: do both splits '
-                'have the same language, case and spaces? (config.data.min_frequency)'
+                'have one language, case and spacing? (config.data.min_frequency, .tokenizer)'
             )
 
 
@@ -76,8 +77,8 @@ def require_known(known: int, texts: int, unit: str, min_frequency: int) -> None
     if not known:
         raise UserError(
             f'config.data.min_frequency = {min_frequency}: no {unit} occurs that often in the '
-            f'{texts} training texts, so there is nothing to learn from; set it to 1, or add texts '
-            '(words are what white space separates)'
+            f'{texts} training texts, so there is nothing to learn from; set it to 1, add texts, '
+            'or choose another config.data.tokenizer'
         )
 
 

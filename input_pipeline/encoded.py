@@ -60,8 +60,12 @@ class LabelledTexts:
         vocabulary: Vocabulary,
         max_length: int,
         affixes: Sequence[Vocabulary] = (),
+        weights: np.ndarray | None = None,
     ) -> None:
-        """Encodes the texts, and cuts those longer than `max_length` ids. labels: int32[N]."""
+        """Encodes the texts, and cuts those longer than `max_length` ids.
+
+        labels: int32[N], or int32[N, C] of 0 and 1. weights: [N] in the loss, 1 by default.
+        """
         tokens = unknown = self.num_truncated = 0
 
         def encoded(part: Vocabulary) -> Iterator[np.ndarray]:
@@ -77,13 +81,16 @@ class LabelledTexts:
         self.unknown = unknown / max(1, tokens)
         self._written = texts
         self.labels = np.asarray(labels, np.int32)
+        self._weights = np.ones(len(texts), np.float32)
+        if weights is not None:
+            self._weights[:] = weights
         self.lengths = self._texts.lengths
 
     def __len__(self) -> int:
-        return self.labels.size
+        return len(self.labels)
 
     def batch(self, rows: np.ndarray, width: int) -> HostBatch:
-        """Returns token_ids int32[B, T], lengths and labels int32[B], weights float32[B] of ones.
+        """Returns token_ids int32[B, T], lengths int32[B], labels, weights float32[B].
 
         With affixes, also affix_ids int32[B, T, A].
         """
@@ -92,7 +99,7 @@ class LabelledTexts:
             'token_ids': self._texts.padded(rows, width),
             'lengths': self.lengths[rows],
             'labels': self.labels[rows],
-            'weights': np.ones(len(rows), np.float32),
+            'weights': self._weights[rows],
         }
 
     def text(self, row: int) -> str:

@@ -30,7 +30,7 @@ class Vocabulary:
     ) -> None:
         """Numbers `words`, given without the specials; `units` splits a text.
 
-        Only the `letters` of a unit have an id, for example its first four or its last three.
+        `letters` cuts each unit before the lookup, for example to its first four characters.
         """
         self.words = tuple(words)
         self.names = (*SPECIALS, *self.words)  # by id

@@ -52,3 +52,6 @@ class LogHandler(logging.StreamHandler[TextIO]):
         """Writes one line."""
         with contextlib.suppress(OSError), tqdm.external_write_mode(self.stream):
             super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Drops a line that cannot be written, as when `head` has ended: training continues."""

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Sequence
 
 import jax
 from etils import epath
@@ -14,12 +15,20 @@ show = functools.partial(logging.info, '%-12s %s')
 
 
 def start_report(
-    config: Config, layout: Layout, data: str, padded: float, state: TrainState, workdir: epath.Path
+    config: Config,
+    layout: Layout,
+    state: TrainState,
+    workdir: epath.Path,
+    data: str,
+    warnings: Sequence[str],
+    padded: float,
 ) -> None:
     """Logs data, batches, devices, shards, parameters, and where training starts.
 
-    `data` is the task's summary; `padded` the share of padding in training batches.
+    `data` and `warnings` are the task's; `padded` is the share of padding in training batches.
     """
+    for warning in warnings:
+        logging.warning('%s', warning)
     shards, devices, step = layout.num_shards, layout.mesh.size, int(state.step)
     widths = config.data.bucket_lengths
     training = f'{config.batch_size} examples, padded to {", ".join(map(str, widths))} ids'

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from configs.schema import Config, to_dict
 from errors import SaveFailed
 from reporting.log import Metrics, scalars_text
 from runtime.storage import brief, write_whole
@@ -23,14 +24,27 @@ def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
         raise SaveFailed(f'{workdir}: {", ".join(files)} not written ({brief(error)})') from error
 
 
+def as_json(config: Config) -> str:
+    """Returns the options of a run, by dotted name, for people."""
+    return json.dumps(to_dict(config), indent=2)
+
+
 def write_summary(
-    workdir: epath.Path, state: TrainState, layout: Layout, data: str, metrics: Metrics, rate: float
+    workdir: epath.Path,
+    state: TrainState,
+    layout: Layout,
+    data: str,
+    metrics: Metrics,
+    rate: float,
+    doubt: str,
 ) -> dict[str, Any]:
     """Writes the summary of a finished run to summary.json, logs it, and returns it.
 
     `metrics` are of the last evaluation, on data with the fingerprint `data`; `rate` is in
-    examples/s.
+    examples/s; `doubt` is what may be wrong with the metrics, or ''.
     """
+    if doubt:
+        logging.warning('%s', doubt)
     summary = {
         'step': int(state.step),
         'eval': metrics,
@@ -54,6 +68,15 @@ def read_summary(workdir: epath.Path, step: int) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return summary if isinstance(summary, dict) and summary.get('step') == step else {}
+
+
+def finished(workdir: epath.Path, step: int, data: str) -> dict[str, Any]:
+    """Logs and returns the workdir's summary.json, or {} without one of this step and data."""
+    summary = read_summary(workdir, step)
+    if summary.get('evaluation_data') != data:
+        return {}
+    log_finished(workdir, summary)
+    return summary
 
 
 def log_finished(workdir: epath.Path, summary: dict[str, Any]) -> None:

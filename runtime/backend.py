@@ -77,9 +77,8 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
                 f'XLA_FLAGS: found {flag}={given[flag]}, expected {flag}={pinned}, on which the '
                 'bits of a run depend; remove it from XLA_FLAGS'
             )
-    os.environ['XLA_FLAGS'] = ' '.join(
-        f'{flag}={value}' if value else flag for flag, value in given.items()
-    )
+    flags = (f'{flag}={value}' if value else flag for flag, value in given.items())
+    os.environ['XLA_FLAGS'] = ' '.join(flags)
     devices = max(
         jax.config.jax_num_cpu_devices,  # type: ignore[attr-defined]
         int(given.get('--xla_force_host_platform_device_count', 1)),
@@ -89,9 +88,7 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
 
 def usable_cores() -> int:
     """Returns the number of cores that this process may use, such as those of a Slurm task."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def cpu_threads() -> int:
@@ -212,9 +209,8 @@ def code() -> dict[str, Any]:
     command = [*git, 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
     described = ''
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        described = done.stdout.strip()
-    commit, dirty, _ = described.partition('-dirty')
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+    commit, dirty, _ = described.strip().partition('-dirty')
     return {'commit': commit, 'dirty': bool(dirty), 'files': code_files()}
 
 
@@ -226,7 +222,5 @@ def code_files() -> dict[str, str]:
     """
     files = [PROJECT / name for name in ('train.py', 'errors.py', 'configs/schema.py')]
     files += [file for folder in CORE for file in sorted((PROJECT / folder).rglob('*.py'))]
-    return {
-        str(file.relative_to(PROJECT)): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        for file in files
-    }
+    digests = (hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files)
+    return dict(zip((str(file.relative_to(PROJECT)) for file in files), digests, strict=True))

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from errors import Damaged, KeyfoldError, SaveFailed, UserError
+from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError
 from runtime import processes, storage
 from training import keys
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
@@ -60,13 +60,14 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, in order."""
-        with storage.access_checked(self._directory), contextlib.suppress(FileNotFoundError):
+        with storage.access_checked(self._directory):
             if storage.in_bucket(self._directory):
                 return sorted(ocp.utils.checkpoint_steps(self._directory))
-            # A rename commits. Orbax would leave out what it cannot look at, even all steps, and
-            # the run would start over.
-            names = [path.name for path in self._directory.iterdir()]
-            return sorted(int(name) for name in names if name.isdecimal())
+            for _ in range(2):  # a folder that is missing once is not missing
+                with contextlib.suppress(FileNotFoundError):
+                    # A rename commits. Orbax would leave out what it cannot look at.
+                    names = [path.name for path in self._directory.iterdir()]
+                    return sorted(int(name) for name in names if name.isdecimal())
         return []
 
     def newest_record(self) -> RunRecord | None:
@@ -83,7 +84,7 @@ class Checkpoints:
         """Returns the newest undamaged state, in the shapes and shardings of `target`.
 
         A damaged one is logged and moved to `damaged/`, never deleted. Raises UserError when
-        `target` is another model's state, or when every checkpoint is damaged.
+        `target` is another model's state, or all checkpoints are damaged.
         """
         restored = self._newest_undamaged(lambda step: self.read(step, target))
         assert restored is not None, 'restore without a checkpoint'
@@ -99,7 +100,7 @@ class Checkpoints:
         fields = {name: getattr(target, name) for name in ('step', 'params', 'opt_state')}
         saved_as = fields | {'root_key': target.root_keys.params} if one_root else target
         with damage_proved(checkpoint):
-            # Orbax's checkpointers would wait for the other processes, and one may have failed.
+            # Orbax's checkpointers would wait for the other processes; one may have failed.
             args = ocp.args.StandardRestore(saved_as)
             sys.unraisablehook = without_closed_loops
             state = ocp.StandardCheckpointHandler().restore(checkpoint / 'state', args=args)
@@ -107,7 +108,7 @@ class Checkpoints:
             root = state.pop('root_key')
             roots = keys.RootKeys(*(jnp.copy(root) for _ in keys.Stream))
             state = TrainState(root_keys=roots, **state)
-        with damage_proved(checkpoint):  # all processes have a state: its slices can be gathered
+        with damage_proved(checkpoint):  # all have a state: its slices can be gathered
             found = (root_key_hex(state), state_fingerprint(state))
             if found != (manifest['root_key'], manifest['state_fingerprint']):
                 expected = manifest['state_fingerprint']
@@ -123,9 +124,9 @@ class Checkpoints:
     ) -> None:
         """Copies the state to the host and returns; writing and committing go on in threads.
 
-        `before` are called first; what they write, no checkpoint may lack. A failure to write is
-        logged and retried by the next save. With several processes it raises SaveFailed, since the
-        others would wait for what this one did not write.
+        `before` are called first; no checkpoint may lack what they write. A failure is logged, and
+        the next save tries again. With several processes it raises SaveFailed, since the others
+        would wait.
         """
         self._finish()
         step, self._saved = int(jax.device_get(state.step)), time.monotonic()
@@ -191,7 +192,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        """Writes and deletes checkpoints. It knows the scores of those from before this launch."""
+        """Writes and deletes checkpoints; knows the scores of earlier launches."""
         for step in self.steps():
             with contextlib.suppress(KeyfoldError):  # without a score, it is kept
                 self._scores[step] = self._score(self.record(step)['manifest'])
@@ -204,9 +205,9 @@ class Checkpoints:
         return (manifest.get('evaluation') or {}).get(self._metric, -math.inf)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
-        """Says which checkpoints to keep: the newest, the best, and those that cannot be read.
+        """Tells Orbax which checkpoints to keep: the newest, the best, and unreadable ones.
 
-        Orbax asks at each save. Of equal ones the earliest is the best, as for `--step best`.
+        Of equal ones the earliest is the best, as for `--step best`.
         """
         steps = [checkpoint.step for checkpoint in checkpoints]
         evaluated = [step for step in steps if self._scores.get(step, -math.inf) > -math.inf]
@@ -217,9 +218,10 @@ class Checkpoints:
     def _newest_undamaged(self, read: Callable[[int], Found]) -> Found | None:
         """Returns `read(step)` of the newest undamaged step; moves damaged ones before it."""
         steps = self.steps()
-        processes.require_same({'checkpoints': steps})
+        # On a shared mount, one host may see an older list for a while.
+        processes.require_same({'checkpoints': steps}, error=Unavailable)
         for step in reversed(steps):
-            for _ in range(2):  # an error that does not come again is no damage
+            for _ in range(2):  # a transient error is no damage
                 try:
                     return read(step)
                 except Damaged as error:
@@ -258,9 +260,8 @@ def without_closed_loops(unraisable: Any) -> None:
 def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
     """Turns an error inside into Damaged where that is proved, else into UserError or Unavailable.
 
-    Orbax and TensorStore raise alike for a file that is cut and for one they could not open. Damage
-    is proved if no error in the chain is one of access and every file can be read from end to end.
-    All processes raise, if one does.
+    Orbax raises alike for a file that is cut and for one it could not open. Damage is proved if no
+    error in the chain is one of access and every file can be read. If one process raises, all do.
     """
     with processes.agreed(checkpoint):
         try:

@@ -1,8 +1,10 @@
 """Parses the command line. A mistake in it ends the program with one line and exit code 2."""
 
+import io
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -12,7 +14,8 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from configs.schema import Config, check, did_you_mean, options
+from configs.checks import did_you_mean
+from configs.schema import Config, check, options
 from errors import KeyfoldError, UserError
 from runtime.storage import in_bucket, open_location
 
@@ -36,6 +39,10 @@ for kind in (int, float):
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main` by absl's `app.run`; a KeyfoldError becomes one line and its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal shows escapes
+        sys.stdout.reconfigure(errors='backslashreplace')
+    if sys.warnoptions:  # PYTHONWARNINGS=error would end a run for what a library warns of
+        warnings.simplefilter('default')
 
     def checked_main(argv: Sequence[str]) -> None:
         try:
@@ -77,10 +84,9 @@ def load_config(path: str) -> Config:
     """Runs a config file, without overrides. Raises UserError for any mistake in it."""
     file = Path(path.partition(':')[0])
     if not file.is_file():
-        configs = (
-            f for f in sorted(Path('configs').glob('*.py')) if 'def get_config' in f.read_text()
-        )
-        raise UserError(f'{file}: no such file; there are {", ".join(map(str, configs)) or "none"}')
+        files = sorted(Path('configs').glob('*.py'))
+        configs = ', '.join(str(f) for f in files if 'def get_config' in f.read_text())
+        raise UserError(f'{file}: no such file; there are {configs or "none"}')
     try:
         config = flags.FLAGS['config'].parser.parse(path)
     except UserError:
@@ -96,9 +102,8 @@ def load_config(path: str) -> Config:
             known = {name.rpartition('.')[2] for name in option_names()}
             hints = (did_you_mean(name, known) for name in quoted if name not in known)
             hint = next(hints, '').replace('config.', '')
-        raise UserError(
-            f'{file}, line {lines[-1]}: {type(cause).__name__}: {cause}{hint}'
-        ) from error
+        found = f'{type(cause).__name__}: {cause}{hint}'
+        raise UserError(f'{file}, line {lines[-1]}: {found}') from error
     if not isinstance(config, Config):
         raise UserError(f'{file}: expected get_config() to return a Config')
     return config
@@ -155,19 +160,16 @@ def usable_workdir(workdir: str | None) -> epath.Path:
         raise UserError('--workdir: expected the folder of the run, such as --workdir=runs/reviews')
     if in_bucket(workdir) and not workdir.startswith('gs://'):
         raise UserError(f'--workdir={workdir}: expected a local folder or gs://BUCKET/FOLDER')
-    path = open_location(workdir, for_checkpoints=True)
-    remote = in_bucket(workdir)
+    path, remote = open_location(workdir, for_checkpoints=True), in_bucket(workdir)
     parent = path if remote else next(p for p in (path, *path.parents) if p.exists())
     if parent.exists() and not parent.is_dir():
         raise UserError(f'--workdir={workdir}: expected a folder, {parent} is a file')
-    if remote:
-        return path
     try:
-        tempfile.TemporaryDirectory(dir=parent).cleanup()
+        if not remote:
+            tempfile.TemporaryDirectory(dir=parent).cleanup()
     except OSError as error:
-        raise UserError(
-            f'--workdir={workdir}: cannot write in {parent} ({error.strerror})'
-        ) from error
+        problem = f'cannot write in {parent} ({error.strerror})'
+        raise UserError(f'--workdir={workdir}: {problem}') from error
     return path
 
 

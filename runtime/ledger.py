@@ -62,8 +62,7 @@ def segments(directory: epath.Path) -> list[tuple[epath.Path, int, int]]:
 
 def read(directory: epath.Path, first: int = 1) -> np.ndarray:
     """Returns the rows from step `first` on. Raises UserError for a missing or damaged segment."""
-    parts: list[np.ndarray] = []
-    expected = first
+    parts, expected = list[np.ndarray](), first
     for path, start, stop in segments(directory):
         if stop < first:
             continue

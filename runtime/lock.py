@@ -46,7 +46,9 @@ def exclusive_workdir(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
-def _refusal(workdir: epath.Path, holder: dict[str, Any]) -> UserError:
+def _refusal(workdir: epath.Path, lock: str | bytes) -> UserError:
+    """Names the holder that the text of a lock names, or none where the text is cut."""
+    holder = _parsed(lock)
     who = f'process {holder.get("pid")} on {holder.get("host")}' if holder else 'another process'
     return UserError(f'{workdir}: held by {who}; stop that run or use another --workdir')
 
@@ -55,13 +57,11 @@ def _me() -> dict[str, Any]:
     return {'host': socket.gethostname(), 'pid': os.getpid()}
 
 
-def _parsed(text: str | bytes) -> dict[str, Any]:
-    """Returns the holder that lock.json names; empty where it is cut."""
-    try:
-        holder = json.loads(text)
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}
+def _parsed(lock: str | bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        if isinstance(holder := json.loads(lock), dict):
+            return holder
+    return {}
 
 
 @contextlib.contextmanager
@@ -72,8 +72,7 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        holder = _parsed(named.read_bytes()) if named.exists() else {}
-        raise _refusal(workdir, holder) from error
+        raise _refusal(workdir, named.read_bytes() if named.exists() else '') from error
     try:
         write_whole(named, json.dumps(_me()).encode())
         yield
@@ -109,11 +108,8 @@ class Lease:
     def __init__(self, workdir: epath.Path) -> None:
         """Names the object; asks nothing."""
         storage = importlib.import_module('google.cloud.storage')
-        errors = importlib.import_module('google.api_core.exceptions')
-        self._conflict, self._missing = errors.PreconditionFailed, errors.NotFound
-        bucket, _, folder = str(workdir).removeprefix('gs://').partition('/')
-        name = f'{folder}/lock.json'.lstrip('/')
-        self._blob = storage.Client().bucket(bucket).blob(name)
+        self._errors = importlib.import_module('google.api_core.exceptions')
+        self._blob = storage.Blob.from_uri(f'{workdir}/lock.json', storage.Client())
         self._workdir, self._me, self._generation = workdir, _me() | {'id': uuid.uuid4().hex}, 0
 
     def acquire(self) -> None:
@@ -121,17 +117,17 @@ class Lease:
 
         Watching for a renewal needs no clocks that agree. Raises UserError where another has it.
         """
-        holder, self._generation = self._read()
+        lock, self._generation = self._read()
         limit = time.monotonic() + LEASE_SECONDS
         while self._generation and time.monotonic() < limit:
             time.sleep(min(1.0, LEASE_SECONDS / RENEWALS))
             _, now = self._read()
             if now and now != self._generation:
-                raise _refusal(self._workdir, holder)
+                raise _refusal(self._workdir, lock)
             self._generation = now
         try:
             self._write()
-        except self._conflict as error:
+        except self._errors.PreconditionFailed as error:
             raise _refusal(self._workdir, self._read()[0]) from error
 
     def keep(self, released: threading.Event) -> None:
@@ -144,10 +140,10 @@ class Lease:
         """Renews the lease once."""
         try:
             self._write()
-        except self._conflict:
-            holder, self._generation = self._read()
+        except self._errors.PreconditionFailed:
+            lock, self._generation = self._read()
             # Our own id: an earlier renewal was written, and its answer lost.
-            if holder and holder.get('id') != self._me['id']:
+            if (holder := _parsed(lock)) and holder.get('id') != self._me['id']:
                 problem = f'error: {self._workdir}: another run took it over'
                 processes.end_now(problem, TakenOver.exit_code)
 
@@ -155,14 +151,13 @@ class Lease:
         """Deletes the lease, unless another run has it."""
         self._blob.delete(if_generation_match=self._generation)
 
-    def _read(self) -> tuple[dict[str, Any], int]:
-        """Returns the holder and the generation of the lease; ({}, 0) where there is none."""
+    def _read(self) -> tuple[bytes, int]:
+        """Returns the text and the generation of the lease; (b'', 0) where there is none."""
         blob = self._blob.bucket.blob(self._blob.name)  # a new one, which asks for any generation
         try:
-            holder = _parsed(blob.download_as_bytes())
-        except self._missing:
-            return {}, 0
-        return holder, int(blob.generation)
+            return blob.download_as_bytes(), int(blob.generation)
+        except self._errors.NotFound:
+            return b'', 0
 
     def _write(self) -> None:
         data = json.dumps(self._me | {'renewed': time.time()})

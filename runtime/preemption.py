@@ -2,7 +2,8 @@
 
 A scheduler that reclaims the machine sends SIGTERM, Ctrl-C sends SIGINT. A thread hears both, even
 while the main thread compiles or reads. The processes of a run get a signal at different times, or
-only some of them do: they vote at every step, and all stop after the same one.
+only some of them do, and their clocks differ: they vote at every step, and all save or stop after
+the same one.
 """
 
 import collections
@@ -20,6 +21,7 @@ from runtime import processes
 from training.mesh import Layout
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+TRAIN, SAVE, STOP = range(3)  # the votes of a process; the largest decides
 VOTES_IN_FLIGHT = 2  # a vote is read this many steps later, so that nobody waits for it
 
 
@@ -54,11 +56,19 @@ class StopRequest:
             problem = f'{name}: not saved within {self._timeout} s; resume from an older checkpoint'
             processes.end_after(self._timeout, problem, REQUEUE)
 
-    def agreed(self, layout: Layout) -> bool:
-        """Returns whether to stop after this step, the same on all processes. Call every step."""
+    def agreed(self, layout: Layout, save: bool = False) -> int:
+        """Returns TRAIN, SAVE or STOP, the same on all processes. Call it after every step.
+
+        `save`: this process wants a checkpoint. It may ask until it gets one.
+        """
         self._training = True
+        vote = STOP if self._asked else SAVE if save else TRAIN
         if jax.process_count() == 1:
-            return self._asked
-        asked = np.full(jax.local_device_count(), self._asked, np.uint32)
-        self._votes.append(jnp.sum(layout.put({'asked': asked})['asked']))
-        return len(self._votes) > VOTES_IN_FLIGHT and bool(jax.device_get(self._votes.popleft()))
+            return vote
+        votes = np.full(jax.local_device_count(), vote, np.uint32)
+        self._votes.append(jnp.max(layout.put({'votes': votes})['votes']))
+        if len(self._votes) <= VOTES_IN_FLIGHT:
+            return TRAIN
+        if decision := int(jax.device_get(self._votes.popleft())):
+            self._votes.clear()  # they asked for the save that comes now
+        return decision

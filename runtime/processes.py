@@ -1,7 +1,6 @@
 """Joins the processes of a run, checks that they agree, and never lets one wait forever."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from errors import Damaged, KeyfoldError, Unavailable, UserError
 from runtime.backend import code_files
+from runtime.storage import brief
 
 LEAVE_SECONDS = 10  # from the end of a run to the end of its process
 
@@ -36,16 +36,7 @@ def join(timeout_seconds: int) -> None:
         return
     logging.getLogger('jax').setLevel(logging.WARNING)  # it logs how each process connects
     jax.config.update('jax_enable_preemption_service', False)  # runtime/preemption.py hears SIGTERM
-    explicit: dict[str, Any] = {}
-    if address:
-        refuse_bad_address(address)
-    if address and 'JAX_NUM_PROCESSES' in env:
-        explicit = {
-            'coordinator_address': address,
-            'num_processes': number_in('JAX_NUM_PROCESSES'),
-            'process_id': number_in('JAX_PROCESS_ID'),
-            'cluster_detection_method': 'deactivate',
-        }
+    explicit = explicit_settings(address) if address else {}
     problem = (
         f'JAX_COORDINATOR_ADDRESS = {address or "from the cluster"}: could not join the others'
     )
@@ -61,7 +52,7 @@ def join(timeout_seconds: int) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         mistake = isinstance(error, ValueError) or 'INVALID_ARGUMENT' in str(error)
         kind = UserError if mistake else Unavailable
-        raise kind(f'{problem} ({str(error).splitlines()[0]})') from error
+        raise kind(f'{problem} ({brief(error)})') from error
     finally:
         late.cancel()
 
@@ -86,36 +77,39 @@ def meet() -> None:
     still be reading data or compiling.
     """
     mesh = jax.sharding.Mesh(np.array(jax.devices()), 'all')
-    parts = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('all'))
-    ones = jax.make_array_from_process_local_data(parts, np.ones(jax.local_device_count()))
+    ones = multihost_utils.host_local_array_to_global_array(
+        np.ones(jax.local_device_count()), mesh, jax.sharding.PartitionSpec('all')
+    )
     jax.block_until_ready(jnp.sum(ones))
     multihost_utils.sync_global_devices('met')
 
 
-def refuse_bad_address(address: str) -> None:
-    """Raises UserError unless it is HOST:PORT and, on process 0, the port is free.
+def explicit_settings(address: str) -> dict[str, Any]:
+    """Returns JAX's arguments from the environment, or none where it asks the cluster for them.
 
-    JAX's coordinator would crash on a port in use.
+    Raises UserError unless `address` is HOST:PORT with, on process 0, a free port, since JAX's
+    coordinator would crash on one in use, and the other variables are whole numbers.
     """
     port = address.rpartition(':')[2]
     if ':' not in address or not port.isdecimal():
         raise UserError(f'JAX_COORDINATOR_ADDRESS = {address}: expected HOST:PORT')
-    if os.environ.get('JAX_PROCESS_ID') == '0':
-        try:
+    try:
+        if os.environ.get('JAX_PROCESS_ID') == '0':
             socket.create_server(('', int(port))).close()
-        except OSError as error:
-            raise UserError(
-                f'JAX_COORDINATOR_ADDRESS = {address}: the port is not free ({error.strerror}); '
-                'choose another for all processes'
-            ) from error
-
-
-def number_in(variable: str) -> int:
-    """Returns an environment variable's whole number. Raises UserError if it is not one."""
-    text = os.environ.get(variable, '')
-    if not text.isdecimal():
-        raise UserError(f'{variable} = {text!r}: expected a whole number')
-    return int(text)
+    except OSError as error:
+        raise UserError(
+            f'JAX_COORDINATOR_ADDRESS = {address}: the port is not free ({error.strerror}); '
+            'choose another for all processes'
+        ) from error
+    if 'JAX_NUM_PROCESSES' not in os.environ:
+        return {}
+    settings: dict[str, Any] = {'cluster_detection_method': 'deactivate'}
+    for name in ('num_processes', 'process_id'):
+        text = os.environ.get(variable := f'JAX_{name.upper()}', '')
+        if not text.isdecimal():
+            raise UserError(f'{variable} = {text!r}: expected a whole number')
+        settings[name] = int(text)
+    return settings | {'coordinator_address': address}
 
 
 def end_now(problem: str, code: int) -> NoReturn:
@@ -152,13 +146,12 @@ def bounded_end() -> Iterator[None]:
             end_after(LEAVE_SECONDS, '', code)
 
 
-def require_same(*facts: dict[str, Any]) -> None:
-    """Raises UserError, on every process, where the code or a fact differs between processes."""
+def require_same(*facts: dict[str, Any], error: type[KeyfoldError] = UserError) -> None:
+    """Raises an error, on every process, where the code or a fact differs between processes."""
     if jax.process_count() == 1:
         return
-    code = hashlib.sha256(repr(code_files()).encode()).hexdigest()
-    named = {'the code': json.dumps(code)}
-    named |= {name: json.dumps(value) for some in facts for name, value in some.items()}
+    known = ({'the code': code_files()}, *facts)
+    named = {name: json.dumps(value) for some in known for name, value in some.items()}
     mine = {name: zlib.crc32(text.encode()) for name, text in named.items()}
     # Processes may know different names: they gather as many bytes as the longest list has.
     data = np.frombuffer(json.dumps(mine).encode(), np.uint8)
@@ -168,7 +161,7 @@ def require_same(*facts: dict[str, Any]) -> None:
         theirs = json.loads(text.tobytes())
         for name in mine | theirs:
             if mine.get(name) != theirs.get(name):
-                raise UserError(
+                raise error(
                     f'{name} is not the same on process {process} and on process '
                     f'{jax.process_index()}, which has {named.get(name, "none")[:200]}; start all '
                     'processes with the same command, code and files'

@@ -9,9 +9,9 @@ from etils import epath
 
 from configs import schema
 from configs.schema import Config
-from errors import UserError
+from errors import KeyfoldError, UserError
 from runtime import backend
-from runtime.checkpoints import RunRecord, read_record
+from runtime.checkpoints import Checkpoints, RunRecord, read_record
 from runtime.command_line import one_line
 from training import keys
 
@@ -31,11 +31,10 @@ def saved_cpu_threads(workdir: epath.Path) -> int:
 
 def readable_record(workdir: epath.Path) -> RunRecord | None:
     """Returns the newest run record in `workdir` that can be read; JSON only, before JAX starts."""
-    with contextlib.suppress(OSError):  # no such folder; other errors are reported by the restore
-        folders = [path for path in (workdir / 'checkpoints').iterdir() if path.name.isdecimal()]
-        for folder in sorted(folders, key=lambda path: int(path.name), reverse=True):
-            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-                return read_record(folder)
+    with contextlib.suppress(KeyfoldError):  # the restore reports it
+        for step in reversed(Checkpoints(workdir, read_only=True).steps()):
+            with contextlib.suppress(OSError, ValueError):
+                return read_record(workdir / 'checkpoints' / str(step))
     return None
 
 
@@ -59,23 +58,27 @@ def plan(
 ) -> tuple[Config, RunRecord]:
     """Returns the config to train with, and the run record for this launch's checkpoints.
 
-    A new run takes `num_shards` from the config or, by default, from the number of devices. A
-    saved run keeps its shards and its seeds. Raises UserError, with a diff, if anything that
-    decides the bits has changed, unless `allow_changes`; then the manifest records the changes.
+    A new run takes `num_shards` from the config or, by default, from the number of devices; a
+    saved run keeps its shards and seeds. Raises UserError, with a diff, if anything that decides
+    the bits has changed, unless `allow_changes`; then the manifest records it.
     """
     num_shards, overrides = config.num_shards or launch.devices, []
     now = backend.environment() | {'code': backend.code()}
     if saved is not None:
         found = changes(config, saved, now) + task_changes(saved['task'], launch.resume_facts)
-        refuse_changes(found, launch.workdir, allow_changes)
-        overrides = saved['manifest']['overrides'] + found
-        num_shards = config.num_shards or saved['manifest']['num_shards']
-        saved_seeds = {
-            name: saved['config'].get(f'seeds.{name}', -1) for name in keys.RootKeys._fields
-        }
-        config = dataclasses.replace(
-            config, seed=saved['config']['seed'], seeds=schema.SeedsConfig(**saved_seeds)
-        )
+        if found and not allow_changes:
+            raise UserError(
+                f'{launch.workdir} holds another run: {"; ".join(found)}. Use the old values, '
+                'another --workdir, or --allow_changes to continue with the new ones (the manifest '
+                'records it)'
+            )
+        if found:
+            logging.warning('continuing with changes: %s', '; '.join(found))
+        then, manifest = saved['config'], saved['manifest']
+        overrides = manifest['overrides'] + found
+        num_shards = config.num_shards or manifest['num_shards']
+        seeds = {name: then.get(f'seeds.{name}', -1) for name in keys.RootKeys._fields}
+        config = dataclasses.replace(config, seed=then['seed'], seeds=schema.SeedsConfig(**seeds))
     manifest = {
         'task': launch.task,
         'key_format': keys.KEY_FORMAT,
@@ -84,19 +87,15 @@ def plan(
         'overrides': overrides,
         **now,
     }
-    run_record = {
-        'config': schema.to_dict(config),
-        'task': launch.resume_facts,
-        'manifest': manifest,
-    }
-    return config, run_record
+    facts = launch.resume_facts
+    return config, {'config': schema.to_dict(config), 'task': facts, 'manifest': manifest}
 
 
 def changes(config: Config, run_record: RunRecord, now: dict[str, Any]) -> list[str]:
     """Returns 'name: then -> now' for all that would lead this launch away from the saved run.
 
-    `now` is this launch's part of the manifest. Warns of what may change the bits but is nobody's
-    mistake, such as another processor or an edited file of the code.
+    `now` is this launch's part of the manifest. Warns of changes that may alter roundings but are
+    allowed, such as another processor or edited code.
     """
     saved, manifest = run_record['config'], run_record['manifest']
     for name, now_is in (('key_format', keys.KEY_FORMAT), ('mask_format', keys.MASK_FORMAT)):
@@ -104,30 +103,31 @@ def changes(config: Config, run_record: RunRecord, now: dict[str, Any]) -> list[
             raise UserError(
                 f'the checkpoint has {name} {then}, this code {now_is}; use the code that wrote it'
             )
-    for name, value, _ in schema.options(config):
-        decided = name == 'seed' or name.startswith('seeds.')
-        if decided and (made_from := saved.get(name, -1)) != value:
-            logging.warning(
-                'config.%s = %d has no effect: the root keys of the checkpoint, made with %d, '
-                'decide this run', name, value, made_from,
-            )  # fmt: skip
     threads = recorded_cpu_threads(run_record)
+    warnings = [
+        f'config.{name} = {value} has no effect: the root keys of the checkpoint, made with '
+        f'{made_from}, decide this run'
+        for name, value, _ in schema.options(config)
+        if name == 'seed' or name.startswith('seeds.')
+        if (made_from := saved.get(name, -1)) != value
+    ]
     if config.cpu_threads not in (0, threads):
-        logging.warning(
-            'config.cpu_threads = %d has no effect: this run has %d threads since its first launch',
-            config.cpu_threads, threads,
-        )  # fmt: skip
-    for name in WARNED:
-        if manifest[name] != now[name]:
-            logging.warning(
-                '%s: %s when the checkpoint was written, now %s. Batches and masks stay the same, '
-                'numbers agree to rounding (rung 4)', name, manifest[name], now[name],
-            )  # fmt: skip
+        warnings.append(
+            f'config.cpu_threads = {config.cpu_threads} has no effect: this run has {threads} '
+            'threads since its first launch'
+        )
+    warnings += [
+        f'{name}: {manifest[name]} when the checkpoint was written, now {now[name]}. Batches and '
+        'masks stay the same, numbers agree to rounding (rung 4)'
+        for name in WARNED
+        if manifest[name] != now[name]
+    ]
     if edited := changed_files(manifest.get('code'), now['code']):
-        logging.warning('%s', one_line(f'code changed since the checkpoint: {", ".join(edited)}'))
-    found = schema.trajectory_changes(config, saved | {'num_shards': manifest['num_shards']})
-    if config.num_shards == 0:
-        found = [change for change in found if not change.startswith('num_shards:')]
+        warnings.append(one_line(f'code changed since the checkpoint: {", ".join(edited)}'))
+    for warning in warnings:
+        logging.warning('%s', warning)
+    shards = {'num_shards': config.num_shards and manifest['num_shards']}  # 0 keeps what they are
+    found = schema.trajectory_changes(config, saved | shards)
     if now['platform'] == 'cpu' and now['cpu_threads'] != threads:  # not started by train.py
         found.append(
             f'cpu_threads: {threads} -> {now["cpu_threads"]} (the size of the CPU thread pool '
@@ -148,7 +148,7 @@ def changed_files(then: dict[str, Any] | None, now: dict[str, Any]) -> list[str]
 
 
 def task_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns the first difference of each fact that the task has read differently, in brief."""
+    """Returns a short line for each fact of the task that changed, with its first difference."""
     found = []
     for name, then in saved.items():
         new = now.get(name)
@@ -163,15 +163,3 @@ def task_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
             lengths = ''
         found.append(f'{name}: {lengths}{one_line(repr(then), 60)} -> {one_line(repr(new), 60)}')
     return found
-
-
-def refuse_changes(found: list[str], workdir: Any, allowed: bool) -> None:
-    """Raises UserError with the diff, unless the user allowed the changes."""
-    if not found:
-        return
-    if not allowed:
-        raise UserError(
-            f'{workdir} holds another run: {"; ".join(found)}. Use the old values, another '
-            '--workdir, or --allow_changes to continue with the new ones (the manifest records it)'
-        )
-    logging.warning('continuing with changes: %s', '; '.join(found))

@@ -32,48 +32,36 @@ def in_bucket(path: object) -> bool:
     return '://' in str(path)
 
 
-def absolute(text: str) -> epath.Path:
-    """Returns the absolute path; nothing needs to exist there.
-
-    Raises UserError for a bucket that epath cannot read, and for a name that is not the same bytes
-    to Python as to TensorStore, which takes UTF-8: each would see another file.
-    """
-    if in_bucket(text):
-        scheme, _, place = text.partition('://')
-        if scheme not in PACKAGES or place[:1] in ('', '/'):
-            raise UserError(f'{text}: expected a path, or one in a bucket: gs://BUCKET/FOLDER')
-        return epath.Path(text)
-    path = epath.Path(text).expanduser().resolve()
-    if os.fsencode(path) != str(path).encode(errors='replace'):
-        raise UserError(
-            f'{str(path)!r}: expected a name in UTF-8 and a UTF-8 locale; rename the folder, '
-            'or set LC_ALL=C.UTF-8'
-        )
-    return path
-
-
 def open_location(text: str, for_checkpoints: bool = False) -> epath.Path:
-    """Returns the absolute path, after a bucket has answered once.
+    """Returns the absolute path; nothing needs to exist there. A bucket has answered once.
 
-    Raises UserError for a bucket that refuses or lacks its package and, `for_checkpoints`, for one
-    that does not exist; Unavailable for one that does not answer in time.
+    Raises UserError for a name that is not the same bytes to Python as to TensorStore, which takes
+    UTF-8: each would see another file. Raises UserError for a bucket that epath cannot read, that
+    refuses, lacks its package or, `for_checkpoints`, does not exist; Unavailable for one that does
+    not answer in time.
     """
-    path = absolute(text)
-    if not in_bucket(path):
+    if not in_bucket(text):
+        path = epath.Path(text).expanduser().resolve()
+        if os.fsencode(path) != str(path).encode(errors='replace'):
+            raise UserError(
+                f'{str(path)!r}: expected a name in UTF-8 and a UTF-8 locale; rename the folder, '
+                'or set LC_ALL=C.UTF-8'
+            )
         return path
     scheme, _, place = text.partition('://')
-    package = PACKAGES[scheme]
+    if scheme not in PACKAGES or place[:1] in ('', '/'):
+        raise UserError(f'{text}: expected a path, or one in a bucket: gs://BUCKET/FOLDER')
+    package, path = PACKAGES[scheme], epath.Path(text)
     try:
         importlib.import_module(package)
     except ImportError as error:
-        raise UserError(
-            f'{text}: needs {package}; pip install -c requirements.txt {package}'
-        ) from error
+        install = f'pip install -c requirements.txt {package}'
+        raise UserError(f'{text}: needs {package}; {install}') from error
     for verbose in (package, 'fsspec', 'google'):  # they log what they also raise
         logging.getLogger(verbose).setLevel(logging.CRITICAL)
     for store in ('gcs', 's3'):  # a cached listing never shows what another process wrote
         fsspec.config.conf.setdefault(store, {})['use_listings_cache'] = False
-    failure: list[Exception | None] = []
+    answers: list[Exception | None] = []
 
     def ask() -> None:
         try:
@@ -81,18 +69,18 @@ def open_location(text: str, for_checkpoints: bool = False) -> epath.Path:
             if for_checkpoints:  # Orbax needs this permission when it removes the first checkpoint
                 client = importlib.import_module('google.cloud.storage').Client()
                 client.get_bucket(place.partition('/')[0])
-            failure.append(None)
+            answers.append(None)
         except Exception as error:  # of the network, the store, or the search for credentials
-            failure.append(error)
+            answers.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(ANSWER_SECONDS)
-    if not failure:
+    if not answers:
         raise Unavailable(f'{text}: no answer within {ANSWER_SECONDS:.0f} s; see docs/launch.md')
-    if failure[0]:
-        problem = ' '.join(str(failure[0]).split())[:300] or type(failure[0]).__name__
-        raise UserError(f'{text}: cannot be reached ({problem}); see docs/launch.md')
+    if refusal := answers[0]:
+        problem = ' '.join(str(refusal).split())[:300] or type(refusal).__name__
+        raise UserError(f'{text}: cannot be reached ({problem}); see docs/launch.md') from refusal
     return path
 
 

@@ -73,7 +73,10 @@ def started(
         other, predictor = predictor_from_record(saved)
         shards = saved['manifest']['num_shards']
         there = dataclasses.replace(
-            layout, num_shards=shards, shard_state=other.optimizer.shard_state
+            layout,
+            num_shards=shards,
+            shard_state=other.optimizer.shard_state,
+            frozen=other.init.freeze,
         )
         params = read(restore_target(other, predictor.init, there)).params
         given = traverse_util.flatten_dict(jax.tree.map(on_host, params), sep='/')
@@ -108,8 +111,8 @@ def open_run(workdir: str) -> tuple[Callable[[TrainState], TrainState], RunRecor
 def restore_target(config: Config, init: Callable[[jax.Array], Tree], layout: Layout) -> TrainState:
     """Returns the shapes and shardings of a run's state; `init` makes its parameters."""
     schedule = make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, config.init.freeze)
-    return abstract_state(make_create_state(init, optimizer, layout), config.prng_impl, layout)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    return abstract_state(make_create_state(init, optimizer, layout), config.prng_impl)
 
 
 def fitting(source: str, arrays: Arrays, given: Arrays) -> dict[str, np.ndarray]:

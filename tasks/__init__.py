@@ -16,7 +16,7 @@ from types import ModuleType
 from configs import schema
 from configs.schema import Config
 from errors import UserError
-from tasks.frozen import with_frozen
+from tasks.best_metric import with_best_metric
 from tasks.task import Json, Predictor, Task
 
 TOKENIZER = ('data.tokenizer', 'data.affixes')
@@ -54,7 +54,7 @@ def make_task(config: Config, origin: Json | None = None) -> Task:
         saved = origin['config']
         schema.fill(config, {option: saved[option] for option in TOKENIZER if option in saved})
         task = make(config, origin['task'])
-    return with_frozen(task, config.init.freeze)
+    return with_best_metric(task, config)
 
 
 def config_from_record(record: Json) -> Config:

@@ -1,6 +1,7 @@
 """Defines text classification: one label for each text."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import numpy as np
 import optax
 
 from configs import schema
-from configs.schema import Check, Config, at_least, fraction, names, one_of, option
+from configs.checks import Check, at_least, fraction, names, one_of
+from configs.schema import Config, option
 from errors import UserError
 from input_pipeline import checks, reviews
 from input_pipeline.encoded import LabelledTexts, unknown_share
@@ -22,11 +24,13 @@ from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
 from input_pipeline.vocabulary import Vocabulary
 from model.classifier import TextClassifier
 from tasks.encoder import TransformerOptions, make_transformer, require_positions
-from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task
+from tasks.label_weights import label_weights, weights_of_examples
+from tasks.scores import averages, confusion_lines, label_counts
+from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task, Totals
 
 
 def prefix_and_suffix() -> Check:
-    """Expects how many letters of a word's start and of its end, or neither."""
+    """Expects (prefix length, suffix length), or ()."""
     return (
         lambda value: not value or (len(value) == 2 and min(value) >= 1),
         'two whole numbers >= 1, such as (4,3), or ()',
@@ -55,8 +59,16 @@ class DataConfig(schema.DataConfig):
     )
     affixes: tuple[int, ...] = option(
         (),
-        'prefix and suffix lengths, in letters, that get embeddings, even those of unknown words',
+        'letters of the prefix and suffix to embed, also of unknown words; () embeds none',
         prefix_and_suffix(),
+    )
+    class_weights: tuple[str, ...] = option(
+        (),
+        "weights in the loss by label, 1 unless named; 'balanced' gives all labels the same total",
+        label_weights(),
+    )
+    sampling_weights: tuple[str, ...] = option(
+        (), 'how often training draws the examples of a label, given alike', label_weights()
     )
 
 
@@ -84,6 +96,7 @@ class LabelledSplit(NamedTuple):
     texts: list[str]
     labels: np.ndarray  # int32[N], indices of the label names
     skipped: tuple[str, ...] = ()  # the problems of bad rows that were left out
+    weights: np.ndarray | None = None  # [N] in the loss, instead of 1
 
 
 def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[str, ...]]:
@@ -124,7 +137,7 @@ def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
 
 
 def affix_letters(data: DataConfig) -> list[slice]:
-    """Returns which letters of a word have their own ids."""
+    """Returns the slices that cut a word's prefix and suffix."""
     if not data.affixes:
         return []
     first, last = data.affixes
@@ -196,7 +209,8 @@ def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array],
 def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[..., Sums]:
     """Returns the sums over rows of cross entropy, right answers, tokens and weights.
 
-    Without rngs nothing is dropped: that is evaluation. Label smoothing spreads a share s of the
+    Without rngs nothing is dropped: that is evaluation, which also counts the whole numbers
+    confusion float32[true label, predicted label]. Label smoothing spreads a share s of the
     target over all classes and leaves 1 - s to the label (Szegedy et al., 2016).
     """
 
@@ -210,8 +224,11 @@ def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
         )
         one_hot = jax.nn.one_hot(labels, logits.shape[-1])
         losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, label_smoothing))
-        return {
-            'correct': jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels)),
+        predicted = jnp.argmax(logits, axis=-1)
+        guesses = jax.nn.one_hot(predicted, logits.shape[-1])
+        confusion = {} if train else {'confusion': (weights[:, None] * one_hot).T @ guesses}
+        return confusion | {
+            'correct': jnp.sum(weights * (predicted == labels)),
             'loss': jnp.sum(weights * losses),
             'tokens': jnp.sum(weights * lengths),
             'weight': jnp.sum(weights),
@@ -220,12 +237,16 @@ def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
     return sums
 
 
-def classifier_metrics(totals: dict[str, float]) -> dict[str, float]:
-    """Returns mean loss and accuracy per example."""
-    return {
+def classifier_metrics(totals: Totals) -> dict[str, float]:
+    """Returns mean loss and accuracy per example; in evaluation also averages of the labels' F1."""
+    metrics = {
         'loss': totals['loss'] / totals['weight'],
         'accuracy': totals['correct'] / totals['weight'],
     }
+    if 'confusion' in totals:
+        means = averages(*label_counts(totals['confusion']))
+        metrics |= {f'{name}_f1': means[name][2] for name in ('macro', 'weighted')}
+    return metrics
 
 
 def make_task(config: Config, facts: Json | None = None) -> Task:
@@ -233,11 +254,44 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
 
     It takes the tokenizer of the run whose `facts` are given.
     """
-    assert isinstance(config.data, DataConfig)
-    assert isinstance(config.model, ModelConfig)
     data = config.data
-    require_positions(config.model, data.bucket_lengths[-1])
-    train_split, eval_split, label_names = read_texts(data)
+    assert isinstance(data, DataConfig)
+    train, evaluation, names = read_texts(data)
+    find = functools.partial(weights_of_examples, labels=train.labels, label_names=names)
+    train = train._replace(weights=find('class_weights', data.class_weights))
+    task = labelled_task(
+        config,
+        facts,
+        (train, evaluation, names),
+        classifier_sums,
+        sum_names=('correct', 'loss', 'tokens', 'weight'),
+        metrics=classifier_metrics,
+        best_metric='accuracy',
+        sampling_weights=find('sampling_weights', data.sampling_weights),
+        details=lambda totals: confusion_lines(totals['confusion'], names),
+        doubt=lambda found: checks.chance_warning(found['accuracy'], evaluation.labels, names),
+    )
+    odd = checks.label_warnings(train.texts, train.labels, names)
+    return dataclasses.replace(task, warnings=(*task.warnings, *odd))
+
+
+def labelled_task(
+    config: Config,
+    facts: Json | None,
+    read: tuple[LabelledSplit, LabelledSplit, tuple[str, ...]],
+    sums: Callable[..., Callable[..., Sums]],
+    **own: Any,
+) -> Task:
+    """Makes a task of labelled texts, as `read_texts` returns them.
+
+    `sums` is called with the model and, for training, with the label smoothing. `own`: the fields
+    of the task that depend on what a label is.
+    """
+    data, options = config.data, config.model
+    assert isinstance(data, DataConfig)
+    assert isinstance(options, ModelConfig)
+    require_positions(options, data.bucket_lengths[-1])
+    train_split, eval_split, label_names = read
     vocabulary, *affixes = vocabularies = (
         restored_vocabularies(data, facts) if facts else make_vocabularies(data, train_split.texts)
     )
@@ -246,19 +300,16 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
     checks.require_known(known, len(train_split.texts), 'token', data.min_frequency)
     max_length = data.bucket_lengths[-1]
     train, evaluation = (
-        LabelledTexts(split.texts, split.labels, vocabulary, max_length, affixes)
+        LabelledTexts(split.texts, split.labels, vocabulary, max_length, affixes, split.weights)
         for split in (train_split, eval_split)
     )
-    model = make_model(config.model, vocabularies, len(label_names))
+    model = make_model(options, vocabularies, len(label_names))
     return Task(
         train=train,
         evaluation=evaluation,
         init=classifier_init(model, len(affixes)),
-        loss_sums=classifier_sums(model, config.model.label_smoothing),
-        eval_sums=classifier_sums(model),
-        sum_names=('correct', 'loss', 'tokens', 'weight'),
-        metrics=classifier_metrics,
-        best_metric='accuracy',
+        loss_sums=sums(model, options.label_smoothing),
+        eval_sums=sums(model),
         resume_facts={
             'label_names': list(label_names),
             **vocabulary.facts(),
@@ -279,16 +330,17 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
         ),
         warnings=(
             *checks.unknown_warnings(training=train.unknown, evaluation=evaluation.unknown),
-            *checks.label_warnings(train_split.texts, train.labels, label_names),
             *checks.shared_warnings(train_split.texts, eval_split.texts),
         ),
-        doubt=lambda found: checks.chance_warning(
-            found['accuracy'], evaluation.labels, label_names
-        ),
+        **own,
     )
 
 
-def make_predictor(config: Config, resume_facts: Json) -> Predictor:
+def make_predictor(
+    config: Config,
+    resume_facts: Json,
+    probabilities: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
+) -> Predictor:
     """Makes what predicts labels, their probabilities and, of an LSTM, the attention on words."""
     assert isinstance(config.model, ModelConfig)
     assert isinstance(config.data, DataConfig)
@@ -313,13 +365,13 @@ def make_predictor(config: Config, resume_facts: Json) -> Predictor:
         )
         seen = seen.get('intermediates', {})
         attention = [seen['attention']['__call__'][0]] if seen else []
-        return jax.nn.softmax(jnp.asarray(logits)), *attention
+        return probabilities(jnp.asarray(logits)), *attention
 
     def show(arrays: Any, row: int, text: str) -> Json:
-        probabilities, *attention = (array[row].tolist() for array in arrays)
+        of_labels, *attention = (array[row].tolist() for array in arrays)
         shown = {
-            'label': labels[int(np.argmax(probabilities))],
-            'probabilities': dict(zip(labels, probabilities, strict=True)),
+            'label': labels[int(np.argmax(of_labels))],
+            'probabilities': dict(zip(labels, of_labels, strict=True)),
         }
         for weights in attention:
             pieces = [piece for _, piece in vocabulary.tokens(text)[: width - 2]]

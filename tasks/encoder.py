@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from configs import schema
-from configs.schema import at_least, one_of, option
+from configs.checks import at_least, one_of
+from configs.schema import option
 from errors import UserError
 from input_pipeline.vocabulary import Vocabulary
 from model.transformer import Transformer

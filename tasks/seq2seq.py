@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from configs import schema
-from configs.schema import Check, Config, at_least, fraction, one_of, option
+from configs.checks import Check, at_least, fraction, one_of
+from configs.schema import Config, option
 from input_pipeline import addition, checks
 from input_pipeline.encoded import unknown_share
 from input_pipeline.examples import read_splits

@@ -13,6 +13,7 @@ Batch = dict[str, jax.Array]  # every array [B, ...]
 Rngs = dict[str, jax.Array]  # Linen's, by stream
 Sums = dict[str, jax.Array]  # float32[] sums over examples
 Params = Any  # a tree of arrays, as Linen makes it
+Totals = Any  # name -> a sum over examples: a number, or in evaluation an array of them
 Json = dict[str, Any]  # the facts of a run, its record, or a prediction
 
 
@@ -32,7 +33,7 @@ class Task:
     eval_sums: Callable[[Params, Batch], Sums]
     """(parameters, rows) -> the same sums and perhaps more. Draws no random number."""
     sum_names: tuple[str, ...]  # the names of the loss sums, sorted
-    metrics: Callable[[dict[str, float]], dict[str, float]]  # totals of either sums -> metrics
+    metrics: Callable[[Totals], dict[str, float]]  # totals of either sums -> metrics
     best_metric: str  # evaluation metric, larger is better, by which checkpoints are kept
     resume_facts: Json
     """JSON that goes into every checkpoint, must not change on resume, and lets `make_predictor`
@@ -42,6 +43,9 @@ class Task:
     token_names: Sequence[str] = ()  # by id, of the parameters 'embedding'
     warnings: tuple[str, ...] = ()  # what is odd about the data, each in one line
     doubt: Callable[[dict[str, float]], str] = lambda _: ''  # final metrics -> a warning, or ''
+    sampling_weights: np.ndarray | None = None  # float64[N], how often training draws each example
+    details: Callable[[Totals], list[str]] = lambda _: []
+    """evaluation totals -> lines that tools.evaluate prints below the metrics."""
     samples: Callable[[Params], list[str]] = lambda _: []
     """parameters -> lines that show what the model does with a few examples."""
 

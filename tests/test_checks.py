@@ -219,8 +219,8 @@ def test_unknown_words_of_both_splits_are_reported(tmp_path: Path) -> None:
     task = make_task(tmp_path, train, [('GOOD FILM , film', 'pos')] * 9, tokenizer='words')
     assert '2.4% of training and 75.0% of evaluation tokens unknown' in task.summary
     assert [line for line in task.warnings if 'unknown' in line] == [
-        '75% of the evaluation tokens are unknown to the vocabulary: do both splits have the same '
-        'language, case and spaces? (config.data.min_frequency)'
+        '75% of the evaluation tokens are unknown to the vocabulary: do both splits have one '
+        'language, case and spacing? (config.data.min_frequency, .tokenizer)'
     ]
 
 

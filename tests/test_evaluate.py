@@ -29,7 +29,8 @@ def test_metrics_are_those_of_training_on_any_number_of_devices(
     found = jax.devices()[:devices]
     monkeypatch.setattr(jax, 'devices', lambda: found)
     assert run.layout().mesh.size == devices
-    assert evaluate.evaluate(run, run.task()) == summary['eval']
+    task = run.task()
+    assert task.metrics(evaluate.evaluation_totals(run, task)) == summary['eval']
 
 
 def test_command_prints_metrics_and_a_confusion_matrix_that_agree(
@@ -39,10 +40,17 @@ def test_command_prints_metrics_and_a_confusion_matrix_that_agree(
     assert evaluate.main([str(workdir)]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head == 'step 12, 70 examples of the run'
-    shown = dict(line.split() for line in lines[:2])
+    shown = dict(line.split() for line in lines[:4])
     assert shown == {name: f'{value:.6g}' for name, value in summary['eval'].items()}
-    assert lines[3:5] == ['true      predicted', '          negative  positive']
-    counts = np.array([line.split()[1:] for line in lines[5:]], int)
+    assert list(shown) == ['loss', 'accuracy', 'macro_f1', 'weighted_f1']
+    table = {line.split()[0]: line.split()[-4:] for line in lines[6:10]}
+    assert table['macro'][2] == f'{summary["eval"]["macro_f1"]:.4f}'
+    assert table['weighted'][1:] == [  # recall, weighted by the examples, is accuracy
+        f'{summary["eval"]["accuracy"]:.4f}', f'{summary["eval"]["weighted_f1"]:.4f}', '70',
+    ]  # fmt: skip
+    assert lines[11:13] == ['true      predicted', '          negative  positive']
+    counts = np.array([line.split()[1:] for line in lines[13:]], int)
+    assert [int(table[label][3]) for label in ('negative', 'positive')] == [*counts.sum(axis=1)]
     assert counts.sum() == 70
     assert np.trace(counts) == round(summary['eval']['accuracy'] * 70)
 

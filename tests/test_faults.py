@@ -90,6 +90,50 @@ def test_time_to_stop_in_is_bounded(tmp_path: Path) -> None:
     assert process.returncode == REQUEUE
 
 
+# Who reads the output
+
+
+def texts_beyond_ascii(folder: Path) -> dict[str, Any]:
+    """Writes texts and labels that ASCII does not have; returns the options to read them."""
+    file = folder / 'texts.tsv'
+    rows = [f'gut größer 好 {n % 3}\tja😀\nschlecht {n % 3}\tnein\n' for n in range(16)]
+    file.write_text('text\tlabel\n' + ''.join(rows))
+    splits = {'data__train': str(file), 'data__evaluation': str(file)}
+    return {'data__source': 'files', 'num_steps': 4} | splits
+
+
+@pytest.mark.slow
+def test_ascii_terminal_and_warnings_as_errors_end_no_run(tmp_path: Path) -> None:
+    plain = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
+    env = runs.environment(1, PYTHONIOENCODING='ascii', PYTHONWARNINGS='error', **plain)
+    command = runs.command(tmp_path / 'run', **texts_beyond_ascii(tmp_path))
+    output = runs.printed(command, runs.ROOT, env, 120)
+    assert 'Traceback' not in output
+    assert 'UnicodeEncodeError' not in output
+    assert r"'ja\U0001f600'" in output
+    command = [sys.executable, '-m', 'tools.predict', str(tmp_path / 'run'), '--text', 'gut']
+    assert 'ja' in runs.printed(command, runs.ROOT, env, 120)
+
+
+@pytest.mark.slow
+def test_run_whose_output_nobody_reads_any_more_continues_quietly(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        runs.command(tmp_path, num_steps=6),
+        cwd=runs.ROOT,
+        env=runs.environment(1),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ''
+    assert process.wait(120) == 0
+    assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 6
+
+
 # A matrix of kills
 
 

@@ -165,7 +165,7 @@ FAULTS = {
     'number per row': Fault(relabel(str), 'another column, or an amount'),
     'word per row': Fault(relabel('id{}'.format), 'another column, or an amount'),
     'measurement': Fault(relabel(lambda n: f'{n % 25 / 7:.3f}'), 'another column, or an amount'),
-    'rare words': Fault(retext('w{}'.format, 0), 'config.data.min_frequency = 3: no word'),
+    'rare words': Fault(retext('w{}'.format, 0), 'config.data.min_frequency = 3: no '),
     'other words': Fault(retext('x{} y'.format, 1), warned='of the evaluation tokens are unknown'),
     'shared text': Fault(copy_row(lambda label: label), warned='in the training split too'),
     'two labels': Fault(conflict, warned='training texts have more than one label'),

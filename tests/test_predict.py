@@ -138,19 +138,19 @@ def test_texts_are_read_only_as_far_as_predictions_are_taken(
 
 def test_closed_pipe_ends_it_quietly(classifier_run: Trained, tmp_path: Path) -> None:
     file = tmp_path / 'many'
-    file.write_text('good\n' * 5000)
+    file.write_text('na\u00efve\n' * 5000)
     command = [sys.executable, '-m', 'tools.predict', str(classifier_run[0]), f'--input={file}']
     with subprocess.Popen(
         command,
         cwd=runs.ROOT,
-        env=runs.environment(1),
+        env=runs.environment(1, PYTHONIOENCODING='ascii'),  # output is UTF-8 all the same
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding='utf-8',
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert json.loads(process.stdout.readline())['text'] == 'good'
+        assert json.loads(process.stdout.readline())['text'] == 'na\u00efve'
         process.stdout.close()
         assert process.stderr.read() == ''
     assert process.returncode == 141

@@ -172,6 +172,16 @@ def test_run_moved_between_layouts_equals_undisturbed_run(
     assert runs.outcome(run) == runs.outcome(undisturbed)
 
 
+@pytest.mark.slow
+def test_processes_checkpoint_by_the_clock_after_the_same_steps_without_changing_a_bit(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    finish_pod('2x1', tmp_path / 'run', checkpoint_minutes=1e-4, checkpoint_every=1000)
+    segments = list((tmp_path / 'run' / 'ledger').iterdir())
+    assert len(segments) > 2  # one is written before each checkpoint
+    assert runs.outcome(tmp_path / 'run') == runs.outcome(undisturbed)
+
+
 @pytest.mark.long
 def test_dead_process_stops_the_others_and_nothing_is_lost(
     undisturbed: Path, tmp_path: Path
@@ -336,7 +346,7 @@ index, folder = jax.process_index(), pathlib.Path(sys.argv[1])
 layout = mesh.Layout(mesh.make_mesh(), 2, 'tree', shard_state=True)
 init = lambda key: {'kernel': jax.random.normal(key, (40, 30))}
 create = state.make_create_state(init, optax.adam(1e-3), layout)
-target = state.abstract_state(create, 'threefry2x32', layout)
+target = state.abstract_state(create, 'threefry2x32')
 keeper = checkpoints.Checkpoints(epath.Path(folder / 'run'), keep_newest=2)
 for step in (1, 2):
     roots = keys.root_keys(step, 'threefry2x32')
@@ -367,6 +377,7 @@ for name, damage in {
     'cut': lambda run: largest(run).write_bytes(b''),
     'flipped': lambda run: flip(largest(run)),
     'unreadable': lambda run: unreadable(run / 'run' / 'metadata'),
+    'unlisted': shutil.rmtree,
 }.items():
     own = folder / f'{name}{index}'
     shutil.copytree(folder / 'run', own)
@@ -403,11 +414,14 @@ def test_damage_that_one_process_alone_sees_leaves_no_other_waiting(tmp_path: Pa
         if name == 'unreadable':
             assert here[:2] == there[:2] == ['kept', 'Unavailable']
             assert 'Too many levels of symbolic links' in there[2]
+        elif name == 'unlisted':
+            assert here[:2] == there[:2] == ['kept', 'Unavailable']
+            assert 'checkpoints is not the same on process 0 and on process 1' in there[2]
         else:
             assert here == ['moved', 'step', here[2]]  # in its folder, by process 0
             assert there == ['kept', 'step', here[2]]
             assert here[2].startswith('1 ')
-    assert [len(names) for names in found] == [4, 4], outputs
+    assert [len(names) for names in found] == [5, 5], outputs
 
 
 def pod_of_two(port: int, **env: str) -> dict[str, str]:

@@ -49,3 +49,17 @@ def test_step_that_the_run_does_not_have_is_refused(
             replay.main([str(classifier_run[0]), f'--step={step}'])
         assert end.value.code == 2
         assert f'--step={step}: expected 1 to 12' in capsys.readouterr().err
+
+
+def test_damaged_ledger_is_found_before_the_work(
+    classifier_run: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / 'run'
+    shutil.copytree(classifier_run[0], run)
+    min((run / 'ledger').glob('*.npy')).write_bytes(b'x')
+    with pytest.raises(SystemExit) as end:
+        replay.main([str(run), '--step=3'])
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert 'damaged' in printed.err

@@ -21,7 +21,7 @@ from configs import reviews
 from configs.schema import Config
 from errors import UserError
 from input_pipeline.reviews import make_reviews
-from runtime import backend, resume
+from runtime import backend, preemption, resume
 from runtime.checkpoints import read_record
 from tasks.classification import DataConfig, ModelConfig
 from tests import runs
@@ -198,6 +198,35 @@ def test_resumable_options_and_seed_may_change_without_changing_a_bit(
     assert resumed['root_key'] == reference['root_key']
     assert resumed['state_fingerprint'] == reference['state_fingerprint']
     assert resumed['eval'] == reference['eval']
+
+
+@pytest.mark.slow
+def test_checkpoints_by_the_clock_change_no_bit(
+    tmp_path: Path, classifier_run: tuple[Path, dict[str, Any]]
+) -> None:
+    for minutes, steps in ((1e-9, range(13)), (1e6, (0, 6, 12))):
+        config = small_config(checkpoint_minutes=minutes, keep_newest=20)
+        run = tmp_path / str(minutes)
+        summary = train.train(config, epath.Path(run))
+        assert summary['state_fingerprint'] == classifier_run[1]['state_fingerprint']
+        assert sorted(int(path.name) for path in (run / 'checkpoints').iterdir()) == list(steps)
+        assert runs.outcome(run) == runs.outcome(classifier_run[0])
+
+
+def test_processes_save_once_for_each_time_that_a_clock_asks(
+    layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The votes that are on their way when all save asked for this save, too."""
+    monkeypatch.setattr(preemption.jax, 'process_count', lambda: 2)
+    request, asks, decisions = preemption.StopRequest(), True, []
+    for step in range(9):
+        decisions.append(request.agreed(layout(8), asks or step == 5))
+        asks = asks and decisions[-1] != preemption.SAVE
+    save, train_on = preemption.SAVE, preemption.TRAIN
+    assert decisions == [train_on, train_on, save] + [train_on] * 4 + [save, train_on]
+    request._asked = True
+    decisions = [request.agreed(layout(8), True) for _ in range(3)]
+    assert preemption.STOP in decisions
 
 
 @pytest.mark.slow

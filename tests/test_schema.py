@@ -27,6 +27,8 @@ def test_record_from_before_an_option_loads_with_its_default(name: str, default:
     del saved['config'][name]
     config = tasks.config_from_record(saved)
     values = to_dict(config)
+    if name == 'data.tokenizer':
+        default = 'words'  # which texts were split into before there was a choice
     assert values.pop(name) == (list(default) if isinstance(default, tuple) else default)
     assert values == saved['config']
     assert trajectory_changes(config, saved['config']) == []

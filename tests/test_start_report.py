@@ -22,7 +22,9 @@ def test_start_report_shows_devices_shards_parameters_padding_and_where_training
     state = TrainState(jnp.int32(0), params, (), keys.root_keys(3, 'threefry2x32'))
     caplog.set_level(logging.INFO)
     for made in (state, dataclasses.replace(state, step=jnp.int32(312))):
-        start_report(reviews.get_config(), layout(2), 'texts', 0.217, made, epath.Path('runs/x'))
+        start_report(
+            reviews.get_config(), layout(2), made, epath.Path('runs/x'), 'texts', (), 0.217
+        )
     lines = [' '.join(line.split()) for line in caplog.messages]
     new, resumed = lines[: len(lines) // 2], lines[len(lines) // 2 :]
     assert [*new[:7], *new[8:]] == [*resumed[:7], *resumed[8:]]
@@ -63,7 +65,7 @@ def test_start_report_says_which_devices_a_resume_may_use_and_how_to_allow_more(
         caplog.clear()
         config = dataclasses.replace(reviews.get_config(), num_shards=chosen)
         made = layout(devices, shards, reduction)
-        start_report(config, made, 'texts', 0.2, state, epath.Path('runs/x'))
+        start_report(config, made, state, epath.Path('runs/x'), 'texts', (), 0.2)
         (line,) = (line for line in caplog.messages if line.startswith('shards '))
         assert line.endswith(f'; resumes exactly on {exact}')
         advice = f'--config.num_shards=N in a new run allows more than {shards}'

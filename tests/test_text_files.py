@@ -66,7 +66,7 @@ def refusal(folder: Path, suffix: str, train: str | bytes, evaluation: str | byt
 def test_every_format_gives_the_same_examples(tmp_path: Path, suffix: str) -> None:
     dataset = read(tmp_path, suffix, GOOD[suffix])
     assert dataset.label_names == ('neg', 'pos')
-    for texts, labels, _ in (dataset.train, dataset.evaluation):
+    for texts, labels, *_ in (dataset.train, dataset.evaluation):
         assert texts == ['good film', 'bad film']
         assert labels.dtype == np.int32
         np.testing.assert_array_equal(labels, [1, 0])

@@ -62,7 +62,7 @@ def test_prepared_data_set_is_read_whole(prepared: Path) -> None:
     dataset = read(prepared)
     assert dataset.label_names == ('no', 'yes')
     splits = (dataset.train, dataset.evaluation)
-    for (texts, labels, _), rows in zip(splits, ROWS.values(), strict=True):
+    for (texts, labels, *_), rows in zip(splits, ROWS.values(), strict=True):
         assert labels.dtype == np.int32
         expected = {(f'{a.strip()}{SEPARATOR}{b}', label) for a, b, label in rows}
         assert set(zip(texts, labels.tolist(), strict=True)) == expected

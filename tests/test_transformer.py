@@ -160,7 +160,8 @@ def test_bfloat16_is_for_activations_alone(token_batch: TokenBatch) -> None:
     np.testing.assert_allclose(rounded, exact, atol=0.05)
 
 
-@pytest.mark.parametrize('norm', ['post', pytest.param('pre', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', ['post', pytest.param('pre', marks=pytest.mark.long)])
 def test_same_bits_on_1_2_4_8_devices_with_attention_dropout_bfloat16_zero_and_remat(
     layout: Callable[..., Layout], token_batch: TokenBatch, norm: str
 ) -> None:

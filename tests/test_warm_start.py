@@ -24,7 +24,6 @@ import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 
-import tasks
 import train
 from configs.schema import Config, InitConfig, OptimizerConfig
 from errors import UserError
@@ -37,7 +36,9 @@ from tasks.classification import DataConfig, ModelConfig
 from tests import runs
 from tests.test_resume import small_config
 from tests.test_transformer import ROWS, SIZES, VOCAB_SIZE, WIDTH, logits, start, transformer
+from tools import saved_run
 from training import keys
+from training.frozen import split
 from training.mesh import Layout
 from training.optimizer import make_optimizer, make_schedule
 from training.state import TrainState, make_create_state, state_fingerprint
@@ -252,27 +253,18 @@ def test_vectors_that_do_not_fit_are_one_line(
         begin(config(vectors=str(file)), NAMES)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('zero', [False, True])
 def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state_on_any_layout(
-    layout: Callable[..., Layout], token_batch: Callable[..., Arrays]
+    layout: Callable[..., Layout], token_batch: Callable[..., Arrays], zero: bool
 ) -> None:
     model, found = transformer('post', 0.2), set()
     init = classification.classifier_init(model)
     freeze = ('embedding', 'layer_0')
-    given = dataclasses.replace(
-        config(freeze=freeze), data=DataConfig(num_train=20, num_eval=10, bucket_lengths=(24,))
-    )
-    task = tasks.make_task(given)
-    rngs, rows = keys.shard_rngs(keys.root_keys(0, 'threefry2x32'), 0, 0), token_batch(8, WIDTH)
-
-    def loss(params: Any) -> Any:
-        return task.loss_sums(params, rows, rngs, 0)['loss']  # type: ignore[arg-type]
-
-    for path, array in flat(jax.grad(loss)(start(model))).items():
-        assert array.any() != (path.split('/')[0] in freeze), path
     options = OptimizerConfig(learning_rate=0.1, weight_decay=0.1, shard_state=True)
     for devices in (1, 8):
-        on = dataclasses.replace(layout(devices), shard_state=True)
-        optimizer = make_optimizer(options, make_schedule(options, 3), freeze)
+        on = dataclasses.replace(layout(devices), shard_state=zero, frozen=freeze)
+        optimizer = make_optimizer(options, make_schedule(options, 3))
         state = make_create_state(init, optimizer, on)(keys.root_keys(0, 'threefry2x32'))
         before = flat(state.params)
         state_paths = jax.tree_util.tree_leaves_with_path(state.opt_state)
@@ -280,7 +272,7 @@ def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state_on_any_layout(
         assert "['layer_1']" in kept
         assert "['layer_0']" not in kept
         assert "['embedding']['embedding']" not in kept
-        step = make_train_step(task.loss_sums, optimizer, 1.0, on)
+        step = make_train_step(classification.classifier_sums(model), optimizer, 1.0, on)
         for seed in range(3):
             state, _ = step(state, on.put(token_batch(32, WIDTH, seed)))
         for path, array in flat(state.params).items():
@@ -289,13 +281,20 @@ def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state_on_any_layout(
     assert len(found) == 1
 
 
-def test_unknown_frozen_part_is_one_line() -> None:
-    optimizer = make_optimizer(OptimizerConfig(), lambda _: 0.1, ('embeddings',))
+def test_unknown_frozen_part_is_one_line(layout: Callable[..., Layout]) -> None:
+    on = dataclasses.replace(layout(1), frozen=('embeddings',))
     expected = "config.init.freeze: 'embeddings', expected among embedding, logits"
     with pytest.raises(UserError, match=expected):
-        optimizer.init({'embedding': jnp.zeros(1), 'logits': jnp.zeros(1)})
+        split({'embedding': jnp.zeros(1), 'logits': jnp.zeros(1)}, on)
 
 
+def params_of(run: Path) -> Any:
+    """Returns the parameters of the newest checkpoint."""
+    saved = saved_run.open_run(str(run))
+    return saved.params(saved.predictor().init)
+
+
+@pytest.mark.slow
 def test_new_run_takes_parameters_and_words_of_another_and_resumes_without_it(
     classifier_run: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -312,9 +311,12 @@ def test_new_run_takes_parameters_and_words_of_another_and_resumes_without_it(
     record, source = (warm_start.open_run(str(path))[1] for path in (run, other))
     assert record['task']['vocabulary'] == source['task']['vocabulary']
     assert record['manifest']['root_key'] != source['manifest']['root_key']
+    source_params = flat(params_of(other))
     shutil.rmtree(other)
     summary = train.train(given, epath.Path(run))
     assert summary['step'] == 12
+    for path, array in flat(params_of(run)).items():
+        assert (array == source_params[path]).all() == path.startswith('embedding/'), path
     for init in (InitConfig(), InitConfig(run=str(other)), InitConfig(freeze=('embedding',))):
         with pytest.raises(UserError, match='init'):
             train.train(dataclasses.replace(given, init=init), epath.Path(run))
@@ -355,9 +357,7 @@ def test_fine_tuning_killed_resumed_and_moved_equals_an_undisturbed_run_bit_for_
         process.communicate()
     assert not (moved / 'summary.json').exists()
     pod = ['-m', 'launch.local_pod', '--processes=2', '--devices_per_process=2', '--']
-    python, *program = runs.command(moved, **options)
-    runs.printed([python, *pod, *program], runs.ROOT, runs.environment(2), 300)
-    assert runs.outcome(moved) == expected
-    fresh = runs.command(tmp_path / 'fresh', **options)[1:]
-    runs.printed([python, *pod, *fresh], runs.ROOT, runs.environment(2), 300)
-    assert runs.outcome(tmp_path / 'fresh') == expected
+    for workdir in (moved, tmp_path / 'processes'):
+        python, _, *flags = runs.command(workdir, **options)
+        runs.printed([python, *pod, *flags], runs.ROOT, runs.environment(2), 300)
+        assert runs.outcome(workdir) == expected

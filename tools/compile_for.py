@@ -121,10 +121,9 @@ def head(config: Config, layout: Layout, parameters: int) -> str:
 
 def step_programs(config: Config, task: Task, layout: Layout) -> Iterator[Program]:
     """Yields the programs of a step and, last, that of an evaluation."""
-    schedule = make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, config.init.freeze)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
     create_state = make_create_state(task.init, optimizer, layout)
-    state = abstract_state(create_state, config.prng_impl, layout)
+    state = abstract_state(create_state, config.prng_impl)
     beside = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state.opt_state)

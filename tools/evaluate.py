@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint as training does, and counts which labels a classifier confuses.
+"""Evaluates a checkpoint as training does; of a classifier also each label, and the confusion.
 
     python -m tools.evaluate RUN [--data FILE|SPLIT] [--step N|best]
 
@@ -17,11 +17,11 @@ import numpy as np
 from errors import UserError
 from input_pipeline.batches import eval_batches
 from runtime import backend
-from tasks.task import Predictor, Task
+from tasks.task import Predictor, Task, Totals
 from tools import saved_run
 from tools.arguments import Arguments, one_line_errors, run_tool
 from tools.saved_run import SavedRun
-from training.evaluation import Metrics, make_evaluate
+from training.evaluation import Metrics, make_totals
 
 
 @one_line_errors
@@ -41,23 +41,21 @@ def main(argv: Sequence[str]) -> int:
         )
     task = run.task(given.data)
     print(f'step {run.step}, {len(task.evaluation):,} examples of {given.data or "the run"}')
-    for name, value in evaluate(run, task).items():
+    totals = evaluation_totals(run, task)
+    for name, value in task.metrics(totals).items():
         print(f'{name:14} {value:.6g}')
-    if labels := task.resume_facts.get('label_names'):
-        predictor = run.predictor()
-        params = run.params(predictor.init)
-        counts = confusion_matrix(each_example(run, task, predictor, params), labels)
-        print('\n'.join(['', *confusion_lines(counts, labels)]))
+    if lines := task.details(totals):
+        print('\n'.join(['', *lines]))
     return 0
 
 
-def evaluate(run: SavedRun, task: Task) -> Metrics:
-    """Returns the metrics of the evaluation split, on all devices that the shards fill."""
+def evaluation_totals(run: SavedRun, task: Task) -> Totals:
+    """Returns the sums over the evaluation split, on all devices that the shards fill."""
     layout = run.layout()
     rows = layout.process_rows(run.config.eval_batch_size)
     batches = functools.partial(eval_batches, task.evaluation, run.config, rows)
     params = run.state(task.init, layout).params
-    return make_evaluate(task.eval_sums, task.metrics, layout, batches)(params)
+    return make_totals(task.eval_sums, layout, batches)(params)
 
 
 class Example(NamedTuple):
@@ -73,7 +71,8 @@ def each_example(run: SavedRun, task: Task, predictor: Predictor, params: Any) -
     """Yields the evaluation examples in order, one device computing."""
 
     def sums_of_one(params: Any, row: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return task.eval_sums(params, {name: x[None] for name, x in row.items()})
+        sums = task.eval_sums(params, {name: x[None] for name, x in row.items()})
+        return {name: x for name, x in sums.items() if x.ndim <= 1}  # no matrix for each
 
     sums_of_each = jax.jit(jax.vmap(sums_of_one, in_axes=(None, 0)))
     apply = jax.jit(predictor.apply)
@@ -81,29 +80,11 @@ def each_example(run: SavedRun, task: Task, predictor: Predictor, params: Any) -
     for batch in eval_batches(task.evaluation, run.config, slice(None)):
         sums, arrays = jax.device_get((sums_of_each(params, batch), apply(params, batch)))
         for row in range(np.count_nonzero(batch['weights'])):
-            metrics = task.metrics({name: float(values[row]) for name, values in sums.items()})
-            label = int(batch['labels'][row]) if 'labels' in batch else -1
+            metrics = task.metrics({name: values[row] for name, values in sums.items()})
+            label = int(batch['labels'][row]) if 'label_names' in task.resume_facts else -1
             shown = predictor.show(arrays, row, task.evaluation.text(number))
             yield Example(number, metrics, shown, label)
             number += 1
-
-
-def confusion_matrix(examples: Iterator[Example], labels: Sequence[str]) -> np.ndarray:
-    """Counts int64[true label, predicted label]."""
-    counts = np.zeros((len(labels), len(labels)), np.int64)
-    for example in examples:
-        counts[example.label, labels.index(example.shown['label'])] += 1
-    return counts
-
-
-def confusion_lines(counts: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
-    """Yields the lines of a table, true labels down and predicted ones across."""
-    width = max(len('true'), *map(len, labels))
-    cells = max(*map(len, labels), len(f'{counts.max():,}'))
-    yield 'true'.ljust(width) + '  predicted'
-    yield ' ' * width + ''.join(f'  {label:>{cells}}' for label in labels)
-    for label, row in zip(labels, counts, strict=True):
-        yield label.ljust(width) + ''.join(f'  {count:>{cells},}' for count in row)
 
 
 if __name__ == '__main__':

@@ -66,14 +66,14 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     steps = Checkpoints(saved.folder, read_only=True).steps()
     before = max((s for s in steps if s < step), default=0)
     saved = open_run(str(workdir), before if before in steps else min(steps))
+    ledger_rows = ledger.read(saved.folder / 'ledger')  # before the work, since it may be damaged
     backend.check()
     task, layout = saved.task(), saved.layout()
     now = resume.Launch(
         tasks.task_name(saved.config), task.resume_facts, layout.mesh.size, saved.folder
     )
     config, _ = resume.plan(saved.config, now, saved.record, allow_changes=False)
-    schedule = make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, config.init.freeze)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
     if before in steps:
         state = saved.state(task.init, layout)
         origin = f'checkpoint {before}'
@@ -90,7 +90,9 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     update = make_update(optimizer, config.optimizer.clip_norm, layout)
     rows = layout.process_rows(config.batch_size)
     reported = time.monotonic()
-    for batch in train_batches(task.train, config, epoch_words, rows, before):
+    for batch in train_batches(
+        task.train, config, epoch_words, rows, before, task.sampling_weights
+    ):
         on_devices = layout.put(batch)
         finished = int(state.step)
         grads, sums, prints = gradient(state.params, state.root_keys, state.step, on_devices)
@@ -106,7 +108,7 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
         print(f'gradient norm of {name}: {norm:.6g}')
     print_largest_losses(task, config, layout, state, batch, epoch_words, step)
     _, row = update(state, grads, sums, prints)
-    return same_as_ledger(saved.folder, step, np.asarray(row), row_columns(task.sum_names))
+    return same_as_ledger(ledger_rows, step, np.asarray(row), row_columns(task.sum_names))
 
 
 def first_state(saved: SavedRun, create_state: Any) -> TrainState:
@@ -134,7 +136,11 @@ def print_largest_losses(
 ) -> None:  # fmt: skip
     """Prints the examples of the batch whose losses are not finite, or else the largest."""
     order = batch_order(
-        task.train.lengths, config.batch_size, config.data.window_batches, epoch_words
+        task.train.lengths,
+        config.batch_size,
+        config.data.window_batches,
+        epoch_words,
+        task.sampling_weights,
     )
     losses = example_losses(task, layout, state, batch)
     ranked = np.argsort(np.where(np.isfinite(losses), -losses, -np.inf), kind='stable')
@@ -173,9 +179,8 @@ def example_losses(
     )
 
 
-def same_as_ledger(run: epath.Path, step: int, row: np.ndarray, columns: dict[str, str]) -> bool:
+def same_as_ledger(rows: np.ndarray, step: int, row: np.ndarray, columns: dict[str, str]) -> bool:
     """Prints which words of a step's row differ from the ledger. Returns whether none does."""
-    rows = ledger.read(run / 'ledger')
     if not rows['step'][0] <= step <= rows['step'][-1]:
         print(f'the ledger ends at step {rows["step"][-1]}: nothing to compare with')
         return True

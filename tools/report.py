@@ -29,6 +29,7 @@ from tools.saved_run import SavedRun
 
 SHOWN = 20  # mistakes
 NAMED = 3  # runs in the title
+RIGHT = ('accuracy', 'exact_match')  # metrics that are 1 for an example that is right
 UNKNOWN = 'unknown'
 NO_BREAK_SPACE = '\N{NO-BREAK SPACE}'
 
@@ -189,9 +190,10 @@ def closer_look(
     labels = task.resume_facts.get('label_names', [])
     examples = list(evaluate.each_example(run.saved, task, predictor, params))
     if labels:
-        counts = evaluate.confusion_matrix(iter(examples), labels)
+        counts = evaluate.evaluation_totals(run.saved, task)['confusion'].astype(int)
         yield 'Confusion matrix', confusion_table(counts, labels)
-    mistakes = [example for example in examples if example.metrics[task.best_metric] < 1]
+    shares = [name for name in RIGHT if name in examples[0].metrics]
+    mistakes = [x for x in examples if x.metrics[shares[0] if shares else task.best_metric] < 1]
     mistakes.sort(key=lambda example: -example.metrics['loss'])
     head = ['loss', *(['true'] if labels else []), 'predicted', 'example']
     rows = []
@@ -211,7 +213,7 @@ def closer_look(
 def mistake_cells(shown: dict[str, Any], text: str) -> list[str]:
     """Returns the prediction and the example."""
     predicted = ', '.join(repr(value) for value in shown.values())
-    if 'probabilities' in shown:
+    if 'label' in shown:
         predicted = f'{shown["label"]} ({shown["probabilities"][shown["label"]]:.1%})'
     return [predicted, shaded(shown['attention']) if 'attention' in shown else text]
 

@@ -10,24 +10,33 @@ from training.row import Tree
 from training.step import EvalSums, make_eval_step
 
 Metrics = dict[str, float]
+Totals = Tree  # name -> float64[] or float64[...], summed over all examples
 
 
 def make_evaluate(
     eval_sums: EvalSums,
-    metrics: Callable[[Metrics], Metrics],
+    metrics: Callable[[Totals], Metrics],
     layout: Layout,
     batches: Callable[[], Iterator[dict[str, np.ndarray]]],
 ) -> Callable[[Tree], Metrics]:
-    """Returns the function params -> metrics over all `batches()`.
+    """Returns the function params -> metrics over all `batches()`, as `make_totals` does."""
+    totals = make_totals(eval_sums, layout, batches)
+    return lambda params: {n: float(value) for n, value in metrics(totals(params)).items()}
+
+
+def make_totals(
+    eval_sums: EvalSums, layout: Layout, batches: Callable[[], Iterator[dict[str, np.ndarray]]]
+) -> Callable[[Tree], Totals]:
+    """Returns the function params -> the evaluation sums, added over all `batches()`.
 
     `batches()` yields this process's rows of global batches, all of one shape.
     """
     eval_step = make_eval_step(eval_sums, layout)
 
-    def evaluate(params: Tree) -> Metrics:
+    def totals(params: Tree) -> Totals:
         sums = jax.device_get([eval_step(params, layout.put(batch)) for batch in batches()])
         # Each float32 sum is the same on every layout, and float64 additions in a fixed order
         # keep it so.
-        return metrics({name: float(sum(np.float64(s[name]) for s in sums)) for name in sums[0]})
+        return {name: sum(np.asarray(s[name], np.float64) for s in sums) for name in sums[0]}
 
-    return evaluate
+    return totals

@@ -1,26 +1,28 @@
-"""Leaves parts of a model out of the optimizer."""
+"""Splits parameters into those that are trained and those that are frozen.
 
-from collections.abc import Sequence
-
-import optax
+Gradient, sums over devices and optimizer know the trained parts alone.
+"""
 
 from errors import UserError
+from training.mesh import Layout
 from training.row import Tree
 
 
-def without_frozen(
-    rule: optax.GradientTransformation, parts: Sequence[str]
-) -> optax.GradientTransformation:
-    """Returns the rule for all but the `parts`, which do not change and have no optimizer state.
+def split(params: Tree, layout: Layout) -> tuple[Tree, Tree]:
+    """Returns (trained parts, frozen parts) of a model's parameters, or of slices of them.
 
-    Raises UserError for a part that the parameters do not have.
+    Raises UserError for a part that the model does not have.
     """
+    if not layout.frozen:
+        return params, {}
+    if unknown := sorted(set(layout.frozen) - params.keys()):
+        raise UserError(
+            f'config.init.freeze: {unknown[0]!r}, expected among {", ".join(sorted(params))}'
+        )
+    frozen = {name: params[name] for name in layout.frozen}
+    return {name: params[name] for name in params.keys() - frozen.keys()}, frozen
 
-    def frozen(params: Tree) -> Tree:
-        if unknown := sorted(set(parts) - params.keys()):
-            raise UserError(
-                f'config.init.freeze: {unknown[0]!r}, expected among {", ".join(sorted(params))}'
-            )
-        return {name: name in parts for name in params}
 
-    return optax.partition({False: rule, True: optax.set_to_zero()}, frozen) if parts else rule
+def joined(trained: Tree, frozen: Tree) -> Tree:
+    """Undoes `split`."""
+    return {**trained, **frozen} if frozen else trained

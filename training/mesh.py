@@ -26,6 +26,7 @@ class Layout:
     num_shards: int
     reduction: str  # 'tree' or 'psum'
     shard_state: bool = False  # each device keeps its shards' slices of the optimizer state
+    frozen: tuple[str, ...] = ()  # parts of the model that are not trained
 
     @property
     def shards_per_device(self) -> int:
@@ -84,7 +85,9 @@ def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:
                 f'config.{name} = {size}: expected a multiple of the {num_shards} shards, such as '
                 f'{-(-size // num_shards) * num_shards}'
             )
-    return Layout(mesh, num_shards, config.reduction, config.optimizer.shard_state)
+    return Layout(
+        mesh, num_shards, config.reduction, config.optimizer.shard_state, config.init.freeze
+    )
 
 
 def jit_on_mesh(

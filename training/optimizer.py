@@ -1,13 +1,10 @@
 """The update rule of a config, as an optax chain, and how a step applies it."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from configs.schema import OptimizerConfig
-from training.frozen import without_frozen
 from training.row import Tree
 
 
@@ -25,7 +22,7 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, freeze: Sequence[str] = ()
+    config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
     """Returns Adam or momentum, then decoupled weight decay, then the learning rate.
 
@@ -34,12 +31,11 @@ def make_optimizer(
     gradient.
     """
     rule = optax.scale_by_adam() if config.name == 'adamw' else optax.trace(config.momentum)
-    chain = optax.chain(
+    return optax.chain(
         rule,
         optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
         optax.scale_by_learning_rate(schedule),
     )
-    return without_frozen(chain, freeze)
 
 
 def is_matrix(params: Tree) -> Tree:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from training import fingerprint, keys, zero
+from training.frozen import split
 from training.mesh import COMPILER_OPTIONS, Layout
 from training.row import Tree
 
@@ -28,10 +29,11 @@ def make_create_state(
 
     def create_state(root_keys: keys.RootKeys) -> TrainState:
         params = init(keys.stream_key(root_keys, keys.Stream.PARAMS))
+        trained, _ = split(params, layout)
         if layout.shard_state:
-            opt_state = jax.vmap(optimizer.init)(zero.to_slices(params, layout.num_shards))
+            opt_state = jax.vmap(optimizer.init)(zero.to_slices(trained, layout.num_shards))
         else:
-            opt_state = optimizer.init(params)
+            opt_state = optimizer.init(trained)
         return TrainState(jnp.int32(0), params, opt_state, root_keys)
 
     return jax.jit(
@@ -48,17 +50,11 @@ def placed(layout: Layout, everywhere: Tree, by_shard: Tree) -> Tree:
 
 
 def abstract_state(
-    create_state: Callable[[keys.RootKeys], TrainState], prng_impl: str, layout: Layout
+    create_state: Callable[[keys.RootKeys], TrainState], prng_impl: str
 ) -> TrainState:
     """Returns shapes, dtypes and shardings of a state: the target of a restore."""
-    state = jax.eval_shape(create_state, keys.root_keys(0, prng_impl))
-    return jax.tree.map(
-        lambda sharding, part: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
-        ),
-        placed(layout, layout.replicated, layout.sharded),
-        state,
-    )
+    state: TrainState = jax.eval_shape(create_state, keys.root_keys(0, prng_impl))
+    return state
 
 
 def state_fingerprint(state: TrainState) -> str:

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from training import keys, reduction, zero
 from training.fingerprint import fingerprint, shared_fingerprint
+from training.frozen import joined, split
 from training.mesh import DATA, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, update_if
 from training.row import Sums, Tree, make_row
@@ -59,8 +60,8 @@ def make_gradient(
     of the gradient.
     """
 
-    def loss(params: Tree, *rest: Tree) -> tuple[jax.Array, Sums]:
-        sums = loss_sums(params, *rest)
+    def loss(trained: Tree, frozen: Tree, *rest: Tree) -> tuple[jax.Array, Sums]:
+        sums = loss_sums(joined(trained, frozen), *rest)
         return sums['loss'], sums
 
     def device_gradient(
@@ -71,7 +72,8 @@ def make_gradient(
         def shard_gradient(shard: jax.Array) -> tuple[Tree, Sums, jax.Array]:
             rows = reduction.select_shard(shards, shard - first)
             rngs = keys.shard_rngs(roots, step, shard)
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, rows, rngs, step)
+            parts = split(params, layout)
+            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(*parts, rows, rngs, step)
             words = jax.random.key_data(rngs['dropout'])
             fingerprints = [
                 fingerprint(rows, shard * max(leaf.size for leaf in rows.values())),
@@ -107,9 +109,9 @@ def make_update(
         norm = optax.tree.norm(grads) / sums['weight']
         finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
         scale = gradient_scale(sums['weight'], norm, clip_norm)
-        params, opt_state = update_if(
-            finite, optimizer, grads, scale, state.opt_state, state.params
-        )
+        trained, frozen = split(state.params, layout)
+        trained, opt_state = update_if(finite, optimizer, grads, scale, state.opt_state, trained)
+        params = joined(trained, frozen)
         step = state.step + 1
         after = shared_fingerprint(params, DATA, layout.mesh.size)
         row = make_row(step, [*fingerprints, after], norm, sums)

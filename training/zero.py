@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from training import reduction
 from training.fingerprint import fingerprint_of_slices
+from training.frozen import joined, split
 from training.mesh import DATA, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, update_if
 from training.row import Sums, Tree, make_row
@@ -44,6 +45,7 @@ class SlicedUpdate:
     In one program they would round differently on another number of devices.
     """
 
+    layout: Layout
     measure: Callable[..., tuple[Tree, GradientFacts]]
     apply: Callable[..., tuple[Tree, Tree]]
     finish: Callable[..., tuple[Tree, jax.Array, jax.Array]]
@@ -53,8 +55,9 @@ class SlicedUpdate:
     ) -> tuple[Tree, jax.Array]:
         """Returns the next state and the row of the step; donates the state."""
         slices, facts = self.measure(state.params, grads, sums)
-        slices, opt_state = self.apply(slices, state.opt_state, grads, facts)
-        rest = (slices, state.step, facts.norm, sums, fingerprints)
+        trained, frozen = split(slices, self.layout)
+        trained, opt_state = self.apply(trained, state.opt_state, grads, facts)
+        rest = (joined(trained, frozen), state.step, facts.norm, sums, fingerprints)
         params, step, row = self.finish(state.params, *rest)
         return state.replace(step=step, params=params, opt_state=opt_state), row
 
@@ -83,6 +86,7 @@ def make_sliced_update(
 
     sliced, whole = P(DATA), P()
     return SlicedUpdate(
+        layout,
         jit_on_mesh(measure, layout, (whole, sliced, whole), (sliced, whole)),
         make_apply(optimizer, clip_norm, layout),
         jit_on_mesh(finish, layout, (whole, sliced, *4 * [whole]), whole, donate=(0,)),

@@ -1,0 +1,84 @@
+"""What a value of an option may be, how it is converted, and which name was meant."""
+
+import difflib
+import numbers
+import os
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Check = tuple[Callable[[Any], bool], str]  # a test, and in words what it expects
+WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'text'}
+
+
+def at_least(low: float) -> Check:
+    """Expects a number in [low, 2**31), so that it fits in an int32."""
+    return lambda value: low <= value < 2**31, f'a number in [{low}, 2**31)'
+
+
+def uint32() -> Check:
+    """Expects a 32-bit seed, since two larger ones could give the same key."""
+    return lambda value: 0 <= value < 2**32, 'a whole number in [0, 2**32)'
+
+
+def zero_or_power_of_two() -> Check:
+    """Expects 0, 1, 2, 4, 8, ..."""
+    return lambda value: value >= 0 and value & (value - 1) == 0, '0 or a power of two'
+
+
+def fraction() -> Check:
+    """Expects a rate below 1."""
+    return lambda value: 0 <= value < 1, 'a number in [0, 1)'
+
+
+def one_of(*names: str) -> Check:
+    """Expects one of these words."""
+    return lambda value: value in names, 'one of ' + ', '.join(names)
+
+
+def whole_numbers(low: int, example: str) -> Check:
+    """Expects a tuple of increasing whole numbers, none below `low`."""
+    return (
+        lambda value: bool(value) and list(value) == sorted({n for n in value if n >= low}),
+        f'increasing whole numbers >= {low}, such as {example}',
+    )
+
+
+def names() -> Check:
+    """Expects a tuple of one or more names."""
+    return lambda value: bool(value) and all(value), "one or more names, such as ('sentence',)"
+
+
+def stream_seed() -> Check:
+    """Expects a seed, or -1 for the run's."""
+    return lambda value: -1 <= value < 2**32, '-1 or a whole number in [0, 2**32)'
+
+
+def converted(value: Any, kind: Any) -> Any:
+    """Returns `value` as type `kind`. Raises TypeError if that would change or guess anything."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(converted(item, typing.get_args(kind)[0]) for item in value)
+    if kind is int and number and (isinstance(value, numbers.Integral) or value == value // 1):
+        return int(value)
+    if kind is float and number:
+        return float(value)
+    if kind is str and isinstance(value, str | os.PathLike):
+        return str(os.fspath(value))
+    if kind in (int, float, str) or not isinstance(kind, type) or not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns '; did you mean config.NAME?' for the option that `name` abbreviates or misspells."""
+    options = list(known)
+    section, _, last = name.rpartition('.')
+    initials = [
+        option
+        for option in options
+        if option.rpartition('.')[0] == section
+        and ''.join(word[0] for word in option.rpartition('.')[2].split('_')) == last
+    ]
+    nearest = initials or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    return f'; did you mean config.{nearest[0]}?' if nearest else ''

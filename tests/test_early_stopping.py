@@ -1,0 +1,105 @@
+"""Early stopping is a function of recorded evaluations: no kill or stop moves its step."""
+
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from etils import epath
+
+import train
+from errors import REQUEUE
+from runtime.checkpoints import read_record
+from runtime.preemption import StopRequest
+from tests import runs
+from tests.test_resume import compiled_once, small_config
+from training.mesh import Layout
+
+__all__ = ['compiled_once']
+pytestmark = pytest.mark.slow
+
+# With this rate the loss falls and then rises again: patience ends it between checkpoints.
+OPTIONS = {'eval_every': 2, 'checkpoint_every': 7, 'patience': 2, 'best_metric': 'loss'}
+OPTIONS |= {'optimizer__learning_rate': 0.5, 'optimizer__schedule': 'constant', 'num_steps': 60}
+
+
+class StopAfter(StopRequest):
+    """Asks the run to stop after some steps of a launch."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._left = steps
+
+    def agreed(self, layout: Layout) -> bool:
+        self._left -= 1
+        return self._left == 0
+
+
+def trained(workdir: Path, stop: StopRequest | None = None, **changes: Any) -> dict[str, Any]:
+    """Trains in this process until a step size of zero is out of patience, or the stop."""
+    config = small_config(best_metric='loss', patience=2)
+    config = dataclasses.replace(config, eval_every=3, num_steps=40, **changes)
+    config.optimizer.learning_rate = 0.0
+    return train.train(config, epath.Path(workdir), stop=stop)
+
+
+def test_run_without_improvement_stops_early_and_is_finished(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        first = trained(tmp_path)
+    assert first['step'] == 9  # evaluations at 3, 6 and 9: none is better than the first
+    assert 'stopping early: no better negative_loss since step 3' in caplog.text
+    assert first['eval']['negative_loss'] == -first['eval']['loss']
+    record = read_record(epath.Path(tmp_path) / 'checkpoints' / '9')
+    ((key, recorded),) = record['evaluations'].items()
+    assert key.startswith('negative_loss of ')
+    assert recorded == [[step, first['eval']['negative_loss']] for step in (3, 6, 9)]
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob('*.json')}
+    with caplog.at_level(logging.INFO):
+        assert trained(tmp_path) == first
+    assert 'the run is finished at step 9' in caplog.text
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob('*.json')} == times
+
+
+@pytest.mark.parametrize('steps', [3, 5, 6, 8])
+def test_run_asked_to_stop_at_any_step_stops_early_at_the_same_one(
+    tmp_path: Path, steps: int
+) -> None:
+    """A stop at step 3 or 6 falls on an evaluation, which is made up for on resume."""
+    with pytest.raises(SystemExit) as stopped:
+        trained(tmp_path, StopAfter(steps))
+    assert stopped.value.code == REQUEUE
+    record = read_record(epath.Path(tmp_path) / 'checkpoints' / str(steps))
+    ((_, recorded),) = record['evaluations'].items()
+    assert [step for step, _ in recorded] == [step for step in (3, 6) if step < steps]
+    assert trained(tmp_path)['step'] == 9
+
+
+def test_summary_lost_after_an_early_stop_is_written_again(tmp_path: Path) -> None:
+    first = trained(tmp_path)
+    (tmp_path / 'summary.json').unlink()
+    again = trained(tmp_path)
+    assert {**again, 'examples_per_second': 0} == {**first, 'examples_per_second': 0}
+
+
+def test_killed_run_stops_early_at_the_step_of_an_undisturbed_one(tmp_path: Path) -> None:
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    runs.finish(whole, **OPTIONS)
+    last = json.loads((whole / 'summary.json').read_text())['step']
+    assert last < OPTIONS['num_steps']
+    assert last % OPTIONS['checkpoint_every']
+    process = runs.start(killed, **OPTIONS)
+    limit = time.monotonic() + 200
+    while not (killed / 'checkpoints' / '7').exists():
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert not (killed / 'summary.json').exists()
+    runs.finish(killed, devices=4, **OPTIONS)
+    assert runs.outcome(killed) == runs.outcome(whole)

@@ -1,0 +1,54 @@
+"""Decides when to stop early: a pure function of the evaluations that the run record holds.
+
+So a resumed run stops at the same step as one that was never killed.
+"""
+
+import logging
+
+import numpy as np
+
+from training.evaluation import Metrics
+from training.row import Tree
+
+Evaluations = list[tuple[int, float]]  # step, and a metric of which more is better
+
+
+class EarlyStopping:
+    """Keeps the best evaluation and all after it, in the run record of the next checkpoints."""
+
+    def __init__(
+        self, metric: str, patience: int, data: str, saved: Tree | None, run_record: Tree
+    ) -> None:
+        """Continues from the record `saved`, if that has this metric on this evaluation data."""
+        self._metric, self._patience = metric, patience
+        key = f'{metric} of {data}'
+        recorded = (saved or {}).get('evaluations', {})
+        self._known = key in recorded
+        self._recent: Evaluations = recorded.get(key, [])
+        run_record['evaluations'] = {key: self._recent}  # the list grows
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes an evaluation."""
+        self._recent[:] = since_best([*self._recent, (step, metrics[self._metric])])
+        if self.ended:
+            best = self._recent[0][0]
+            logging.info('stopping early: no better %s since step %d', self._metric, best)
+
+    @property
+    def ended(self) -> bool:
+        """Whether as many evaluations as the patience brought no better one."""
+        return 0 < self._patience < len(self._recent)
+
+    def missed(self, step: int, every: int) -> bool:
+        """Returns whether the evaluation of the step resumed from is due.
+
+        A run that is asked to stop at the step of an evaluation takes no time for it.
+        """
+        due = self._known and step > 0 and step % every == 0 and not self.ended
+        return due and [step] != [last for last, _ in self._recent[-1:]]
+
+
+def since_best(evaluations: Evaluations) -> Evaluations:
+    """Returns the best evaluation, of equals the earliest, and all after it."""
+    values = [-np.inf if value != value else value for _, value in evaluations]
+    return evaluations[values.index(max(values)) :] if values else []
