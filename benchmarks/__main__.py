@@ -1,11 +1,11 @@
 """Measures what training costs on this machine.
 
-    python -m benchmarks [--only NAME ...] [--out=runs/bench] [--record=benchmarks/record.json]
+    python -m benchmarks [--only NAME ...] [--out=runs/bench] [--record=FILE]
 
 Runs each benchmark in a separate process, in turn. Within one, variants alternate, so that noise
 affects all alike, and the result is the median. Trains configs/sst2.py if TFDS_DATA_DIR holds GLUE
 SST-2, otherwise configs/reviews.py. Writes bench.json and bench.md into --out, with the ratio of
-each value to that in --record, the bench.json of an earlier version.
+each value to that of the version before, from --record or the bench.json that is in --out.
 """
 
 import argparse
@@ -32,7 +32,6 @@ BENCHMARKS = {  # name -> module, simulated devices
     'data': ('data', 1),
     'scale': ('scale', 1),
 }
-RECORD = Path(__file__).with_name('record.json')  # of the version before, on 2 quiet cores
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
         '--out', type=Path, default=Path('runs/bench'), metavar='DIR', help='(default: runs/bench)'
     )
     parser.add_argument(
-        '--record', type=Path, default=RECORD, metavar='FILE', help='(default: %(default)s)'
+        '--record', type=Path, metavar='FILE', help='an earlier bench.json (default: in --out)'
     )
     parser.add_argument('--module', help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -55,13 +54,14 @@ def main() -> None:
         return
     facts = {'config': CONFIG, 'cores': os.cpu_count(), 'at': f'{datetime.now(UTC):%Y-%m-%d}'}
     given.out.mkdir(parents=True, exist_ok=True)
-    record, results = json.loads(given.record.read_text()), dict[str, Any]()
+    before = given.record or given.out / 'bench.json'
+    record = json.loads(before.read_text()) if given.record or before.exists() else {}
+    results: dict[str, Any] = {}
     for name in given.only:
         results[name] = run(*BENCHMARKS[name])
         (given.out / 'bench.json').write_text(json.dumps(facts | results, indent=2) + '\n')
         (given.out / 'bench.md').write_text(table(results, record))
     print(table(results, record))
-    print(f'before: {record["at"]}, {record["config"]} on {record["cores"]} cores ({given.record})')
 
 
 def run(module: str, devices: int) -> dict[str, Any]:

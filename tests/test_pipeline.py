@@ -72,6 +72,13 @@ def test_a_truncated_text_keeps_both_marks() -> None:
     assert texts.num_truncated == 1
 
 
+def test_unknown_words_and_cut_texts_are_counted_once_where_affixes_are_encoded_too() -> None:
+    words, starts = Vocabulary(['ab', 'cd']), Vocabulary(['a', 'c'], letters=slice(1))
+    split = LabelledTexts(['ab xx cd ab', 'cd'], np.zeros(2), words, 5, [starts])
+    assert (split.unknown, split.num_truncated) == (1 / 5, 1)
+    assert split.batch(np.arange(2), 5)['token_ids'].tolist() == [[2, 4, 1, 5, 3], [2, 5, 3, 0, 0]]
+
+
 def test_a_batch_is_its_examples_padded(random_texts: Texts) -> None:
     texts = random_texts(40, 14)
     rows = np.array([39, 0, 7, 7])
