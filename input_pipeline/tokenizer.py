@@ -1,6 +1,6 @@
 """Makes the tokenizer that `data.tokenizer` asks for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -12,7 +12,7 @@ from errors import UserError
 from input_pipeline.library_tokenizer import SEPARATOR, LibraryTokenizer
 from input_pipeline.vocabulary import BOS, EOS, SPECIALS, UNITS, UNK, Vocabulary
 
-MODELS: dict[str, Callable[..., models.Model]] = {
+MODELS: dict[str, Any] = {
     'basic': models.WordLevel,
     'wordpiece': models.WordPiece,
     'bpe': models.BPE,
@@ -28,9 +28,9 @@ WORDS = (pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(APART, 'isolate
 
 def tokenizer_option(default: str, note: str = '') -> Any:
     """Declares data.tokenizer. docs/fork.md explains the names."""
-    known = f'{", ".join(NAMES)}, or the path of a tokenizer.json'
-    check = (lambda name: name in (*NAMES, default) or name.endswith('.json'), f'one of {known}')
-    return option(default, f'what becomes a token: {known}{note}', check)
+    expected = f'one of {", ".join(NAMES)}, or the path of a tokenizer.json'
+    check = (lambda name: name in (*NAMES, default) or name.endswith('.json'), expected)
+    return option(default, f'what becomes a token{note}', check)
 
 
 def make_vocabulary(

@@ -91,7 +91,7 @@ def test_other_data_is_read_from_the_file_that_is_named(
 
     (tmp_path / 'train.tsv').write_text('text\tlabel\nnew\t1\nwords\t0\n')
     for wrong, expected in (
-        (flags, 'the data is not what the run was trained on: vocabulary'),
+        (flags, 'the data is not what the run was trained on: tokenizer'),
         ([str(classifier_run[0]), '--data=dev.tsv'], "config.data.source = 'reviews'"),
     ):
         with pytest.raises(SystemExit) as end:

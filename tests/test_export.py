@@ -74,9 +74,7 @@ def test_exported_classifier_predicts_the_same_without_the_project(
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out']
 
 
-@pytest.mark.parametrize(
-    ('kind', 'affixes'), [('words', ()), ('basic', (3, 2)), ('wordpiece', ()), ('bpe', ())]
-)
+@pytest.mark.parametrize(('kind', 'affixes'), [('basic', (3, 2)), ('wordpiece', ())])
 def test_exported_run_predicts_as_people_write_and_shows_their_words(
     tmp_path: Path, kind: str, affixes: tuple[int, ...]
 ) -> None:
@@ -92,11 +90,18 @@ def test_exported_run_predicts_as_people_write_and_shows_their_words(
         shown = [[piece for piece, _ in line['attention']] for line in (found, right)]
         assert shown[0] == shown[1]
         assert '<unk>' not in shown[0]
-    if kind in ('basic', 'wordpiece'):
-        assert expected[-1]['probabilities'] == expected[0]['probabilities']
+    assert expected[-1]['probabilities'] == expected[0]['probabilities']
     if kind == 'basic':
         pieces = [piece for piece, _ in expected[1]['attention']]
         assert pieces == ['The', 'film', 'was', 'AWFUL', '!']
+
+
+def test_help_of_an_exported_program_shows_how_it_is_called(tmp_path: Path) -> None:
+    file = tmp_path / 'predict.py'
+    file.write_text(export.program_text())
+    shown = runs.printed([sys.executable, '-I', file, '--help'], tmp_path, runs.environment(1), 60)
+    assert 'python predict.py "a text"' in shown
+    assert len(shown.splitlines()) <= 25
 
 
 def test_step_is_chosen_and_reported(

@@ -180,7 +180,7 @@ def test_texts_of_the_data_stay_text_and_lost_data_is_reported(tmp_path: Path) -
             rows.writerows((f'{HOSTILE} {n}', label) for n in range(8) for label in ('<b>', "'"))
     data = DataConfig(
         source='files', train=str(train_file), evaluation=str(dev), min_frequency=1,
-        bucket_lengths=(20,), window_batches=2,
+        bucket_lengths=(20,), window_batches=2, tokenizer='words',
     )  # fmt: skip
     config = dataclasses.replace(small_config(), num_steps=2, data=data)
     train.train(config, epath.Path(tmp_path / 'run'))

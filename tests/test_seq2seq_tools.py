@@ -89,7 +89,7 @@ def test_exported_encoder_decoder_cuts_and_splits_texts_as_in_training(tmp_path:
     lines = ['source\ttarget', *('\t'.join(pair) for pair in pairs)]
     (tmp_path / 'pairs.tsv').write_text('\n'.join(lines))
     file = str(tmp_path / 'pairs.tsv')
-    for kind in ('words', 'wordpiece', 'bpe'):
+    for kind in ('words', 'bpe'):
         config, run = small_config(), tmp_path / kind
         config.data = seq2seq.DataConfig(
             source='files', train=file, evaluation=file, tokenizer=kind, vocab_size=300,

@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from etils import epath
 from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
 
-import train
 from configs import schema
 from configs.schema import Config
 from errors import UserError
@@ -180,17 +179,18 @@ def files_config(folder: Path, cells: list[tuple[str, str]], **options: Any) -> 
     return dataclasses.replace(small_config(), data=data)
 
 
-@pytest.mark.slow
-def test_a_language_without_spaces_is_learned_with_the_defaults(tmp_path: Path) -> None:
+def test_the_default_for_files_reads_a_language_without_spaces(tmp_path: Path) -> None:
     draw = random.Random(0)
-    cells = [
-        (f'{a}{b}, {draw.choice(["音乐", "画面"])}一般', 'pos' if b == '有趣' else 'neg')
-        for a, b in (
-            (draw.choice(['剧情很', '演员', '这片']), draw.choice(['有趣', '乏味']))
-            for _ in range(200)
-        )
-    ]
-    config = files_config(tmp_path, cells)
-    config.optimizer.learning_rate = 0.03
-    config.num_steps = 36
-    assert train.train(config, epath.Path(tmp_path / 'run'))['eval']['accuracy'] == 1.0
+    cells = []
+    for number in range(300):  # no text occurs twice
+        letters = draw.choices('音乐画面剧情演员这片很点实在普通', k=8)
+        letters.insert(draw.randrange(9), '有趣' if number % 2 else '乏味')
+        cells.append((''.join(letters), 'pos' if number % 2 else 'neg'))
+    task = make_task(tmp_path, cells[:200], cells[200:])
+    assert task.evaluation.unknown == 0
+    tokenizer = restored(task.resume_facts, '')
+    (fun,) = tokenizer.ids('趣')
+    rows = task.evaluation.batch(np.arange(100), 48)
+    assert ((rows['token_ids'] == fun).any(axis=1) == rows['labels']).all()
+    with pytest.raises(UserError, match='no token occurs that often'):
+        make_task(tmp_path, cells[:200], cells[200:], tokenizer='words')
