@@ -11,7 +11,7 @@ from tasks.classification import DataConfig, ModelConfig
 
 
 def get_config() -> Config:
-    """Returns 8,000 steps; a resume may use 1 or 2 devices."""
+    """Returns 8,000 steps."""
     return Config(
         num_steps=8000,
         num_shards=2,

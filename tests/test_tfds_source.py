@@ -285,7 +285,7 @@ def test_proxy_leaves_reachability_to_the_download(
 )
 def test_sst2_is_read_from_the_default_folder() -> None:
     data = DataConfig(source='tfds', name='glue/sst2', text_features=('sentence',))
-    (texts, labels, _), (eval_texts, *_), label_names = read_texts(data)
+    (texts, labels, *_), (eval_texts, *_), label_names = read_texts(data)
     assert label_names == ('negative', 'positive')
     assert [len(texts), len(eval_texts)] == [67_349, 872]
     assert np.bincount(labels).tolist() == [29_780, 37_569]

@@ -10,7 +10,6 @@ same bits. Without --step it is the step of the newest checkpoint. Nothing in RU
 Exit code 0: the ledger has the same bits, or no such step. 1: it has others. 2: bad input.
 """
 
-import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
@@ -114,7 +113,7 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
 def first_state(saved: SavedRun, create_state: Any) -> TrainState:
     """Makes the state before the first step. Raises UserError if the record has other root keys."""
     config = saved.config
-    seeds = dataclasses.asdict(config.seeds)
+    seeds = vars(config.seeds)
     state: TrainState = create_state(keys.root_keys(config.seed, config.prng_impl, seeds))
     if (found := root_key_hex(state)) != (expected := saved.record['manifest']['root_key']):
         raise UserError(
