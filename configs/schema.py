@@ -331,7 +331,9 @@ def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
         resumable = field.metadata['resumable'] or (name == 'num_steps' and open_end)
         # Files may move: the fingerprints in the task's facts say whether the data is the same.
         moved = name in ('data.train', 'data.evaluation') and config.data.source == 'files'
-        if not (same or resumable or moved):
+        # '' is a choice that the task makes before a run starts, by the source of the data.
+        unmade = name == 'data.tokenizer' and value == ''
+        if not (same or resumable or moved or unmade):
             changed.append(f'{name}: {then!r} -> {value!r}')
     gone = [f'{name}: {saved[name]!r} -> no such option' for name in sorted(saved.keys() - known)]
     return changed + gone

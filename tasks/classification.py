@@ -23,12 +23,7 @@ from input_pipeline.library_tokenizer import SEPARATOR, restored
 from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
 from input_pipeline.vocabulary import Vocabulary
 from model.classifier import TextClassifier
-from tasks.encoder import (
-    TransformerOptions,
-    layout_warnings,
-    make_transformer,
-    require_positions,
-)
+from tasks.encoder import TransformerOptions, make_transformer, require_positions
 from tasks.label_weights import label_weights, weights_of_examples
 from tasks.scores import averages, confusion_lines, label_counts
 from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task, Totals
@@ -336,7 +331,6 @@ def labelled_task(
         warnings=(
             *checks.unknown_warnings(training=train.unknown, evaluation=evaluation.unknown),
             *checks.shared_warnings(train_split.texts, eval_split.texts),
-            *layout_warnings(options),
         ),
         **own,
     )

@@ -45,19 +45,6 @@ def require_positions(options: TransformerOptions, width: int) -> None:
         )
 
 
-def layout_warnings(options: TransformerOptions) -> list[str]:
-    """Returns a warning where other devices may lead to other bits (docs/fork.md)."""
-    exact = options.encoder == 'lstm' or (options.compute_dtype == 'bfloat16' and options.remat)
-    return (
-        []
-        if exact
-        else [
-            'a Transformer in float32 may have other last bits on another number of devices: resume it '
-            "on as many, or set config.model.compute_dtype = 'bfloat16' and config.model.remat = True"
-        ]
-    )
-
-
 def make_transformer(
     options: 'ModelConfig', vocabularies: Sequence[Vocabulary], num_classes: int
 ) -> Transformer:

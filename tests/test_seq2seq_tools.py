@@ -53,14 +53,12 @@ def test_sums_that_can_not_be_read_are_bad_lines(
     with pytest.raises(SystemExit) as end:
         predict.main([run, '--input', str(file)])
     assert end.value.code == 2
-    assert capsys.readouterr().err == "error: text 2, '': expected some text\n"
+    assert capsys.readouterr().err == f"error: {file}:2, '': expected some text\n"
     assert predict.main([run, '--input', str(file), '--bad_lines=skip']) == 0
     told = capsys.readouterr()
     assert [json.loads(line)['text'] for line in told.out.splitlines()] == ['1+2', '3+4']
     assert [line.partition(',')[0] for line in told.err.splitlines()] == [
-        'skipped: text 2',
-        'skipped: text 3',
-        'skipped: text 4',
+        f'skipped: {file}:{line}' for line in (2, 3, 4)
     ]
 
 

@@ -51,7 +51,7 @@ def test_finished_run_shows_every_option_and_names_the_curves_with_its_final_met
     shown = {
         name: getattr(value, str(value.WhichOneof('kind'))) for name, value in start.hparams.items()
     }
-    options = to_dict(small_config())
+    options = to_dict(small_config()) | {'data.tokenizer': 'words'}  # which the task chose
     assert shown == {name: str(x) if isinstance(x, list) else x for name, x in options.items()}
     experiment = plugins['_hparams_/experiment'].experiment
     assert {info.name for info in experiment.hparam_infos} == options.keys()

@@ -162,15 +162,16 @@ def test_bfloat16_is_for_activations_alone(token_batch: TokenBatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('norm', ['post', pytest.param('pre', marks=pytest.mark.long)])
-def test_same_bits_on_1_2_4_8_devices_with_attention_dropout_bfloat16_zero_and_remat(
-    layout: Callable[..., Layout], token_batch: TokenBatch, norm: str
+@pytest.mark.parametrize('small', [False, True], ids=['float32', 'bfloat16 zero remat'])
+def test_same_bits_on_1_2_4_8_devices_with_attention_dropout(
+    layout: Callable[..., Layout], token_batch: TokenBatch, norm: str, small: bool
 ) -> None:
-    model = transformer(norm, 0.2, dtype=jnp.bfloat16, remat=True)
-    config = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, clip_norm=0.5, shard_state=True)
+    model = transformer(norm, 0.2, dtype=jnp.bfloat16 if small else jnp.float32, remat=small)
+    config = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, clip_norm=0.5, shard_state=small)
     batches = [token_batch(32, WIDTH, seed) for seed in range(3)]
     found = set()
     for devices in (1, 2, 4, 8):
-        on = dataclasses.replace(layout(devices), shard_state=True)
+        on = dataclasses.replace(layout(devices), shard_state=small)
         optimizer = make_optimizer(config, make_schedule(config, 3))
         init = classification.classifier_init(model)
         state = make_create_state(init, optimizer, on)(keys.root_keys(0, 'threefry2x32'))

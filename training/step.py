@@ -5,8 +5,7 @@ sequence, each with its own keys. On one device this is gradient accumulation.
 
 Gradient and update are two programs. In one program XLA would fuse the update into the end of the
 gradient, differently for each number of devices, and the last bits of the parameters would differ.
-XLA does not promise that a shard's gradient compiles to the same arithmetic alone as in the loops
-of `tree_sum_local`; the tests show it on CPUs, for every version of JAX that we pin.
+For the same reason a shard's gradient is compiled alone, whether it is in a loop or not.
 """
 
 import itertools
@@ -72,8 +71,9 @@ def make_gradient(
         def shard_gradient(shard: jax.Array) -> tuple[Tree, Sums, jax.Array]:
             rows = reduction.select_shard(shards, shard - first)
             rngs = keys.shard_rngs(roots, step, shard)
-            parts = split(params, layout)
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(*parts, rows, rngs, step)
+            given = (*split(params, layout), rows, rngs, step)
+            differentiate = jax.value_and_grad(loss, has_aux=True)
+            (_, sums), grads = compiled_alone(differentiate, step >= 0, *given)
             words = jax.random.key_data(rngs['dropout'])
             fingerprints = [
                 fingerprint(rows, shard * max(leaf.size for leaf in rows.values())),
@@ -129,12 +129,27 @@ def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Tree, Batch
         shards, first = local_shards(batch, layout.shards_per_device)
 
         def shard_sums(shard: jax.Array) -> Sums:
-            return eval_sums(params, reduction.select_shard(shards, shard - first))
+            rows = reduction.select_shard(shards, shard - first)
+            return compiled_alone(eval_sums, ~(rows['weights'][0] < 0), params, rows)
 
         sums = reduction.tree_sum_local(shard_sums, first, layout.shards_per_device)
         return reduce_scalars(sums, jnp.zeros(0, jnp.uint32), layout)[0]
 
     return jit_on_mesh(device_sums, layout, in_specs=(P(), P(DATA)), out_specs=P())
+
+
+def compiled_alone(program: Callable[..., Tree], always: jax.Array, *args: Tree) -> Tree:
+    """Returns program(*args), compiled as a computation that nothing around it is fused into.
+
+    A device with one shard has no loop around its program, one with several has. Without the
+    branch, XLA fuses the two differently, and the last bits of a Transformer's gradient differ.
+    `always` is bool[], true for any input, in a way that XLA cannot know.
+    """
+
+    def never(*args: Tree) -> Tree:
+        return jax.tree.map(jnp.zeros_like, jax.eval_shape(program, *args))
+
+    return lax.cond(always, program, never, *args)
 
 
 def local_shards(batch: Batch, count: int) -> tuple[Batch, jax.Array]:
