@@ -248,7 +248,9 @@ def test_step_with_dropout_moves_what_one_without_random_numbers_moves(
 ) -> None:
     rates = {'word_dropout': 0.1, 'embedding_dropout': 0.2, 'dropout': 0.3}
     with_dropout = gradient_moves(layout(8), classifier(**rates))
-    assert with_dropout.moved == gradient_moves(layout(8), classifier()).moved
+    without = gradient_moves(layout(8), classifier())
+    # In any order: the compiler schedules those that do not depend on each other.
+    assert sorted(map(str, with_dropout.moved)) == sorted(map(str, without.moved))
     assert all(collective.of_trainer for collective in with_dropout.moved)
 
 
