@@ -94,7 +94,8 @@ def check_report(report: str, devices: int) -> None:
     )
     padded = -(-(parameters + 4) // (1024 * devices)) * 1024 * devices
     assert sorted((*row[:2], int(row[2].replace(',', '')), *row[3:]) for row in found) == [
-        ('evaluation', 'all-gather', 4 * 8 * devices, 'all_gather', SCALARS),  # 4 sums, 2 x 2 labels
+        # Four sums, and two labels by two.
+        ('evaluation', 'all-gather', 4 * 8 * devices, 'all_gather', SCALARS),
         ('gradient', 'all-gather', 4 * padded, 'all_gather', 'gathered, training/reduction.py'),
         ('gradient', 'all-reduce', 8, 'psum', 'make_gradient, training/step.py'),
         ('gradient', 'all-to-all', 4 * padded, 'all_to_all', SUM),
