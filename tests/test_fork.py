@@ -69,7 +69,7 @@ def test_own_texts_need_one_config(project: Path) -> None:
     (project / 'my' / 'texts.txt').write_text('a good book .\n\nnot good .\n')
     (block,) = commands('I have texts and labels')
     printed = runs.shell(project, shortened(block, SHORT))
-    assert 'skipped: text 2' in printed
+    assert 'skipped: my/texts.txt:2' in printed
     assert len((project / 'predictions.jsonl').read_text().splitlines()) == 2
 
 

@@ -77,7 +77,7 @@ def test_processes_with_different_tasks_are_named(tmp_path: Path) -> None:
     for code, output in ended_pair(runs.command(run), runs.command(run, config=ADDITION)):
         assert code == 2, output
         (told,) = (line for line in output.splitlines() if 'error: ' in line)
-        assert 'the kind of task is not the same on process' in told
+        assert 'data.source is not the same on process' in told
     assert not run.exists()
 
 
