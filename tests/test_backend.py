@@ -253,7 +253,8 @@ def programs(layout: Layout) -> dict[str, tuple[Callable[..., Any], tuple[Any, .
 
     optimizer = optax.GradientTransformation(lambda _: optax.EmptyState(), update)
     create_state = make_create_state(lambda _: {'w': jnp.ones(4)}, optimizer, layout)
-    state, batch = create_state(keys.root_keys(0, 'threefry2x32')), {'x': jnp.ones(8 * 4)}
+    state = create_state(keys.root_keys(0, 'threefry2x32'))
+    batch = {'x': jnp.ones(8 * 4), 'weights': jnp.ones(8 * 4)}
     gradient = make_gradient(sums, layout)
     arguments = (state.params, state.root_keys, state.step, batch)
     return {
