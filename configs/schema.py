@@ -31,13 +31,19 @@ MOST_CPU_THREADS = 1024
 
 
 def option(
-    default: Any, meaning: str, check: Check | None = None, *, resumable: bool = False
+    default: Any,
+    meaning: str,
+    check: Check | None = None,
+    *,
+    resumable: bool = False,
+    chosen: bool = False,
 ) -> Any:
     """Declares a dataclass field with its meaning, its check, and whether a resume may change it.
 
-    Everything else follows from this declaration: type checks, help, docs and the resume rule.
+    Everything else follows from this declaration: type checks, help, docs and the resume rule. If
+    `chosen`, '' leaves the choice to the task of a new run, and a resume keeps it.
     """
-    metadata = {'meaning': meaning, 'check': check, 'resumable': resumable}
+    metadata = {'meaning': meaning, 'check': check, 'resumable': resumable, 'chosen': chosen}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -331,9 +337,8 @@ def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
         resumable = field.metadata['resumable'] or (name == 'num_steps' and open_end)
         # Files may move: the fingerprints in the task's facts say whether the data is the same.
         moved = name in ('data.train', 'data.evaluation') and config.data.source == 'files'
-        # '' is a choice that the task makes before a run starts, by the source of the data.
-        unmade = name == 'data.tokenizer' and value == ''
-        if not (same or resumable or moved or unmade):
+        kept = field.metadata['chosen'] and not value
+        if not (same or resumable or moved or kept):
             changed.append(f'{name}: {then!r} -> {value!r}')
     gone = [f'{name}: {saved[name]!r} -> no such option' for name in sorted(saved.keys() - known)]
     return changed + gone

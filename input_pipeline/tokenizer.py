@@ -30,7 +30,7 @@ def tokenizer_option(default: str, note: str = '') -> Any:
     """Declares data.tokenizer. docs/fork.md explains the names."""
     expected = f'one of {", ".join(NAMES)}, or the path of a tokenizer.json'
     check = (lambda name: name in (*NAMES, default) or name.endswith('.json'), expected)
-    return option(default, f'what becomes a token{note}', check)
+    return option(default, f'what becomes a token{note}', check, chosen=True)
 
 
 def make_vocabulary(
