@@ -9,6 +9,7 @@ the options of a config. docs/reliability.md explains the exit codes.
 
 import functools
 import gc
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -115,7 +116,8 @@ def train(
     ended = start >= config.num_steps or patience.ended
     if ended and (finished := summary.finished(workdir, start, evaluation_data)):
         return finished
-    summary.write_files(workdir, task.files | {'config.json': summary.as_json(config)})
+    config_json = json.dumps(schema.to_dict(config), indent=2)
+    summary.write_files(workdir, task.files | {'config.json': config_json})
 
     # A batch is a pure function of (root key, step); each process loads its own rows of it.
     epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))

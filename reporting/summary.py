@@ -7,7 +7,6 @@ from typing import Any
 import jax
 from etils import epath
 
-from configs.schema import Config, to_dict
 from errors import SaveFailed
 from reporting.log import Metrics, scalars_text
 from runtime.storage import brief, write_whole
@@ -22,11 +21,6 @@ def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
             write_whole(workdir / name, (text.rstrip() + '\n').encode())
     except Exception as error:  # OSError, or whatever the client of a bucket raises
         raise SaveFailed(f'{workdir}: {", ".join(files)} not written ({brief(error)})') from error
-
-
-def as_json(config: Config) -> str:
-    """Returns the options of a run, by dotted name, for people."""
-    return json.dumps(to_dict(config), indent=2)
 
 
 def write_summary(

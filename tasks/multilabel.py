@@ -151,7 +151,7 @@ def make_predictor(config: Config, resume_facts: Json) -> Predictor:
 
     def show(arrays: Any, row: int, text: str) -> Json:
         shown = base.show(arrays, row, text)
-        shown['label'] = [name for name, p in shown['probabilities'].items() if p > 0.5]
-        return {'labels': shown.pop('label'), **shown}
+        del shown['label']
+        return {'labels': [n for n, p in shown['probabilities'].items() if p > 0.5], **shown}
 
     return dataclasses.replace(base, show=show)
