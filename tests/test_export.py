@@ -1,5 +1,6 @@
 """The promises of tools/export.py: the model predicts the same, far from the project."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,8 +11,11 @@ import pytest
 from etils import epath
 
 import train
+from tasks.classification import ModelConfig
 from tests import runs
+from tests.test_resume import small_config
 from tests.test_tokenizer import TEXTS, files_config
+from tests.test_transformer import SIZES
 from tools import export, predict, saved_run
 
 pytestmark = pytest.mark.slow
@@ -94,6 +98,20 @@ def test_exported_run_predicts_as_people_write_and_shows_their_words(
     if kind == 'basic':
         pieces = [piece for piece, _ in expected[1]['attention']]
         assert pieces == ['The', 'film', 'was', 'AWFUL', '!']
+
+
+def test_exported_transformer_predicts_the_same_and_neither_shows_attention(tmp_path: Path) -> None:
+    config = small_config()
+    sizes = ModelConfig(encoder='transformer', **(SIZES | {'num_positions': 42}))
+    given = dataclasses.replace(config, num_steps=2, model=sizes)
+    given.data = dataclasses.replace(config.data, affixes=())
+    train.train(given, epath.Path(tmp_path / 'run'))
+    texts = ['i hated it', 'it is wonderful .', 'a']
+    found, _ = exported(tmp_path / 'run', tmp_path / 'out', texts)
+    for one, other in zip(found, predicted(tmp_path / 'run', texts), strict=True):
+        assert set(one) == {'label', 'probabilities'}
+        assert set(other) == {'label', 'probabilities', 'unknown', 'cut'}
+        assert one['probabilities'] == pytest.approx(other['probabilities'], rel=1e-5)
 
 
 def test_help_of_an_exported_program_shows_how_it_is_called(tmp_path: Path) -> None:

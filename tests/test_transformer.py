@@ -3,25 +3,20 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
 
 import tasks
-import train
 from configs.schema import Config, OptimizerConfig
 from errors import UserError
 from input_pipeline.vocabulary import FIRST_WORD, UNK
 from model.transformer import Transformer
 from tasks import classification
 from tasks.classification import DataConfig, ModelConfig
-from tests.test_export import exported, predicted
-from tests.test_resume import small_config
 from training import keys
 from training.mesh import Layout
 from training.optimizer import make_optimizer, make_schedule
@@ -200,18 +195,3 @@ def test_sizes_that_do_not_fit_are_one_line(
     config = Config(data=data_config, model=ModelConfig(encoder='transformer', **model))
     with pytest.raises(UserError, match=expected):
         tasks.make_task(config)
-
-
-@pytest.mark.slow
-def test_export_predicts_the_same_and_neither_shows_attention(tmp_path: Path) -> None:
-    config = small_config()
-    sizes = ModelConfig(encoder='transformer', **(SIZES | {'num_positions': 42}))
-    given = dataclasses.replace(config, num_steps=2, model=sizes)
-    given.data = dataclasses.replace(config.data, affixes=())
-    train.train(given, epath.Path(tmp_path / 'run'))
-    texts = ['i hated it', 'it is wonderful .', 'a']
-    found, _ = exported(tmp_path / 'run', tmp_path / 'out', texts)
-    for one, other in zip(found, predicted(tmp_path / 'run', texts), strict=True):
-        assert set(one) == {'label', 'probabilities'}
-        assert set(other) == {'label', 'probabilities', 'unknown', 'cut'}
-        assert one['probabilities'] == pytest.approx(other['probabilities'], rel=1e-5)
