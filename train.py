@@ -134,8 +134,9 @@ def train(
 
     def evaluated(params: Tree, step: int) -> Metrics:
         metrics = evaluate(params)
-        run_log.evaluation(step, metrics, task.samples(params))
         patience.add(step, metrics)
+        last = step == config.num_steps or patience.ended
+        run_log.evaluation(step, metrics, task.samples(params), last)
         return metrics
 
     with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):

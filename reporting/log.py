@@ -76,14 +76,14 @@ class RunLog:
         """Notes the step of the newest checkpoint, for the live line."""
         self._saved = '' if step is None else f' saved {step}'
 
-    def evaluation(self, step: int, metrics: Metrics, samples: list[str]) -> None:
+    def evaluation(self, step: int, metrics: Metrics, samples: list[str], last: bool) -> None:
         """Logs an evaluation: one line for the metrics and one per sample.
 
         The time since the last step, which the evaluation took, is not counted as training.
         """
         logging.info('%s  evaluation  %s', self._place(step), scalars_text(metrics))
         for logger in self._loggers:
-            if step == self._config.num_steps:
+            if last:
                 names = [f'evaluation/{name}' for name in metrics]
                 logger.hyperparameters(step, to_dict(self._config), names)
             logger.scalars('evaluation', step, metrics)

@@ -16,6 +16,7 @@ from runtime.checkpoints import read_record
 from runtime.preemption import STOP, TRAIN, StopRequest
 from tests import runs
 from tests.test_resume import compiled_once, small_config
+from tests.test_tensorboard import events
 from training.mesh import Layout
 
 __all__ = ['compiled_once']
@@ -54,6 +55,10 @@ def test_run_without_improvement_stops_early_and_is_finished(
     assert first['step'] == 9  # evaluations at 3, 6 and 9: none is better than the first
     assert 'stopping early: no better negative_loss since step 3' in caplog.text
     assert first['eval']['negative_loss'] == -first['eval']['loss']
+    tags = [
+        value.tag for event in events(tmp_path / 'tensorboard') for value in event.summary.value
+    ]
+    assert tags.count('_hparams_/session_end_info') == 1
     record = read_record(epath.Path(tmp_path) / 'checkpoints' / '9')
     ((key, recorded),) = record['evaluations'].items()
     assert key.startswith('negative_loss of ')

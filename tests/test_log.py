@@ -64,7 +64,7 @@ def test_line_shows_means_of_the_interval_and_rates_without_evaluations(
         shown.add([row(step, loss=np.nan if step == 30 else step)])
         if step in (20, 25):
             clock[0] += 60
-            shown.evaluation(step, {'loss': 0.25}, [])
+            shown.evaluation(step, {'loss': 0.25}, [], False)
     shown.close()
     lines = [re.sub(' +', ' ', line) for line in caplog.messages]
     assert lines == [

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.schema import to_dict
+from runtime.checkpoints import seal
 from tests import runs
 from tools import sweep
 
@@ -157,6 +159,28 @@ def test_failed_run_is_reported_and_does_not_stop_the_others(
     stage.ends({})
     assert sweep.main(stage.flags()) == 0
     assert stage.called() == [name for name in NAMES if name[-1] == '1']
+
+
+def test_run_that_stopped_early_is_finished_unless_its_patience_has_grown(tmp_path: Path) -> None:
+    config = sweep.read_config(str(runs.ROOT / 'configs/reviews.py'))
+    record = tmp_path / 'checkpoints' / '300' / 'run' / 'metadata'
+    record.parent.mkdir(parents=True)
+    recent = [[100, 0.5], [200, 0.4], [300, 0.3]]
+    record.write_text(json.dumps(seal({'evaluations': {'accuracy of data': recent}})))
+    (tmp_path / 'config.json').write_text(json.dumps(to_dict(config)))
+    summary = {'step': 300, 'eval': {'accuracy': 0.3}}
+    (tmp_path / 'summary.json').write_text(json.dumps(summary))
+    for settings, finished in (
+        ({}, False),
+        ({'patience': '1'}, True),
+        ({'patience': '2'}, True),
+        ({'patience': '3'}, False),
+        ({'patience': 'x'}, False),
+        ({'num_steps': '300'}, True),
+        ({'num_steps': '900', 'patience': '2'}, True),
+    ):
+        run = sweep.Run(settings, 'all', 0, sweep.epath.Path(tmp_path))
+        assert sweep.final_metrics(run, config) == (summary['eval'] if finished else None), settings
 
 
 def test_run_that_was_asked_to_stop_stops_the_sweep(stage: Stage) -> None:

@@ -12,7 +12,7 @@ scheduler has finished them, call the sweep again for the table.
 By default the seeds are those of whole runs. --vary STREAM gives them to one stream of random
 numbers (params, dropout, sample or data) and leaves the others as the config has them; `all` is the
 whole run. With several --vary the table shows how much of the spread of each metric comes from
-initialisation, dropout and order (Dodge et al., 2020, arXiv:2002.06305; Bouthillier et al., 2021,
+initialization, dropout and order (Dodge et al., 2020, arXiv:2002.06305; Bouthillier et al., 2021,
 arXiv:2103.03098).
 
 It ends with a table of the final metrics, the mean ± the sample standard deviation over seeds, and
@@ -40,6 +40,7 @@ from configs.schema import Config
 from errors import REQUEUE, UserError
 from input_pipeline.examples import not_among
 from reporting.summary import read_summary
+from runtime import resume
 from runtime.command_line import usable_workdir
 from runtime.preemption import SIGNALS
 from tools.arguments import Arguments, one_line_errors, run_tool
@@ -173,9 +174,16 @@ def final_metrics(run: Run, config: Config) -> dict[str, float] | None:
 
     Raises UserError if the run was trained with another config.
     """
-    steps = run.settings.get('num_steps', str(config.num_steps))
-    summary = read_summary(run.workdir, int(steps)) if steps.isdecimal() else {}
-    if not summary:
+    given = (run.settings.get(name, getattr(config, name)) for name in ('num_steps', 'patience'))
+    try:
+        last, patience = map(int, given)
+    except ValueError:  # train.py will refuse it
+        return None
+    record = resume.readable_record(run.workdir) or {}
+    for recent in record.get('evaluations', {}).values():  # the best one, and all after it
+        if 0 < patience < len(recent):
+            last, _ = recent[-1]  # training stopped early there
+    if not (summary := read_summary(run.workdir, last)):
         return None
     try:
         saved = json.loads((run.workdir / 'config.json').read_text())
