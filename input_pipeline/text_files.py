@@ -16,7 +16,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from etils import epath
 
@@ -24,16 +24,16 @@ from configs.schema import DataConfig
 from errors import UserError
 from input_pipeline.examples import Rows, brief, not_among
 
-_Records = Iterator[tuple[str, list[object]]]  # place ('a.tsv:17'), values in the order asked for
-_Report = Callable[[str], None]  # gets what is wrong with a row
-_Table = list[tuple[int, list[str]]]  # line, cells
+Records = Iterator[tuple[str, list[object]]]  # place ('a.tsv:17'), values in the order asked for
+Report = Callable[[str], None]  # gets what is wrong with a row
+Table = Iterable[tuple[int, list[str]]]  # line, cells
 
 # JSON escapes can spell what a UTF-8 file cannot: half of a surrogate pair, and NUL.
 _UNSTORABLE = re.compile('[\0\ud800-\udfff]')
 _WHOLLY_QUOTED = re.compile('(^|[\t\r\n])"([^"\t\r\n]|"")*"([\t\r\n]|$)')
 
 
-def read(data: DataConfig, file: str, texts: Sequence[str], label: str, bad: _Report) -> Rows:
+def read(data: DataConfig, file: str, texts: Sequence[str], label: str, bad: Report) -> Rows:
     """Reads columns of a table, or keys of JSON objects; 'a.b' is key b of the object at key a.
 
     A JSON label is a string, a number, true or false. `file` is a path, or a pattern with * for
@@ -46,16 +46,22 @@ def read(data: DataConfig, file: str, texts: Sequence[str], label: str, bad: _Re
     for path in _paths(file):
         match suffix := epath.Path(path.lower().removesuffix('.gz')).suffix:
             case '.jsonl':
-                records = _json_objects(path, wanted, bad)
+                # Not splitlines(): it also breaks at characters inside texts, such as U+2028.
+                records = json_objects(path, contents(path).split('\n'), wanted, bad)
             case '.tsv' | '.csv':
                 separator = data.delimiter or (',' if suffix == '.csv' else '\t')
-                records = _table_rows(path, separator, wanted, data.columns, bad)
+                text = contents(path)
+                if separator == '\t':
+                    table = _tab_separated(path, text)
+                else:
+                    table = split_rows(path, io.StringIO(text, newline=''), separator)
+                records = table_rows(path, table, wanted, data.columns, bad)
             case _:
                 raise UserError(f'{path}: suffix {suffix!r}, expected .tsv, .csv or .jsonl')
         for where, values in records:
             try:
-                row = tuple(map(_cell, itertools.repeat(where), texts, values))
-                labels += [_cell(where, label, values[-1], numbers=True)] if label else []
+                row = tuple(map(cell_text, itertools.repeat(where), texts, values))
+                labels += [cell_text(where, label, values[-1], numbers=True)] if label else []
             except UserError as error:
                 bad(str(error))
             else:
@@ -76,7 +82,8 @@ def _paths(pattern: str) -> list[str]:
     return found
 
 
-def _contents(file: str) -> str:
+def contents(file: str) -> str:
+    """Returns the text of a file, unpacked. Raises UserError for one that cannot be read."""
     try:
         data = epath.Path(file).expanduser().read_bytes()
         text = (gzip.decompress(data) if file.lower().endswith('.gz') else data).decode('utf-8-sig')
@@ -96,34 +103,37 @@ def _contents(file: str) -> str:
     return text
 
 
-def _table(file: str, text: str, delimiter: str, quoted: bool = True) -> _Table:
-    """Returns the rows of a table, each with the line it starts on: quoted cells span lines."""
+def split_rows(file: str, lines: Iterable[str], delimiter: str, quoted: bool = True) -> Table:
+    """Yields the rows of a table, each with the line it starts on: quoted cells span lines."""
     csv.field_size_limit(2**31 - 1)  # by default a text of more than 128 KiB is an error
     rows = csv.reader(
-        io.StringIO(text, newline=''),
+        lines,
         strict=True,
         delimiter=delimiter,
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
     )
-    table, line = [], 1
+    line = 1
     try:
         for row in rows:
             if len(row) > 1 or ''.join(row).strip():
-                table.append((line, row))
+                yield line, row
             line = rows.line_num + 1
     except csv.Error as error:
         raise UserError(
             f'{file}:{line}: {error}, expected balanced double quotes and {delimiter!r} between '
             'cells (config.data.delimiter)'
         ) from error
-    return table
 
 
-def _tab_separated(file: str, text: str) -> _Table:
+def _tab_separated(file: str, text: str) -> Table:
     """Reads a table whose cells may be quoted, or may be sentences that have quotes in them."""
-    plain = _table(file, text, '\t', quoted=False)
+
+    def rows(quoted: bool) -> list[tuple[int, list[str]]]:
+        return list(split_rows(file, io.StringIO(text, newline=''), '\t', quoted))
+
+    plain = rows(quoted=False)
     try:
-        quoted = _table(file, text, '\t')
+        quoted = rows(quoted=True)
     except UserError:
         if _WHOLLY_QUOTED.search(text):
             raise  # some cells are quoted, and others break the rules
@@ -135,11 +145,10 @@ def _tab_separated(file: str, text: str) -> _Table:
     return quoted if wrong[1] <= wrong[0] else plain
 
 
-def _table_rows(
-    file: str, delimiter: str, wanted: Sequence[str], header: Sequence[str], bad: _Report
-) -> _Records:
-    text = _contents(file)
-    table = _tab_separated(file, text) if delimiter == '\t' else _table(file, text, delimiter)
+def table_rows(
+    file: str, table: Table, wanted: Sequence[str], header: Sequence[str], bad: Report
+) -> Records:
+    """Yields the cells `wanted` of each row. Without a `header`, the first row is one."""
     if header:
         _require('config.data.columns', 'column', wanted, header)
     names = {name.casefold() for name in header}
@@ -156,9 +165,9 @@ def _table_rows(
             yield where, [row[header.index(name)] for name in wanted]
 
 
-def _json_objects(file: str, wanted: Sequence[str], bad: _Report) -> _Records:
-    # Not splitlines(), which also breaks at characters that occur inside texts, such as U+2028.
-    for line, source in enumerate(_contents(file).split('\n'), start=1):
+def json_objects(file: str, lines: Iterable[str], wanted: Sequence[str], bad: Report) -> Records:
+    """Yields the values of the keys `wanted` of the object on each line."""
+    for line, source in enumerate(lines, start=1):
         if not source.strip():
             continue
         where = f'{file}:{line}'
@@ -206,7 +215,8 @@ def _require(where: str, kind: str, wanted: Sequence[str], present: Sequence[str
             )
 
 
-def _cell(where: str, name: str, value: object, numbers: bool = False) -> str:
+def cell_text(where: str, name: str, value: object, numbers: bool = False) -> str:
+    """Returns a value as text. Raises UserError for other values than text and, if so, numbers."""
     if isinstance(value, str) and not _UNSTORABLE.search(value):
         return value.strip()
     if numbers and isinstance(value, int | float):

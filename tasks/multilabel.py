@@ -4,7 +4,6 @@ Each label has a sigmoid of its own. Model and tokenizer are those of tasks/clas
 """
 
 import dataclasses
-import gzip
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 
 from configs.checks import one_of
 from configs.schema import Config, option
@@ -22,6 +20,7 @@ from errors import UserError
 from input_pipeline.examples import Rows, brief, not_among, read_splits
 from input_pipeline.labels import class_names
 from input_pipeline.library_tokenizer import SEPARATOR
+from input_pipeline.text_files import contents
 from tasks import classification
 from tasks.classification import LabelledSplit, inputs
 from tasks.scores import averages, score_lines
@@ -53,9 +52,7 @@ def json_values(places: list[str], name: str) -> Iterator[object]:
         if '.jsonl' not in file.lower():
             raise UserError(f'{file}: expected .jsonl, like the training data')
         if file not in files:
-            data = epath.Path(file).expanduser().read_bytes()
-            text = gzip.decompress(data) if file.lower().endswith('.gz') else data
-            files[file] = text.decode('utf-8-sig').split('\n')
+            files[file] = contents(file).split('\n')
         record = json.loads(files[file][int(line) - 1])
         if name not in record:
             raise UserError(f'{file}:{line}: key {not_among(name, record)}')

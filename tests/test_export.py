@@ -56,7 +56,7 @@ def predicted(run: Path, texts: list[str]) -> list[dict[str, Any]]:
     saved = saved_run.open_run(str(run))
     predictor = saved.predictor()
     given = (predict.Text(f'text {n}', text) for n, text in enumerate(texts, 1))
-    found = predict.predictions(predictor, saved.params(predictor.init), given, skip=False)
+    found = predict.predictions(predictor, saved.params(predictor.init), given, predict.stop)
     return [{name: x for name, x in line.items() if name != 'text'} for line in found]
 
 

@@ -131,7 +131,7 @@ def test_texts_are_read_only_as_far_as_predictions_are_taken(
     run = predict.saved_run.open_run(str(classifier_run[0]))
     predictor = run.predictor()
     params = run.params(predictor.init)
-    found = predict.predictions(predictor, params, endless(), skip=False)
+    found = predict.predictions(predictor, params, endless(), predict.stop)
     assert len(list(itertools.islice(found, 9))) == 9
     assert len(read) <= 9 + 2 * 4
 
@@ -184,7 +184,7 @@ def test_damaged_gzip_is_refused(classifier_run: Trained, tmp_path: Path) -> Non
     for content in (b'text\n', gzip.compress(b'text\ngood\n')[:-9]):
         file.write_bytes(content)
         with pytest.raises(UserError, match=f'--input={file}: cannot be read'):
-            list(predict.read_texts(str(file), None, predictor, DataConfig()))
+            list(predict.read_texts(str(file), None, predictor, DataConfig(), predict.stop))
 
 
 def test_folder_without_a_run_or_the_step_is_refused(
@@ -256,10 +256,11 @@ def test_columns_of_the_run_are_read_and_joined_as_training_joined_them(
     }
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
-        found = list(predict.read_texts(str(tmp_path / name), None, predictor, data))
-        assert [text for _, text, _ in found] == ['a [sep] b', ' [sep] c, d', ''], name
-        assert not any(problem for *_, problem in found)
-    (chosen, *_) = predict.read_texts(str(tmp_path / 'a.csv'), ['inner.body'], predictor, data)
+        file = str(tmp_path / name)
+        found = list(predict.read_texts(file, None, predictor, data, pytest.fail))
+        assert [text for _, text in found] == ['a [sep] b', ' [sep] c, d', ''], name
+    file = str(tmp_path / 'a.csv')
+    (chosen, *_) = predict.read_texts(file, ['inner.body'], predictor, data, pytest.fail)
     assert chosen.text == 'b'
 
 

@@ -10,7 +10,6 @@ one without a suffix, has a text on each line. A text that cannot be predicted f
 exit code 2, or is skipped.
 """
 
-import csv
 import gzip
 import io
 import itertools
@@ -18,7 +17,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,9 @@ from etils import epath
 
 from configs.schema import DataConfig
 from errors import KeyfoldError, UserError
+from input_pipeline import text_files
 from input_pipeline.examples import brief, not_among
+from input_pipeline.text_files import Records, Report
 from runtime.storage import in_bucket, open_location
 from tasks.task import Predictor
 from tools import saved_run
@@ -40,16 +41,14 @@ NAMED, LINES = ('.tsv', '.csv', '.jsonl'), ('.txt', '')  # files with named colu
 
 
 class Text(NamedTuple):
-    """A text to predict on, or what is wrong with it."""
+    """A text to predict on."""
 
     place: str  # 'text 3', or 'dev.tsv:17'
     text: str
-    problem: str = ''
 
 
 Row = dict[str, np.ndarray]  # an encoded text, every array [1, ...]
 Prediction = dict[str, Any]
-Join = Callable[[Sequence[str]], str]
 
 
 @one_line_errors
@@ -72,20 +71,30 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if (given.text is None) == (given.input is None):
         raise UserError('expected --text or --input, one of them')
+    bad = skip if given.bad_lines == 'skip' else stop
     run = saved_run.open_run(given.run, given.step)
     predictor = run.predictor()
     if given.input is None:
         texts = iter([Text(f'text {n}', text) for n, text in enumerate(given.text, 1)])
     else:
-        texts = read_texts(given.input, given.column, predictor, run.config.data)
+        texts = read_texts(given.input, given.column, predictor, run.config.data, bad)
         first = list(itertools.islice(texts, 1))  # a mistake is reported before the model is read
         if not first:
             raise UserError(f'--input={given.input}: empty, expected one or more texts')
         texts = itertools.chain(first, texts)
     params = run.params(predictor.init)
-    found = predictions(predictor, params, texts, skip=given.bad_lines == 'skip')
-    print_all(found, given.format)
+    print_all(predictions(predictor, params, texts, bad), given.format)
     return 0
+
+
+def stop(problem: str) -> None:
+    """Ends the predictions at a bad text."""
+    raise UserError(problem)
+
+
+def skip(problem: str) -> None:
+    """Reports a bad text, which is left out."""
+    print(f'skipped: {problem}', file=sys.stderr)
 
 
 def print_all(found: Iterator[Prediction], form: str) -> None:
@@ -125,11 +134,12 @@ def flat(prediction: Prediction) -> dict[str, Any]:
 
 
 def read_texts(
-    file: str, columns: Sequence[str] | None, predictor: Predictor, data: DataConfig
+    file: str, columns: Sequence[str] | None, predictor: Predictor, data: DataConfig, bad: Report
 ) -> Iterator[Text]:
     """Yields the texts of a file, each from `columns` or else from those that the run has read.
 
-    Raises UserError if the file cannot be read, or has no such column.
+    `bad` gets the problem of each row that has none. Raises UserError if the file cannot be read,
+    or has no such column.
     """
     suffix = Path(file.lower().removesuffix('.gz')).suffix
     if suffix not in (*NAMED, *LINES):
@@ -139,130 +149,72 @@ def read_texts(
         )
     if columns and suffix in LINES:
         raise UserError(f'--input={file}: --column expects a .tsv, .csv or .jsonl file (or .gz)')
-    names, join = columns or predictor.features, predictor.join
+    names = columns or predictor.features
     try:
         path = open_location(file) if in_bucket(file) else epath.Path(file).expanduser()
         with path.open('rb') as stored:
-            newline = '' if suffix == '.csv' else None  # a quoted cell may hold line ends
+            newline = {'.csv': '', '.jsonl': '\n'}.get(suffix)  # a quoted cell may hold line ends
             unpacked = gzip.GzipFile(fileobj=stored) if file.lower().endswith('.gz') else stored
             lines = io.TextIOWrapper(unpacked, 'utf-8-sig', 'surrogateescape', newline=newline)
             if suffix in LINES:
                 for number, line in enumerate(lines, 1):
                     yield Text(f'{file}:{number}', line.rstrip('\n'))
-            elif suffix == '.jsonl':
-                yield from json_texts(file, lines, names, join)
+                return
+            if suffix == '.jsonl':
+                records = text_files.json_objects(file, lines, names, bad)
             else:
                 delimiter = data.delimiter or (',' if suffix == '.csv' else '\t')
-                yield from table_texts(file, lines, names, join, data.columns, delimiter)
+                records = table_records(file, lines, names, data.columns, delimiter, bad)
+            for place, values in records:
+                try:
+                    parts = list(map(text_files.cell_text, itertools.repeat(place), names, values))
+                except UserError as error:
+                    bad(str(error))
+                else:
+                    yield Text(place, predictor.join(parts) if any(parts) else '')
     except (OSError, EOFError, zlib.error) as error:  # the last two from gzip
         reason = getattr(error, 'strerror', None) or error
         raise UserError(f'--input={file}: cannot be read ({reason})') from error
 
 
-def table_texts(
-    file: str, lines: Iterable[str], names: Sequence[str], join: Join, columns: Sequence[str],
-    delimiter: str,
-) -> Iterator[Text]:  # fmt: skip
+def table_records(
+    file: str, lines: Iterable[str], names: Sequence[str], columns: Sequence[str], delimiter: str,
+    bad: Report,
+) -> Records:  # fmt: skip
     """Yields the columns `names` of a table.
 
     Its first line is the header, unless it lacks one of them and `columns` says what it has. With
     tabs, every cell that may be quoted counts as quoted, since rows are read one by one. Training
     reads the whole file first, and then takes all cells or none as quoted.
     """
-    csv.field_size_limit(2**31 - 1)  # by default a text of more than 128 KiB is an error
-    tabs = delimiter == '\t'
-    options: dict[str, Any] = {'quoting': csv.QUOTE_NONE} if tabs else {'strict': True}
-    rows = csv.reader(lines, delimiter=delimiter, **options)
-    header: list[str] = []
-    line = 1
-    try:
-        for row in rows:
-            place, line = f'{file}:{line}', rows.line_num + 1  # where the row starts
-            cells = [unquoted(cell) if tabs else cell.strip() for cell in row]
-            if not any(cells) and len(row) <= 1:
-                continue
-            if not header:
-                named = not columns or set(names) <= set(cells)
-                header = cells if named else list(columns)
-                places = [header.index(require_column(place, name, header)) for name in names]
-                if named:
-                    continue
-            if cells == header:
-                yield Text(place, '', 'the header line again, expected data')
-            elif len(cells) != len(header):
-                problem = f'{len(row)} column(s), expected {len(header)}: {brief.repr(header)}'
-                yield Text(place, '', problem)
-            else:
-                yield joined(place, names, [cells[index] for index in places], join)
-    except csv.Error as error:
-        raise UserError(f'{file}:{line}: {error}, expected balanced double quotes') from error
+    rows = iter(text_files.split_rows(file, lines, delimiter, quoted=delimiter != '\t'))
+    if delimiter == '\t':
+        rows = ((line, list(map(unquoted, row))) for line, row in rows)
+    for line, first in itertools.islice(rows, 1):
+        cells = [cell.strip() for cell in first]
+        header = [] if not columns or set(names) <= set(cells) else columns
+        if missing := [name for name in names if name not in (header or cells)]:
+            problem = not_among(missing[0], header or cells)
+            raise UserError(f'{file}:{line}: column {problem}; name one with --column')
+        table = itertools.chain([(line, first)], rows)
+        yield from text_files.table_rows(file, table, names, header, bad)
 
 
 def unquoted(cell: str) -> str:
     """Returns a cell of a .tsv file without the quotes that spreadsheets put around some."""
-    if re.fullmatch('"([^"]|"")*"', cell):
-        cell = cell[1:-1].replace('""', '"')
-    return cell.strip()
-
-
-def require_column(place: str, name: str, header: list[str]) -> str:
-    """Returns the name of a column. Raises UserError if there is not exactly one."""
-    if header.count(name) > 1:
-        raise UserError(f'{place}: column {name!r} occurs twice, expected once')
-    if name not in header:
-        raise UserError(f'{place}: column {not_among(name, header)}; name one with --column')
-    return name
-
-
-def json_texts(file: str, lines: Iterable[str], names: Sequence[str], join: Join) -> Iterator[Text]:
-    """Yields the keys `names` of JSON objects, one per line; 'a.b' is key b of the object a."""
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f'{file}:{number}'
-        try:
-            record = json.loads(line)
-            values = [json_value(record, name) for name in names]
-        except UserError as error:
-            yield Text(place, '', str(error))
-        except (ValueError, RecursionError) as error:
-            yield Text(place, '', f'invalid JSON ({error}), expected an object')
-        else:
-            yield joined(place, names, values, join)
-
-
-def json_value(record: object, name: str) -> object:
-    """Returns the value of a key. Raises UserError if there is none."""
-    if not isinstance(record, dict):
-        raise UserError(f'{brief.repr(record)}, expected a JSON object')
-    outer, _, inner = name.partition('.')
-    if name not in record and inner and isinstance(record.get(outer), dict):
-        return json_value(record[outer], inner)
-    if name not in record:
-        raise UserError(f'key {not_among(name, list(record))}; name one with --column')
-    return record[name]
-
-
-def joined(place: str, names: Sequence[str], values: Sequence[object], join: Join) -> Text:
-    """Makes one text of the values of a row, as training does."""
-    texts = []
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, str):
-            return Text(place, '', f'{name!r} is {brief.repr(value)}, expected some text')
-        texts.append(value.strip())
-    return Text(place, join(texts) if any(texts) else '')
+    return cell[1:-1].replace('""', '"') if re.fullmatch('"([^"]|"")*"', cell) else cell
 
 
 def predictions(
-    predictor: Predictor, params: Any, texts: Iterator[Text], skip: bool
+    predictor: Predictor, params: Any, texts: Iterator[Text], bad: Report
 ) -> Iterator[Prediction]:
     """Yields what the model predicts on each text. Reads them as needed, in batches of one shape.
 
-    Raises UserError for a text that cannot be predicted from, unless `skip` is true: then it is
-    reported and left out. Raises UserError if no text is left.
+    `bad` gets the problem of each text that cannot be predicted from. Raises UserError if no text
+    is left.
     """
     apply = jax.jit(predictor.apply)
-    encoded = encode_texts(predictor, texts, skip)
+    encoded = encode_texts(predictor, texts, bad)
     size = 0
     running: tuple[list[str], Any] | None = None  # computed while the next batch is read
     while batch := list(itertools.islice(encoded, ROWS)):
@@ -286,24 +238,17 @@ def shown(predictor: Predictor, texts: list[str], results: Any) -> Iterator[Pred
 
 
 def encode_texts(
-    predictor: Predictor, texts: Iterator[Text], skip: bool
+    predictor: Predictor, texts: Iterator[Text], bad: Report
 ) -> Iterator[tuple[str, Row]]:
     """Yields each text with its encoding."""
-    for place, text, problem in texts:
-        report = f'{place}: {problem}' if problem else ''
+    for place, text in texts:
         if NOT_TEXT.search(text):
-            report = (
-                f'{place}: {brief.repr(text)} has NUL or bytes that are not UTF-8, expected UTF-8'
-            )
-        if not report:
-            try:
-                yield text, predictor.encode([text])
-                continue
-            except KeyfoldError as error:
-                report = str(error).replace('text 1', place, 1)
-        if not skip:
-            raise UserError(report)
-        print(f'skipped: {report}', file=sys.stderr)
+            bad(f'{place}: {brief.repr(text)} has NUL or bytes that are not UTF-8, expected UTF-8')
+            continue
+        try:
+            yield text, predictor.encode([text])
+        except KeyfoldError as error:
+            bad(str(error).replace('text 1', place, 1))
 
 
 if __name__ == '__main__':
