@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import jax
 import pytest
 from absl import flags
 from etils import epath
@@ -19,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-import train
 from configs import reviews, schema
 from configs.schema import Config, fill, options, to_dict
 from errors import UserError
 from runtime import command_line
 from tests import runs
+from training.mesh import make_layout, make_mesh
 from training.optimizer import make_schedule
 
 MISTAKES = {
@@ -57,7 +58,7 @@ MISTAKES = {
     ),
     'devices that do not divide shards': (
         ['--config.num_shards=1'],
-        'config.num_shards = 1 cannot be spread over 2 devices: expected a device count of 1',
+        '2 devices: expected a power of two, at most the 1 shards of this run (config.num_shards)',
     ),
     'missing data file': (['--config.data.source=files'], 'train'),
 }
@@ -280,10 +281,12 @@ def test_value_that_makes_no_sense_is_named_with_what_would(field: str, value: o
     assert '\n' not in str(refused.value)
 
 
-def test_number_of_shards_is_a_power_of_two(tmp_path: Path) -> None:
-    config = dataclasses.replace(reviews.get_config(), num_shards=24, batch_size=48)
-    with pytest.raises(UserError, match='num_shards = 24: expected a power of two'):
-        train.train(config, epath.Path(tmp_path))
+def test_number_of_devices_is_a_power_of_two_and_at_most_the_shards() -> None:
+    config = dataclasses.replace(reviews.get_config(), batch_size=48)
+    for devices, shards in ((6, 6), (6, 8), (3, 8), (8, 4), (2, 1)):
+        mesh = make_mesh(jax.devices()[:devices])
+        with pytest.raises(UserError, match=f'^{devices} devices: .* at most the {shards} shards'):
+            make_layout(config, shards, mesh)
 
 
 OPTIONS = {

@@ -68,15 +68,13 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:
     """Makes the layout of a run.
 
-    Raises UserError unless the devices divide the shards, and the shards divide the batches.
+    `num_shards` is the number of devices or a power of two. Raises UserError unless the devices
+    divide the shards, and the shards divide the batches.
     """
-    usable = [2**k for k in range(num_shards.bit_length()) if num_shards % 2**k == 0]
-    if num_shards & (num_shards - 1):
-        raise UserError(f'config.num_shards = {num_shards}: expected a power of two')
-    if mesh.size not in usable:
+    if mesh.size & (mesh.size - 1) or mesh.size > num_shards:
         raise UserError(
-            f'config.num_shards = {num_shards} cannot be spread over {mesh.size} devices: '
-            f'expected a device count of {", ".join(map(str, usable))}'
+            f'{mesh.size} devices: expected a power of two, at most the {num_shards} shards of '
+            'this run (config.num_shards)'
         )
     for name in ('batch_size', 'eval_batch_size'):
         size = getattr(config, name)
