@@ -41,7 +41,7 @@ def option(
     """Declares a dataclass field with its meaning, its check, and whether a resume may change it.
 
     Everything else follows from this declaration: type checks, help, docs and the resume rule. If
-    `chosen`, '' leaves the choice to the task of a new run, and a resume keeps it.
+    `chosen`, '' or 0 leaves the choice to a new run, and a resume keeps it.
     """
     metadata = {'meaning': meaning, 'check': check, 'resumable': resumable, 'chosen': chosen}
     return dataclasses.field(default=default, metadata=metadata)
@@ -172,6 +172,7 @@ class Config:
         'data shards, a power of two: the most devices this run can ever use '
         '(0 = device count of the first launch)',
         zero_or_power_of_two(),
+        chosen=True,
     )
     batch_size: int = option(64, 'global batch, examples per step', at_least(1))
     eval_batch_size: int = option(256, 'global batch of evaluation', at_least(1))
@@ -227,16 +228,6 @@ def is_section(value: object) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def options(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    """Yields (dotted name, value, field) of every option, in order of declaration."""
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if is_section(value):
-            yield from options(value, f'{prefix}{field.name}.')
-        else:
-            yield prefix + field.name, value, field
-
-
 def sections(section: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
     """Yields (prefix of its options' names, section) for a config and the sections in it."""
     yield prefix, section
@@ -244,6 +235,14 @@ def sections(section: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
         value = getattr(section, field.name)
         if is_section(value):
             yield from sections(value, f'{prefix}{field.name}.')
+
+
+def options(config: Config) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """Yields (dotted name, value, field) of every option, those of a section together."""
+    for prefix, section in sections(config):
+        for field in dataclasses.fields(section):
+            if not is_section(value := getattr(section, field.name)):
+                yield prefix + field.name, value, field
 
 
 def check(config: Config) -> None:

@@ -126,7 +126,7 @@ def changes(config: Config, run_record: RunRecord, now: dict[str, Any]) -> list[
         warnings.append(one_line(f'code changed since the checkpoint: {", ".join(edited)}'))
     for warning in warnings:
         logging.warning('%s', warning)
-    shards = {'num_shards': config.num_shards and manifest['num_shards']}  # 0 keeps what they are
+    shards = {'num_shards': manifest['num_shards']}  # the config may have left them open
     found = schema.trajectory_changes(config, saved | shards)
     if now['platform'] == 'cpu' and now['cpu_threads'] != threads:  # not started by train.py
         found.append(
