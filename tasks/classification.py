@@ -170,21 +170,22 @@ def make_model(
 ) -> nn.Module:
     """Makes the model of a config, for words and affixes and a number of classes."""
     vocab_size, *affix_sizes = map(len, vocabularies)
+    shared: dict[str, Any] = {
+        'vocab_size': vocab_size,
+        'num_classes': num_classes,
+        'hidden_size': options.hidden_size,
+        'word_dropout': options.word_dropout,
+        'embedding_dropout': options.embedding_dropout,
+        'dropout': options.dropout,
+        'unk_id': vocabularies[0].unk,
+        'first_word_id': vocabularies[0].first_word,
+        'dtype': jnp.dtype(options.compute_dtype),
+        'remat': options.remat,
+    }
     if options.encoder == 'transformer':
-        return make_transformer(options, vocabularies, num_classes)
+        return make_transformer(options, len(affix_sizes), shared)
     return TextClassifier(
-        vocab_size=vocab_size,
-        affix_sizes=tuple(affix_sizes),
-        num_classes=num_classes,
-        embedding_size=options.embedding_size,
-        hidden_size=options.hidden_size,
-        word_dropout=options.word_dropout,
-        embedding_dropout=options.embedding_dropout,
-        dropout=options.dropout,
-        unk_id=vocabularies[0].unk,
-        first_word_id=vocabularies[0].first_word,
-        dtype=jnp.dtype(options.compute_dtype),
-        remat=options.remat,
+        affix_sizes=tuple(affix_sizes), embedding_size=options.embedding_size, **shared
     )
 
 

@@ -1,16 +1,13 @@
 """The Transformer as a classifier's encoder: its options, and the model that they describe."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import jax.numpy as jnp
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from configs import schema
 from configs.checks import at_least, one_of
 from configs.schema import option
 from errors import UserError
-from input_pipeline.vocabulary import Vocabulary
 from model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -46,30 +43,23 @@ def require_positions(options: TransformerOptions, width: int) -> None:
 
 
 def make_transformer(
-    options: 'ModelConfig', vocabularies: Sequence[Vocabulary], num_classes: int
+    options: 'ModelConfig', affixes: int, shared: Mapping[str, Any]
 ) -> Transformer:
-    """Makes the model of a config. Raises UserError for sizes that do not fit together."""
+    """Makes the model of a config, with the fields `shared` with the LSTM.
+
+    Raises UserError for sizes that do not fit together.
+    """
     if options.hidden_size % options.num_heads:
         raise UserError(
             f'config.model.num_heads = {options.num_heads}: expected a divisor of '
             f'config.model.hidden_size = {options.hidden_size}'
         )
-    vocabulary, *affixes = vocabularies
     if affixes:
         raise UserError('config.data.affixes: expected (), since a Transformer has none')
     return Transformer(
-        vocab_size=len(vocabulary),
-        num_classes=num_classes,
-        hidden_size=options.hidden_size,
         num_layers=options.num_layers,
         num_heads=options.num_heads,
         num_positions=options.num_positions,
         norm=options.norm,
-        word_dropout=options.word_dropout,
-        embedding_dropout=options.embedding_dropout,
-        dropout=options.dropout,
-        unk_id=vocabulary.unk,
-        first_word_id=vocabulary.first_word,
-        dtype=jnp.dtype(options.compute_dtype),
-        remat=options.remat,
+        **shared,
     )
