@@ -18,7 +18,7 @@ MODELS: dict[str, Any] = {
     'bpe': models.BPE,
 }
 NAMES = (*UNITS, *MODELS)
-# BERT's normaliser and word boundaries, but accents stay: in Hindi or Thai they are vowels.
+# BERT's normalizer and word boundaries, but accents stay: in Hindi or Thai they are vowels.
 CLEAN = normalizers.BertNormalizer(strip_accents=False, handle_chinese_chars=False)
 NORMAL = normalizers.Sequence([normalizers.NFKC(), CLEAN])
 # Emoji, and letters of scripts without spaces, with the marks on them.

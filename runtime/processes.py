@@ -121,7 +121,7 @@ def end_now(problem: str, code: int) -> NoReturn:
 
 
 def end_after(seconds: float, problem: str, code: int) -> threading.Timer:
-    """Starts a timer that ends the process, unless it is cancelled."""
+    """Starts a timer that ends the process, unless it is canceled."""
     timer = threading.Timer(seconds, end_now, (problem, code))
     timer.daemon = True
     timer.start()

@@ -170,7 +170,7 @@ def test_lengths_vary_within_the_limit(splits: tuple[reviews.Split, reviews.Spli
     assert np.std(lengths) > 5
 
 
-def test_every_word_is_met_often_enough_to_be_learnt(
+def test_every_word_is_met_often_enough_to_be_learned(
     splits: tuple[reviews.Split, reviews.Split],
 ) -> None:
     """The vocabulary is small, no word in it is rare, and evaluation brings no new one."""

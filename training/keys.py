@@ -7,7 +7,7 @@
     shard  = fold_in(step, shard)             shard = 0 .. num_shards - 1, on whatever device it is
     module = Linen's make_rng folds the module path and a call counter into the shard key
 
-Initialisation uses the PARAMS stream itself, and the DATA stream folds in the epoch instead of step
+Initialization uses the PARAMS stream itself, and the DATA stream folds in the epoch instead of step
 and shard. The format is part of every checkpoint: streams are append-only, and a golden test pins
 the bits. The root keys never advance, so all randomness follows from (root keys, step). This is the
 only module that derives keys; docs/keys.md explains the order of the folds.
@@ -60,7 +60,7 @@ def root_keys(seed: int, impl: str, seeds: Mapping[str, int] | None = None) -> R
 
 
 def stream_key(roots: RootKeys, stream: Stream) -> jax.Array:
-    """Derives the key of a stream; that of PARAMS initialises the parameters."""
+    """Derives the key of a stream; that of PARAMS initializes the parameters."""
     return jax.random.fold_in(roots[stream], stream)
 
 
