@@ -7,11 +7,13 @@ import random
 import re
 import signal
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
@@ -229,6 +231,21 @@ def test_processes_save_once_for_each_time_that_a_clock_asks(
     assert preemption.STOP in decisions
 
 
+def test_one_process_that_is_asked_to_stop_stops_all(
+    layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preemption.jax, 'process_count', lambda: 2)
+
+    def put(batch: dict[str, Any]) -> Any:
+        return layout(8).put({'votes': batch['votes'] * (np.arange(8) == 5)})
+
+    place, request = types.SimpleNamespace(put=put), preemption.StopRequest()
+    for vote, save in ((preemption.SAVE, True), (preemption.STOP, False)):
+        request._asked = vote == preemption.STOP
+        train_on = preemption.TRAIN
+        assert [request.agreed(place, save) for _ in range(3)] == [train_on, train_on, vote]
+
+
 @pytest.mark.slow
 def test_changed_training_data_is_refused(tmp_path: Path) -> None:
     train.train(small_config(), epath.Path(tmp_path))
@@ -304,6 +321,29 @@ def test_resume_under_other_code_warns_once_with_the_files_that_changed(
     same = backend.code_files() | {'model/gone.py': '1'}
     resumed(run, code={'commit': '', 'dirty': True, 'files': same})
     assert caplog.messages == ['code changed since the checkpoint: model/gone.py']
+
+
+def test_shards_stay_and_formats_and_devices_that_change_bits_are_refused() -> None:
+    now = resume.Launch('classification', {}, 8, epath.Path('run'))
+
+    def planned(saved: dict[str, Any] | None, devices: int = 8, **changes: Any) -> dict[str, Any]:
+        config = small_config(**({'num_shards': 0} | changes))
+        return resume.plan(config, now._replace(devices=devices), saved, allow_changes=False)[1]
+
+    saved = planned(None)
+    for changes in ({'devices': 2}, {'num_shards': 8}):
+        assert planned(saved, **changes)['manifest']['num_shards'] == 8
+    with pytest.raises(UserError, match='num_shards: 8 -> 4'):
+        planned(saved, num_shards=4)
+    for name in ('key_format', 'mask_format'):
+        other = saved | {'manifest': saved['manifest'] | {name: 9}}
+        with pytest.raises(UserError, match=f'^the checkpoint has {name} 9, this code '):
+            planned(other)
+    summed = planned(None, reduction='psum')
+    assert planned(summed, reduction='psum')['manifest']['overrides'] == []
+    summed['manifest']['device_count'] = 4
+    with pytest.raises(UserError, match=r'device_count: 4 -> 8 \(only reduction='):
+        planned(summed, reduction='psum')
 
 
 @pytest.mark.slow

@@ -4,13 +4,16 @@ import collections
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import tasks
+import train
 from errors import UserError
 from input_pipeline.batches import batch_order
 from tasks import classification
@@ -137,6 +140,21 @@ def test_class_weights_are_row_weights_of_training_alone() -> None:
     assert set(batch['labels'].tolist()) == {0, 1}
     np.testing.assert_array_equal(batch['weights'], np.where(batch['labels'] == 1, 3, 1))
     np.testing.assert_array_equal(task.evaluation.batch(rows, 42)['weights'], 1)
+
+
+def test_training_draws_by_the_sampling_weights_of_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(*args: Any) -> Any:
+        raise RuntimeError(args[-1])  # before the first step
+
+    config = small_config()
+    config.data = dataclasses.replace(config.data, sampling_weights=('positive=3',))
+    labels = tasks.make_task(config).train.batch(np.arange(200), 42)['labels']
+    monkeypatch.setattr(train, 'train_batches', drawn)
+    with pytest.raises(RuntimeError) as found:
+        train.train(config, epath.Path(tmp_path))
+    np.testing.assert_array_equal(found.value.args[0], np.where(labels == 1, 3, 1))
 
 
 def test_best_metric_is_any_metric_of_the_task() -> None:
