@@ -56,7 +56,7 @@ policies() {
 
 # has LINE: returns whether a line of standard input is it.
 has() {
-  grep -qxF "$1"
+  grep -xF "$1" >/dev/null
 }
 
 # The hosts of a slice of TPU7x are placed by a workload policy, those of older ones by GKE.

@@ -55,7 +55,7 @@ in_zone() {
 exists() {
   local place=$1
   shift
-  compute "$@" list ${place:+"$place"} --format='value(name)' | grep -qxF "$name"
+  compute "$@" list ${place:+"$place"} --format='value(name)' | grep -xF "$name" >/dev/null
 }
 
 # Prints a line for each machine of the slice: its name and state.
@@ -68,7 +68,7 @@ machines() {
 # highest exit code.
 on_each() {
   local instance rest now code=0 found pids=()
-  found=$(machines) || return
+  found=$(machines) && [[ $found ]] || return 1
   trap 'kill 0' INT # what runs in the background does not hear Ctrl-C
   while read -r instance rest; do
     in_zone "${@//INSTANCE/$instance}" &
