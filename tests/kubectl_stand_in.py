@@ -107,7 +107,14 @@ def main(verb: str, *words: str) -> None:
         jobset = CLOUD / 'jobset.yaml'
         if not jobset.exists():
             jobset.write_text(sys.stdin.read())
-            subprocess.Popen([sys.executable, __file__, 'control'], start_new_session=True)
+            with (CLOUD / 'controller').open('wb') as log:
+                subprocess.Popen(
+                    [sys.executable, __file__, 'control'],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
     elif verb == 'control':
         state = control(yaml.safe_load(read('jobset.yaml')))
         (CLOUD / 'state').write_text(state)
