@@ -37,7 +37,7 @@ READY := $(VENV)/ready-$(ACCELERATOR)$(if $(EXTRAS),-$(EXTRAS))
 PARALLEL := -n auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: help setup train test test-all test-fast lint lock exactness gpu-check faults \
-    compile-check bench clean
+    compile-check image-check bench clean
 
 help:  ## list the targets
 	@echo 'make TARGET [CONFIG=configs/reviews.py] [WORKDIR=runs/reviews] [ARGS="--config.seed=1"]'
@@ -85,6 +85,9 @@ faults: $(READY)  ## kill runs in every phase, resume, compare (half an hour) [A
 
 compile-check: $(READY)  ## compile for TPUs without a TPU [VENV=.venv-tpu ACCELERATOR=tpu]
 	$(VENV)/bin/python -m pytest tests/test_compile_for.py $(ARGS)
+
+image-check:  ## build the image of both stacks, kill a run in it and resume it [docker or podman]
+	launch/image_check.sh
 
 bench: $(READY)  ## measure speed and memory into runs/bench [ARGS="--only data"]
 	$(VENV)/bin/python -m benchmarks $(ARGS)

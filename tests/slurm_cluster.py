@@ -1,4 +1,4 @@
-"""Starts a Slurm cluster on this machine, for tests: two nodes with 16 cores and 2 fake GPUs.
+"""Starts a Slurm cluster on this machine, for tests: two nodes with 16 cores and 4 fake GPUs.
 
 The programs are from Debian's slurm-wlm and munge. The daemons use private files, ports and a
 process namespace, so an existing cluster does not notice them, and they end with the test.
@@ -47,13 +47,15 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,bf_interval=1
 GresTypes=gpu
-NodeName=127.0.0.1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 Gres=gpu:2
-NodeName=127.0.0.2 NodeAddr=127.0.0.2 Port={ports[2]} CPUs=16 Gres=gpu:2
+NodeName=127.0.0.1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 Gres=gpu:4
+NodeName=127.0.0.2 NodeAddr=127.0.0.2 Port={ports[2]} CPUs=16 Gres=gpu:4
 PartitionName=all Nodes=ALL Default=YES
 """
 GPUS = """
 Name=gpu File=/dev/null
 Name=gpu File=/dev/zero
+Name=gpu File=/dev/full
+Name=gpu File=/dev/random
 """
 DAEMONS = """
 cd '{folder}'

@@ -308,6 +308,11 @@ def test_collective_that_the_compiler_put_in_the_place_of_a_written_one_keeps_it
         gather._replace(name='all-reduce'),
         total,
     ]
+    small, combined = total._replace(result=8), unnamed._replace(result=72)
+    assert list(with_origins([combined], [small, gather])) == [
+        gather._replace(name='all-reduce', result=72)
+    ]
+    assert not next(with_origins([combined], [gather])).of_trainer
     for compiled_ones in ([unnamed, gather], [unnamed._replace(result=32)]):
         assert not next(with_origins(compiled_ones, [gather])).of_trainer
     assert not list(with_origins([unnamed, unnamed], [gather]))[1].of_trainer

@@ -1,6 +1,7 @@
 """The documents: links lead somewhere, commands and Python run, the code is read in an hour."""
 
 import fnmatch
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -32,8 +33,9 @@ ELSEWHERE = {
     '.venv-tpu/bin/python -m tools.compile_for': '.ci/run: compile-check',
     'python -m tools.exactness --config=configs/sst2.py': 'tests/test_processes.py: test_exactness',
     'python -m tools.sweep': 'tests/test_sweep.py: test_trained_here',
-    'launch/tpu_vm.sh': 'tests/test_tpu_vm.py: test_dry_run_prints',
-    'export PROJECT_ID=': 'tests/test_tpu_vm.py: PROJECT_ID',
+    'launch/': 'tests/test_docs.py: test_launchers_accept',
+    'export PROJECT_ID=': 'tests/test_docs.py: test_launchers_accept',
+    'make image-check': 'tests/test_image.py: test_check_builds',
     'sbatch': 'tests/test_slurm.py: test_job_equals_undisturbed_run',
     'JAX_NUM_CPU_DEVICES=4 sbatch': 'tests/test_slurm.py: runs.environment(devices',
     'make train WORKDIR=gs://': 'tests/test_remote_paths.py: test_run_in_a_bucket',
@@ -204,6 +206,18 @@ def test_commands_that_are_not_run_here_are_run_elsewhere() -> None:
         path = runs.ROOT / file
         if path.exists() or not removable(path):
             assert mark in path.read_text(), command
+
+
+@pytest.mark.skipif(not (runs.ROOT / '.git').exists(), reason='launchers pack a git checkout')
+def test_launchers_accept_the_commands_of_their_page_in_a_dry_run() -> None:
+    for where, text in blocks('sh'):
+        lines = [line for line in without_comments(text) if line.startswith(('export ', 'launch/'))]
+        scripts = {line.split()[0] for line in lines} - {'export'}
+        if scripts and all((runs.ROOT / script).exists() for script in scripts):
+            printed = runs.printed(
+                ['bash', '-ec', '\n'.join(lines)], runs.ROOT, os.environ | {'DRY_RUN': '1'}, 60
+            )
+            assert 'gcloud ' in printed, where
 
 
 @pytest.mark.long

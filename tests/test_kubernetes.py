@@ -1,8 +1,14 @@
-"""The promises of launch/k8s/ and of the image that it runs, as far as files can keep them."""
+"""The promises of launch/k8s/ and launch/gke.sh, on a stand-in for kubectl and a cluster."""
 
+import contextlib
 import math
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,8 @@ from absl import flags
 import train
 from errors import REQUEUE, NonFinite, SaveFailed, TakenOver, UserError
 from launch import local_pod
+from tests import runs
+from tests.test_processes import wait_for
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'launch' / 'k8s').glob('*.yaml'))
@@ -69,7 +77,7 @@ def test_only_what_a_new_start_can_mend_starts_again(file: Path) -> None:
 
 
 def test_all_launchers_know_the_same_exit_codes() -> None:
-    script = (ROOT / 'launch' / 'tpu_vm.sh').read_text()
+    script = (ROOT / 'launch' / 'slice.sh').read_text()
     (final,) = re.findall("^FINAL='(.*)'", script, re.MULTILINE)
     assert [int(code) for code in final.split()] == [0, *MENDED_BY_PEOPLE]
     assert f'\nASKED_TO_STOP={REQUEUE}\n' in script
@@ -128,18 +136,234 @@ def test_tpu_pods_fill_their_slice() -> None:
     assert chips == job['parallelism'] * each(container)
 
 
-def test_image_has_what_it_copies_and_runs_as_the_pods_user() -> None:
-    """No Docker engine builds it here."""
-    lines = (ROOT / 'launch/Dockerfile').read_text().replace('\\\n', '').splitlines()
-    steps = [shlex.split(line, comments=True) for line in lines if line and line[0] != '#']
-    copies = [step[2:-1] for step in steps if step[0] == 'COPY']
-    assert copies[-1] == ['.']
-    assert all((ROOT / name).exists() for copy in copies for name in copy)
-    makefile = (ROOT / 'Makefile').read_text()
-    (needed,) = re.findall(r'^\$\(READY\): (.*)$', makefile, re.MULTILINE)
-    assert set(copies[0]) == {'Makefile', *needed.split()}
-    (user,) = [step[1] for step in steps if step[0] == 'USER']
-    _, _, pod, _ = parts(ROOT / 'launch/k8s/gpu_jobset.yaml')
-    assert pod['securityContext']['runAsUser'] == int(user)
-    ignored = (ROOT / '.dockerignore').read_text().split()
-    assert {'.git', '.venv*', 'runs'} <= set(ignored)
+# gcloud for node pools and policies: each kind has one resource or none.
+GCLOUD = """#!/bin/sh
+[ "$1" = auth ] && echo me@example.com && exit
+case "$*" in
+  *' list '*) cat "$CLOUD/$2" 2>/dev/null; exit 0 ;;
+  *' create '*) echo keyfold >"$CLOUD/$2" ;;
+  *' delete '*) rm "$CLOUD/$2" ;;
+esac
+echo "$*" >>"$CLOUD/calls"
+"""
+SHORT = {'checkpoint_every': 2, 'data__bucket_lengths': '(42,)'}
+FLAGS = ['--', '--config=configs/reviews.py', '--workdir=gs://bucket/run']
+AWKWARD = ['--x=it\'s "$HOME" \\ # : {}', '--y=\n', '']
+
+
+class Cluster:
+    """A stand-in for a cluster, with its files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Makes an empty cluster whose pods run train.py with this Python, on one device."""
+        self.folder = folder
+        (folder / 'bin').mkdir()
+        stand_in = f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/kubectl_stand_in.py "$@"\n'
+        for name, text in (('kubectl', stand_in), ('gcloud', GCLOUD)):
+            (folder / 'bin' / name).write_text(text)
+            (folder / 'bin' / name).chmod(0o755)
+        names = {
+            'PROJECT_ID': 'mine',
+            'CLUSTER': 'c',
+            'LOCATION': 'us-central1',
+            'ZONE': 'us-central1-a',
+        }
+        run = {'TOPOLOGY': '2x2x2', 'IMAGE': 'registry/keyfold:tpu', 'POLL_SECONDS': '0'}
+        path = f'{folder}/bin:{os.environ["PATH"]}'
+        found = {'CLOUD': str(folder), 'POD': sys.executable, 'PATH': path}
+        self.env = runs.environment(1, **names, **run, **found)
+
+    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
+        """Starts a command."""
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+
+    def gke(self, *words: str, **env: str) -> tuple[int, str, str]:
+        """Runs launch/gke.sh; returns exit code, standard output and standard error."""
+        process = self.start('launch/gke.sh', *words, **env)
+        output, errors = process.communicate(timeout=300)
+        return process.returncode, output, errors
+
+    def kill(self, pod: int, number: int) -> None:
+        """Sends a signal to a pod."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int((self.folder / f'pid-{pod}').read_text()), number)
+
+    def printed(self, attempt: int) -> str:
+        """Returns the log of pod 0."""
+        file = self.folder / f'log-{attempt}-0'
+        return file.read_text() if file.exists() else ''
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Makes a cluster; its pods end with the test."""
+    made = Cluster(tmp_path)
+    yield made
+    subprocess.run([tmp_path / 'bin' / 'kubectl', 'delete'], env=made.env, check=True)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Returns the outcome of a run in one process."""
+    workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+    runs.finish(workdir, devices=1, **SHORT)
+    return runs.outcome(workdir)
+
+
+def disturb(cluster: Cluster, run: Path) -> None:
+    """Takes the node of pod 1 away, and in the next attempt asks all pods to stop."""
+    wait_for((run / 'checkpoints' / '2').exists)
+    cluster.kill(1, signal.SIGKILL)
+    wait_for(lambda: 'resumed after step' in cluster.printed(1))
+    cluster.kill(0, signal.SIGTERM)
+    cluster.kill(1, signal.SIGTERM)
+
+
+@pytest.mark.long
+def test_run_on_gke_equals_an_undisturbed_one_through_a_lost_node_and_a_drained_one(
+    cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    """launch/gke.sh from the node pool to the last step; the JobSet restarts by itself."""
+    run = tmp_path / 'run'
+    assert cluster.gke('create', '--spot')[0] == 0
+    assert cluster.gke('create', '--spot')[0] == 0  # exists
+    launcher = cluster.start('launch/gke.sh', 'run', '--', *runs.command(run, **SHORT)[2:])
+    disturb(cluster, run)
+    output, errors = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, output + errors
+    assert '24/24' in output
+    assert (cluster.folder / 'attempt').read_text() == '2'
+    assert runs.outcome(run) == undisturbed
+    assert 'Completed' in cluster.gke('status')[1]
+    assert cluster.gke('delete')[0] == 0
+    calls = [
+        ' '.join(call.split()[:3]) for call in (cluster.folder / 'calls').read_text().splitlines()
+    ]
+    policies, pools = 'compute resource-policies', 'container node-pools'
+    made = [f'{policies} create', f'{pools} create']
+    assert calls == [*made, f'{pools} delete', f'{policies} delete']
+
+
+@pytest.mark.long
+def test_gpu_run_of_two_processes_on_each_of_two_nodes_equals_an_undisturbed_one(
+    cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    """As the comments in the file say: four pods, each with half of a node's GPUs."""
+    run = tmp_path / 'run'
+    text = (ROOT / 'launch/k8s/gpu_jobset.yaml').read_text()
+    text = re.sub('(parallelism|completions): 2', r'\1: 4', text).replace(
+        'value: "2"', 'value: "4"'
+    )
+    args = '\n'.join(f'{" " * 20}- "{word}"' for word in runs.command(run, **SHORT)[2:])
+    text = re.sub(r' +- --config=.*\n +- --workdir=.*', lambda _: args, text)
+    kubectl = cluster.folder / 'bin' / 'kubectl'
+    subprocess.run(
+        [kubectl, 'apply', '--filename=-'], input=text, text=True, env=cluster.env, check=True
+    )
+    disturb(cluster, run)
+    wait_for((cluster.folder / 'state').exists)
+    assert (cluster.folder / 'state').read_text() == 'Completed'
+    assert runs.outcome(run) == undisturbed
+
+
+@pytest.mark.slow
+def test_stopped_run_saves_and_bad_input_fails_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    code, _, errors = cluster.gke(
+        'run', *FLAGS[:-1], f'--workdir={tmp_path}/run', '--config.seed=-1'
+    )
+    assert code == 1
+    assert 'the JobSet failed' in errors
+    assert (cluster.folder / 'attempt').read_text() == '0'
+    assert cluster.gke('stop')[0] == 0
+    launcher = cluster.start('launch/gke.sh', 'run', '--', *runs.command(tmp_path / 'run')[2:])
+    wait_for((tmp_path / 'run' / 'checkpoints' / '0').exists)
+    os.killpg(launcher.pid, signal.SIGINT)  # ends following, and nothing else
+    launcher.communicate()
+    assert cluster.gke('stop')[0] == 0
+    assert 'as asked' in cluster.printed(0)
+
+
+def test_jobset_is_filled_in_from_the_flags(cluster: Cluster) -> None:
+    """And the rest of it is that of the file. A shell reads the printed command back."""
+    flags = [*FLAGS, *AWKWARD]
+    code, output, errors = cluster.gke(
+        'run', '--dry-run', '--queue=tpus', '--service-account=a', *flags
+    )
+    assert code == 0, errors
+    begin, end = output.index('\n') + 1, output.index('\nJOBSET\n')
+    made, expected = yaml.safe_load(output[begin:end]), yaml.safe_load(FILES[1].read_text())
+    job = expected['spec']['replicatedJobs'][0]['template']['spec']
+    pod = job['template']['spec']
+    (container,) = pod['containers']
+    expected['metadata']['labels'] = {'kueue.x-k8s.io/queue-name': 'tpus'}
+    job |= {'parallelism': 2, 'completions': 2}
+    pod['serviceAccountName'] = 'a'
+    pod['nodeSelector'] = {
+        'cloud.google.com/gke-tpu-accelerator': 'tpu7x',
+        'cloud.google.com/gke-tpu-topology': '2x2x2',
+    }
+    container['image'] = 'registry/keyfold:tpu'
+    container['args'] = [*flags[1:], '--join_timeout=1800']
+    assert made == expected
+    assert shlex.split(output.splitlines()[0]) == ['kubectl', 'apply', '--filename=-', '<<JOBSET']
+    assert not (cluster.folder / 'jobset.yaml').exists()
+
+
+@pytest.mark.parametrize(
+    ('machine', 'topology', 'nodes', 'place'),
+    [
+        (
+            'tpu7x-standard-4t',
+            '2x2x4',
+            4,
+            ['--disk-type=hyperdisk-balanced', '--placement-policy=keyfold'],
+        ),
+        ('tpu7x-standard-4t', '2x2x1', 1, ['--disk-type=hyperdisk-balanced']),
+        ('ct6e-standard-4t', '4x4', 4, ['--tpu-topology=4x4']),
+        ('ct5lp-hightpu-8t', '2x4', 1, []),
+    ],
+)
+def test_node_pool_is_the_slice(
+    cluster: Cluster, machine: str, topology: str, nodes: int, place: list[str]
+) -> None:
+    words = ('create', '--dry-run', f'--machine-type={machine}', f'--topology={topology}')
+    code, output, _ = cluster.gke(*words)
+    assert code == 0
+    commands = [shlex.split(line) for line in output.splitlines()]
+    made = next(words for words in commands if words[1:4] == ['container', 'node-pools', 'create'])
+    assert f'--num-nodes={nodes}' in made
+    kinds = ('--tpu-topology', '--placement-policy', '--disk-type')
+    assert [word for word in made if word.startswith(kinds)] == place
+    assert any('workload-policy' in words for words in commands) == (
+        nodes > 1 and 'tpu7x' in machine
+    )
+
+
+@pytest.mark.parametrize(
+    ('words', 'env', 'expected'),
+    [
+        (['resume', *FLAGS], {}, 'resume: no such command'),
+        (['create'], {'CLUSTER': ''}, '--cluster=NAME, or CLUSTER, is missing'),
+        (['create', '--machine-type=n2-8t'], {}, '--machine-type=n2-8t: expected tpu7x-'),
+        (['run', *FLAGS], {'IMAGE': ''}, '--image=IMAGE, or IMAGE, is missing'),
+        (['run', *FLAGS], {'TOPOLOGY': ''}, '--topology=CHIPS, or TOPOLOGY, is missing'),
+        (['run', *FLAGS[:-1], '--workdir=runs/a'], {}, '--workdir=runs/a: expected gs://'),
+    ],
+)
+def test_a_mistake_is_one_line_and_changes_nothing(
+    cluster: Cluster, words: list[str], env: dict[str, str], expected: str
+) -> None:
+    code, output, errors = cluster.gke(*words, **env)
+    assert (code, output) == (2, '')
+    (line,) = errors.splitlines()
+    assert line.startswith('error: ')
+    assert expected in line
+    assert not (cluster.folder / 'calls').exists()

@@ -205,12 +205,21 @@ def test_a_process_gets_the_gpus_that_are_its_own(submit: Callable[..., Job]) ->
         '--ntasks-per-node=1 --gpus-per-node=2': {'gpus 0,1 jax 0,1'},
         '--ntasks-per-node=1 --gpus-per-task=2': {'gpus 0,1 jax 0,1'},
         '--ntasks-per-node=2 --gpus-per-task=1': {'gpus 0 jax 0', 'gpus 1 jax 0'},
-        '--ntasks-per-node=2 --gpus-per-node=2': {'gpus 0,1 jax '},  # JAX takes one of them each
+        '--ntasks-per-node=2 --gpus-per-task=2': {'gpus 0,1 jax 0,1', 'gpus 2,3 jax 0,1'},
+        '--ntasks-per-node=2 --gpus-per-node=4': {'gpus 0,1,2,3 jax 0,1', 'gpus 0,1,2,3 jax 2,3'},
+        '--ntasks-per-node=4 --gpus-per-node=4': {f'gpus 0,1,2,3 jax {n}' for n in range(4)},
+        '--ntasks-per-node=1': {'gpus  jax '},
     }
     for flags, lines in expected.items():
-        job = submit(f'--nodes=2 {flags}', '0/0/0/0')
+        job = submit(f'--nodes=2 {flags}', '/'.join('0' * 8))
         assert job.end() == ('COMPLETED', '0', 0), job.printed()
         assert set(re.findall(r'gpus \S* jax \S*', job.printed())) == lines
+
+
+def test_gpus_that_cannot_be_shared_equally_are_refused(submit: Callable[..., Job]) -> None:
+    job = submit('--ntasks-per-node=3 --gpus-per-node=4', '0/0/0')
+    assert job.end() == ('FAILED', '2', 0)
+    assert re.search(r'error: 4 GPUs on \S+ for 3 processes; give --ntasks-per', job.printed())
 
 
 def test_nothing_outlives_the_cluster(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 The reference of BERT is written here in NumPy, from the paper and the names of the arrays alone.
 """
 
+import copy
 import dataclasses
 import functools
 import gzip
@@ -36,7 +37,7 @@ from tasks.classification import DataConfig, ModelConfig
 from tests import runs
 from tests.test_resume import small_config
 from tests.test_transformer import ROWS, SIZES, VOCAB_SIZE, WIDTH, logits, start, transformer
-from tools import saved_run
+from tools import compile_for, saved_run
 from training import keys
 from training.frozen import split
 from training.mesh import Layout
@@ -312,6 +313,12 @@ def test_new_run_takes_parameters_and_words_of_another_and_resumes_without_it(
     assert record['task']['vocabulary'] == source['task']['vocabulary']
     assert record['manifest']['root_key'] != source['manifest']['root_key']
     source_params = flat(params_of(other))
+    compiled = compile_for.task_of(copy.deepcopy(given)).init(
+        keys.root_keys(0, 'threefry2x32').params
+    )
+    assert {name: x.shape for name, x in flat(compiled).items()} == {
+        name: x.shape for name, x in source_params.items()
+    }
     shutil.rmtree(other)
     summary = train.train(given, epath.Path(run))
     assert summary['step'] == 12

@@ -28,7 +28,7 @@ import tasks
 from configs.schema import Config
 from input_pipeline.batches import Examples
 from reporting import log as logs
-from runtime import command_line
+from runtime import command_line, warm_start
 from tasks.task import Task
 from tools import slices
 from tools.compiled import Compiled, compile_program
@@ -84,7 +84,7 @@ def main(config_flag: flags.FlagHolder[Any], topology: str) -> None:
 
 def report(topology: str, config: Config, layout: Layout, memory: float) -> int:
     """Compiles for devices with `memory` bytes and prints. Returns the exit code."""
-    devices, task = layout.mesh.size, tasks.make_task(config)
+    devices, task = layout.mesh.size, task_of(config)
     programs = list(step_programs(config, task, layout))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(programs[-1].arguments[0]))
     print(f'{topology}:', head(config, layout, parameters))
@@ -103,6 +103,12 @@ def report(topology: str, config: Config, layout: Layout, memory: float) -> int:
                 judge_memory(results, memory))  # fmt: skip
     print(*(text for _, text in verdicts), sep='\n')
     return 0 if all(good for good, _ in verdicts) else 1
+
+
+def task_of(config: Config) -> Task:
+    """Makes the task of a new run, with the tokenizer of the run that it starts from, if any."""
+    origin = warm_start.open_run(config.init.run)[1] if config.init.run else None
+    return tasks.make_task(config, origin)
 
 
 def head(config: Config, layout: Layout, parameters: int) -> str:

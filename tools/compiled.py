@@ -1,5 +1,6 @@
 """Compiles programs and reports their cost per device: memory, operations, bytes moved."""
 
+import itertools
 import math
 import re
 import time
@@ -139,8 +140,8 @@ def with_origins(
     """Yields the collectives of a compiled program, unnamed ones with their origin if it is known.
 
     The compiler may replace a collective by an unnamed one, such as a small all-gather by an
-    all-reduce with zeros. It then has as many bytes as one that was `written` in the program
-    before it was compiled, and that is not found otherwise.
+    all-reduce with zeros, and combine it with another. It then has as many bytes as one or two that
+    were `written` in the program before it was compiled, and that are not found otherwise.
     """
     found, left = list(compiled), []
     named = Counter((c.operation, c.place) for c in found)
@@ -151,10 +152,13 @@ def with_origins(
             left.append(collective)
     for collective in found:
         if not collective.operation:
-            same = [other for other in left if other.result == collective.result]
-            if same:
-                left.remove(same[0])
-                collective = same[0]._replace(name=collective.name)
+            for origins in (*zip(left, strict=True), *itertools.combinations(left, 2)):
+                if sum(origin.result for origin in origins) == collective.result:
+                    for origin in origins:
+                        left.remove(origin)
+                    largest = max(origins, key=lambda origin: origin.result)
+                    collective = largest._replace(name=collective.name, result=collective.result)
+                    break
         yield collective
 
 

@@ -1,4 +1,4 @@
-"""The promises of launch/tpu_vm.sh, against a stand-in for Google's command line.
+"""The promises of launch/tpu_vm.sh and launch/tpu_mig.sh, against a stand-in for gcloud.
 
 No TPU and no cloud are used: the stand-in keeps the state of one slice in a folder, and its two
 workers are folders in which it runs the commands sent by ssh. train.py and the scripts are the real
@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import pytest
@@ -30,14 +31,36 @@ from tests import runs
 
 pytestmark = pytest.mark.long
 
-SCRIPT = 'launch/tpu_vm.sh'
-SLICE = {
-    'PROJECT_ID': 'mine',
-    'ZONE': 'us-central1-a',
-    'ACCELERATOR_TYPE': 'v5litepod-16',
-    'RUNTIME_VERSION': 'v2-alpha-tpuv5-lite',
-    'POLL_SECONDS': '0',
-}
+
+class Launcher(NamedTuple):
+    """Describes a launcher of slices of two workers."""
+
+    script: str
+    settings: dict[str, str]
+    asks: list[str]  # what it calls for a slice at first
+    again: list[str]  # after a preemption
+    each: int  # calls for what it does on both workers
+    scp: str = 'tpu-vm scp'
+    ssh: str = 'tpu-vm ssh'
+
+
+GROUP = 'instance-groups'
+TPU_VM = Launcher(
+    'launch/tpu_vm.sh',
+    {'ACCELERATOR_TYPE': 'v5litepod-16', 'RUNTIME_VERSION': 'v2-alpha-tpuv5-lite'},
+    ['tpu-vm create'],
+    ['tpu-vm delete', 'tpu-vm create'],
+    1,
+)
+TPU_MIG = Launcher(
+    'launch/tpu_mig.sh',
+    {'TOPOLOGY': '2x2x2', 'SPOT': '1'},
+    ['resource-policies create', 'instance-templates create', f'{GROUP} create'],
+    [f'{GROUP} delete', f'{GROUP} create'],
+    2,
+    'machine scp',
+    'machine ssh',
+)
 WHERE = ['--project=mine', '--zone=us-central1-a', '--quiet']
 RUN = ['--', '--config=configs/reviews.py', '--workdir=gs://bucket/run']
 PATIENCE = 300
@@ -47,47 +70,68 @@ import json, os, shutil, socket, subprocess, sys
 from pathlib import Path
 
 cloud = Path(os.environ['CLOUD'])
-group, verb, *words = [word for word in sys.argv[1:] if word not in ('compute', 'tpus')]
+kind, verb, *words = [w for w in sys.argv[1:] if w not in ('compute', 'tpus', 'managed')]
+if kind in ('ssh', 'scp'):
+    kind, verb, words = 'machine', kind, [verb, *words]
 with open(cloud / 'calls', 'a') as calls:
-    print(json.dumps(sys.argv[1:]), file=calls)
+    print(json.dumps([f'{kind} {verb}', *words]), file=calls)
 flags = dict(word.split('=', 1) for word in words if word.startswith('--') and '=' in word)
 names = [word for word in words if not word.startswith('--')]
 slice_, request, homes = cloud / 'slice', cloud / 'request', cloud / 'workers'
+kept = {'tpu-vm': slice_, 'queued-resources': request, 'instance-groups': slice_,
+        'resource-policies': cloud / 'policy', 'instance-templates': cloud / 'template'}
 
-def provide():
+def provide(state):
     for index in range(2):
         (homes / str(index)).mkdir(parents=True)
-    slice_.write_text('keyfold READY')
+    slice_.write_text(f'keyfold {state}')
+    with socket.create_server(('127.0.0.1', 0)) as probe:
+        (cloud / 'port').write_text(str(probe.getsockname()[1]))
 
-if verb == 'list':
-    file = {'tpu-vm': slice_, 'queued-resources': request}.get(group)
-    if group == 'auth':
-        print(os.environ.get('ACCOUNT', 'me@example.com'))
-    elif file.exists():
-        print(file.read_text())
-        if file == request and 'WAITING' in file.read_text():
+if kind == 'auth':
+    print(os.environ.get('ACCOUNT', 'me@example.com'))
+elif verb == 'list':
+    if kept[kind].exists():
+        found = kept[kind].read_text()
+        print('keyfold' if flags['--format'] == 'value(name)' else found)
+        if kind == 'queued-resources' and 'WAITING' in found:
             request.write_text('keyfold ACTIVE')
-            provide()
+            provide('READY')
+elif verb == 'list-instances':
+    state = slice_.read_text().split()[1]
+    second = {'READY': 'RUNNING', 'PREEMPTED': 'TERMINATED'}.get(state, 'STAGING')
+    print(f'keyfold-0 RUNNING\nkeyfold-1 {second}')
+    if state == 'CREATING':
+        slice_.write_text('keyfold READY')
 elif verb == 'create':
-    if slice_.exists() or request.exists():
+    if kept[kind].exists() or slice_.exists() or request.exists():
         sys.exit('it exists')
-    if group == 'tpu-vm':
-        provide()
+    if kind == 'tpu-vm':
+        provide('READY')
+    elif kind == 'instance-groups':
+        policy = 'projects/mine/regions/us-central1/resourcePolicies/keyfold'
+        assert flags['--workload-policy'] == policy and flags['--target-size-policy-mode'] == 'bulk'
+        assert flags['--size'] == '2' and all(kept[k].exists() for k in list(kept)[-2:])
+        provide('CREATING')
     else:
-        request.write_text('keyfold WAITING_FOR_RESOURCES')
+        kept[kind].write_text('keyfold WAITING_FOR_RESOURCES')
 elif verb == 'delete':
-    shutil.rmtree(homes)
-    slice_.unlink(missing_ok=True)
-    request.unlink(missing_ok=True)
+    if kept[kind] in (slice_, request):
+        shutil.rmtree(homes)
+        request.unlink(missing_ok=True)
+    kept[kind].unlink(missing_ok=True)
+    if kind == 'queued-resources':
+        slice_.unlink(missing_ok=True)
 elif slice_.read_text() != 'keyfold READY':
     sys.exit('the slice is not ready')
 elif verb == 'scp':
+    machine, _, path = names[1].partition(':')
     for home in homes.iterdir():
-        shutil.copy(names[0], home / names[1].partition(':')[2])
+        if kind == 'tpu-vm' or machine == f'keyfold-{home.name}':
+            shutil.copy(names[0], home / path)
 else:
-    with socket.create_server(('127.0.0.1', 0)) as probe:
-        port = probe.getsockname()[1]
-    chosen = ('0', '1') if flags['--worker'] == 'all' else (flags['--worker'],)
+    chosen = [names[0][-1]] if kind == 'machine' else [flags['--worker']]
+    port = (cloud / 'port').read_text()
     pod = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': '2'}
     workers = [
         subprocess.Popen(
@@ -95,7 +139,7 @@ else:
             cwd=homes / index,
             env=os.environ | pod | {'JAX_PROCESS_ID': index, 'HOME': str(homes / index)},
         )
-        for index in chosen
+        for index in ('01' if chosen == ['all'] else chosen)
     ]
     sys.exit(max(worker.wait() for worker in workers))
 """
@@ -109,9 +153,9 @@ cp "$CLOUD/bin/worker-python" .venv/bin/python
 class Cloud:
     """The stand-in: its folder, and the launcher that uses it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, launcher: Launcher) -> None:
         """Makes an empty cloud, whose workers run train.py with this Python."""
-        self.folder = folder
+        self.folder, self.launcher = folder, launcher
         (folder / 'bin').mkdir()
         self.put('gcloud', GCLOUD, f'{sys.executable} -IS')
         self.put('make', MAKE)
@@ -128,10 +172,11 @@ class Cloud:
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
         """Starts the launcher."""
         found = {'CLOUD': str(self.folder), 'PATH': f'{self.folder}/bin:{os.environ["PATH"]}'}
+        place = {'PROJECT_ID': 'mine', 'ZONE': 'us-central1-a', 'POLL_SECONDS': '0'}
         return subprocess.Popen(
-            [SCRIPT, *words],
+            [self.launcher.script, *words],
             cwd=runs.ROOT,
-            env=runs.environment(2) | SLICE | found | env,
+            env=runs.environment(2) | place | self.launcher.settings | found | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -143,13 +188,13 @@ class Cloud:
         return ended(self.start(*words, **env))
 
     def calls(self) -> list[str]:
-        """Returns group and verb of every gcloud command but those that only look."""
+        """Returns kind and verb of every gcloud command but those that only look."""
         file = self.folder / 'calls'
         words = [json.loads(line) for line in file.read_text().splitlines()]
         return [
-            f'{call[2]} {call[3]}'
+            call[0]
             for call in words
-            if call[0] == 'compute' and call[3] != 'list' and not call[-4].endswith(' running')
+            if ' list' not in call[0] and not any(word.endswith(' running') for word in call)
         ]
 
     def pids(self) -> list[int]:
@@ -175,14 +220,24 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
+@pytest.fixture(params=[TPU_VM, TPU_MIG], ids=lambda launcher: launcher.script[7:-3])
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    """Both launchers, one after the other."""
+    return request.param
+
+
 @pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[Cloud]:
+def cloud(tmp_path: Path, launcher: Launcher) -> Iterator[Cloud]:
     """Makes a cloud without a slice; what runs on it ends with the test."""
     if not (runs.ROOT / '.git').exists() or not shutil.which('setsid'):
         pytest.skip('needs a git checkout, and setsid')
-    made = Cloud(tmp_path)
+    made = Cloud(tmp_path, launcher)
     yield made
     made.preempt()
+
+
+vm = pytest.mark.parametrize('launcher', [TPU_VM])
+mig = pytest.mark.parametrize('launcher', [TPU_MIG])
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
@@ -219,9 +274,11 @@ def test_stopped_killed_and_preempted_run_ends_in_the_same_bits(
     assert output.count('resumed after step') == 2
     assert not (run / 'checkpoints' / '0').exists()
 
-    resume = ['tpu-vm create', 'tpu-vm scp', *['tpu-vm ssh'] * 4]
-    stop_and_status, go_on = ['tpu-vm ssh'] * 2, ['tpu-vm scp', *['tpu-vm ssh'] * 4]
-    assert cloud.calls() == [*resume, *stop_and_status, *go_on, 'tpu-vm delete', *resume]
+    launcher = cloud.launcher
+    ssh = [launcher.ssh] * launcher.each
+    go_on = [*[launcher.scp] * launcher.each, *ssh * 4]
+    expected = [*launcher.asks, *go_on, *ssh * 2, *go_on, *launcher.again, *go_on]
+    assert cloud.calls() == expected
     runs.finish(undisturbed, devices=1, **short)
     assert runs.outcome(run) == runs.outcome(undisturbed)
     assert json.loads((run / 'summary.json').read_text())['process_count'] == 2
@@ -235,7 +292,8 @@ def test_flags_arrive_on_the_workers_as_they_were_given(cloud: Cloud) -> None:
     cloud.put('worker-python', record, sys.executable)
     code, output, errors = cloud.run('resume', *RUN, *AWKWARD)
     assert code == 0, errors
-    assert json.loads(output.splitlines()[-2]) == ['train.py', *RUN[1:], *AWKWARD]
+    printed = {line for line in output.splitlines() if line.startswith('[')}
+    assert [json.loads(line) for line in printed] == [['train.py', *RUN[1:], *AWKWARD]]
     assert (cloud.folder / 'made').read_text() == 'setup ACCELERATOR=tpu PYTHON=python3\n' * 2
     copy = cloud.folder / 'workers' / '1' / 'keyfold'
     assert (copy / 'train.py').read_bytes() == (runs.ROOT / 'train.py').read_bytes()
@@ -272,11 +330,14 @@ def test_run_that_is_running_is_followed_and_not_started_again(cloud: Cloud) -> 
     wait_for(lambda: (cloud.folder / 'calls').read_text().count('follow') > looked, process)
     (cloud.folder / 'enough').touch()
     code, output, errors = ended(process)
-    assert (code, output) == (3, 'started\nended\n'), errors
+    assert code == 3, errors
+    followed = 1 if cloud.launcher is TPU_VM else 2
+    assert sorted(output.split()) == ['ended'] * followed + ['started'] * followed
     assert cloud.pids() == pids
-    assert cloud.calls().count('tpu-vm scp') == 1
+    assert cloud.calls().count(cloud.launcher.scp) == cloud.launcher.each
 
 
+@vm
 def test_queued_resource_is_waited_for_replaced_and_deleted(cloud: Cloud) -> None:
     code, _, errors = cloud.run('create', '--queued')
     assert code == 0, errors
@@ -290,6 +351,27 @@ def test_queued_resource_is_waited_for_replaced_and_deleted(cloud: Cloud) -> Non
     assert not (cloud.folder / 'slice').exists()
 
 
+@mig
+def test_group_is_made_once_waited_for_replaced_if_it_is_spot_and_deleted(cloud: Cloud) -> None:
+    for spot, states in (('1', ['missing', 'WAITING', 'READY']), ('', ['READY'])):
+        code, _, errors = cloud.run('create', SPOT=spot)
+        assert code == 0, errors
+        assert [line.rpartition(' is ')[2] for line in errors.splitlines()] == states
+    (cloud.folder / 'slice').write_text('keyfold PREEMPTED')
+    waits = cloud.start('create', SPOT='', POLL_SECONDS='1')  # Compute Engine restarts these
+    assert waits.stderr is not None
+    assert waits.stderr.readline() == 'keyfold: the slice is WAITING\n'
+    (cloud.folder / 'slice').write_text('keyfold READY')
+    assert ended(waits)[0] == 0
+    (cloud.folder / 'slice').write_text('keyfold PREEMPTED')
+    assert 'is PREEMPTED' in cloud.run('create')[2]
+    assert cloud.run('delete')[0] == 0
+    assert cloud.run('delete')[0] == 0  # again: nothing is left
+    deletes = [f'{GROUP} delete', 'instance-templates delete', 'resource-policies delete']
+    assert cloud.calls() == [*TPU_MIG.asks, *TPU_MIG.again, *deletes]
+
+
+@vm
 def test_worker_without_a_new_enough_python_gets_one(cloud: Cloud) -> None:
     for name in ('python3', 'python3.11', 'python3.12', 'python3.13'):
         cloud.put(name, 'exit 1')
@@ -300,6 +382,7 @@ def test_worker_without_a_new_enough_python_gets_one(cloud: Cloud) -> None:
     assert 'install --yes python3.12-venv' in (cloud.folder / 'installed').read_text()
 
 
+@vm
 def test_dry_run_prints_commands_that_a_shell_reads_back_and_runs_none(cloud: Cloud) -> None:
     code, output, _ = cloud.run('watch', '--spot', '--dry-run', '--name=s', *RUN, *AWKWARD)
     assert code == 0
@@ -323,6 +406,7 @@ def test_dry_run_prints_commands_that_a_shell_reads_back_and_runs_none(cloud: Cl
     assert remote == ['bash', 'keyfold/launch/tpu_worker.sh', 'start', *RUN[1:], *AWKWARD]
 
 
+@vm
 @pytest.mark.parametrize(
     ('words', 'env', 'expected'),
     [
@@ -338,11 +422,44 @@ def test_dry_run_prints_commands_that_a_shell_reads_back_and_runs_none(cloud: Cl
         (['run', '--', '--config=a', '--workdir=runs/a'], {}, '--workdir=runs/a: expected gs://'),
         (['create'], {'ACCOUNT': ''}, 'gcloud has no credentials: run gcloud auth login'),
         (['create'], {'POLL_SECONDS': 'soon'}, 'POLL_SECONDS=soon: expected a whole number'),
+        (['create', '--accelerator-type=tpu7x-8'], {}, 'ends at v6e; use launch/tpu_mig.sh'),
     ],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(
     cloud: Cloud, words: list[str], env: dict[str, str], expected: str
 ) -> None:
+    check_refusal(cloud, words, env, expected)
+
+
+@mig
+@pytest.mark.parametrize(
+    ('words', 'env', 'expected'),
+    [
+        (['watch', *RUN], {'ZONE': ''}, '--zone=ZONE, or ZONE, is missing'),
+        (['create'], {'TOPOLOGY': ''}, '--topology=CHIPS, or TOPOLOGY, is missing'),
+        (['create', '--topology=2by2'], {}, '--topology=2by2: expected the chips of the slice'),
+        (
+            ['create', '--topology=1x1'],
+            {},
+            '--topology=1x1: fewer chips than one tpu7x-standard-4t',
+        ),
+        (
+            ['create'],
+            {'MACHINE_TYPE': 'n2-standard-4'},
+            '--machine-type=n2-standard-4: expected one',
+        ),
+        (['create', '--queued'], {}, '--queued: no such --FLAG=VALUE'),
+        (['run', '--', '--config=a', '--workdir=runs/a'], {}, '--workdir=runs/a: expected gs://'),
+    ],
+)
+def test_a_mistake_about_a_group_is_one_line_and_changes_nothing(
+    cloud: Cloud, words: list[str], env: dict[str, str], expected: str
+) -> None:
+    check_refusal(cloud, words, env, expected)
+
+
+def check_refusal(cloud: Cloud, words: list[str], env: dict[str, str], expected: str) -> None:
+    """Checks that a command is refused in one line, before anything is done."""
     code, output, errors = cloud.run(*words, **env)
     assert (code, output) == (2, '')
     (line,) = errors.splitlines()
@@ -351,6 +468,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     assert not (cloud.folder / 'slice').exists()
 
 
+@vm
 def test_without_googles_command_line_it_says_so(cloud: Cloud, tmp_path: Path) -> None:
     (tmp_path / 'few').mkdir()
     for name in ('bash', 'dirname', 'env'):
@@ -360,6 +478,7 @@ def test_without_googles_command_line_it_says_so(cloud: Cloud, tmp_path: Path) -
     assert errors == 'error: gcloud is not on PATH: install the Google Cloud CLI\n'
 
 
+@vm
 def test_workdir_on_a_disk_is_taken_with_a_warning(cloud: Cloud) -> None:
     code, _, errors = cloud.run('run', '--dry-run', *RUN[:2], '--workdir=/mnt/shared/run')
     assert code == 0
@@ -372,6 +491,28 @@ def test_help_is_the_head_of_the_script(cloud: Cloud) -> None:
     assert output == cloud.run()[1]
     assert all(f'\n{name} ' in output for name in ('create', 'watch', 'delete'))
     assert '#' not in output
+
+
+@mig
+def test_dry_run_of_a_group_prints_commands_that_a_shell_reads_back(cloud: Cloud) -> None:
+    flags = ['--template-flag=--reservation=R', '--topology=4x4x4', *RUN]
+    code, output, _ = cloud.run('watch', '--dry-run', *flags)
+    assert code == 0
+    assert not (cloud.folder / 'calls').exists()
+    commands = [shlex.split(line)[1:] for line in output.splitlines()[1:]]
+    assert all(command[0] == 'compute' and '--project=mine' in command for command in commands)
+    made = [command for command in commands if 'create' in command]
+    policy, template, group = made
+    assert policy[3:5] == ['workload-policy', 'keyfold']
+    assert '--accelerator-topology=4x4x4' in policy
+    assert {'--provisioning-model=SPOT', '--reservation=R'} <= set(template)
+    assert {'--size=16', '--zone=us-central1-a', '--template=keyfold'} <= set(group)
+    start = next(command[-4] for command in commands if ' start ' in command[-4])
+    remote = shlex.split(start.removeprefix('--command='))
+    assert remote == ['bash', 'keyfold/launch/tpu_worker.sh', 'start', *RUN[1:]]
+    one = cloud.run('create', '--dry-run', '--topology=2x2x1')[1]
+    assert 'resource-policies' not in one  # no links between machines, no policy
+    assert '--target-size-policy-mode' not in one
 
 
 @pytest.mark.parametrize(
