@@ -274,7 +274,7 @@ def test_gpu_run_of_two_processes_on_each_of_two_nodes_equals_an_undisturbed_one
     assert runs.outcome(run) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stopped_run_saves_and_bad_input_fails_at_once(cluster: Cluster, tmp_path: Path) -> None:
     code, _, errors = cluster.gke(
         'run', *FLAGS[:-1], f'--workdir={tmp_path}/run', '--config.seed=-1'
