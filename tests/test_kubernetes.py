@@ -274,7 +274,7 @@ def test_gpu_run_of_two_processes_on_each_of_two_nodes_equals_an_undisturbed_one
     assert runs.outcome(run) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stopped_run_saves_and_bad_input_fails_at_once(cluster: Cluster, tmp_path: Path) -> None:
     code, _, errors = cluster.gke(
         'run', *FLAGS[:-1], f'--workdir={tmp_path}/run', '--config.seed=-1'
@@ -283,8 +283,9 @@ def test_stopped_run_saves_and_bad_input_fails_at_once(cluster: Cluster, tmp_pat
     assert 'the JobSet failed' in errors
     assert (cluster.folder / 'attempt').read_text() == '0'
     assert cluster.gke('stop')[0] == 0
-    launcher = cluster.start('launch/gke.sh', 'run', '--', *runs.command(tmp_path / 'run')[2:])
-    wait_for((tmp_path / 'run' / 'checkpoints' / '0').exists)
+    longer = runs.command(tmp_path / 'run', num_steps=2000, eval_every=2000)[2:]
+    launcher = cluster.start('launch/gke.sh', 'run', '--', *longer)
+    wait_for((tmp_path / 'run' / 'checkpoints' / '6').exists)
     os.killpg(launcher.pid, signal.SIGINT)  # ends following, and nothing else
     launcher.communicate()
     assert cluster.gke('stop')[0] == 0
