@@ -80,7 +80,7 @@ exactness: $(READY)  ## train CONFIG on several layouts and compare the bits
 gpu-check: $(READY)  ## train on this machine's GPUs, twice and killed, and compare the bits
 	$(VENV)/bin/python -m tools.gpu_check $(ARGS)
 
-faults: $(READY)  ## kill runs in every phase, resume, compare (half an hour) [ARGS=--rounds=3]
+faults: $(READY)  ## kill runs in every phase, resume, compare (an hour) [ARGS=--rounds=1]
 	$(VENV)/bin/python -m tests.faults $(ARGS)
 
 goodput: $(READY)  ## interrupt runs at random, show what it costs (a quarter of an hour) [ARGS=--mean=60]
