@@ -36,7 +36,7 @@ READY := $(VENV)/ready-$(ACCELERATOR)$(if $(EXTRAS),-$(EXTRAS))
 # Tests of a file stay in one process, since they share fixtures.
 PARALLEL := -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help setup train test test-all test-fast lint lock exactness gpu-check faults \
+.PHONY: help setup train test test-all test-fast lint lock exactness gpu-check faults goodput \
     compile-check image-check bench clean
 
 help:  ## list the targets
@@ -80,8 +80,11 @@ exactness: $(READY)  ## train CONFIG on several layouts and compare the bits
 gpu-check: $(READY)  ## train on this machine's GPUs, twice and killed, and compare the bits
 	$(VENV)/bin/python -m tools.gpu_check $(ARGS)
 
-faults: $(READY)  ## kill runs in every phase, resume, compare (half an hour) [ARGS=--rounds=3]
+faults: $(READY)  ## kill runs in every phase, resume, compare (an hour) [ARGS=--rounds=1]
 	$(VENV)/bin/python -m tests.faults $(ARGS)
+
+goodput: $(READY)  ## interrupt runs at random, show what it costs (a quarter of an hour) [ARGS=--mean=60]
+	$(VENV)/bin/python -m benchmarks.goodput $(ARGS)
 
 compile-check: $(READY)  ## compile for TPUs without a TPU [VENV=.venv-tpu ACCELERATOR=tpu]
 	$(VENV)/bin/python -m pytest tests/test_compile_for.py $(ARGS)

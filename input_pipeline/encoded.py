@@ -14,12 +14,12 @@ HostBatch = dict[str, np.ndarray]  # every array [B, ...]
 class Ragged:
     """Holds sequences of ids of any lengths in one flat array."""
 
-    def __init__(self, sequences: Iterable[np.ndarray]) -> None:
-        """Joins N sequences, each int32[T] with its own T, as they come, without a list of them."""
+    def __init__(self, sequences: Iterable[list[int]]) -> None:
+        """Joins N sequences, each with its own length, as they come, without a list of them."""
         ids, lengths = array.array('i'), array.array('i')
         for sequence in sequences:
-            ids.frombytes(sequence.tobytes())
-            lengths.append(sequence.size)
+            ids.fromlist(sequence)
+            lengths.append(len(sequence))
         self.ids, self.lengths = (np.frombuffer(part, np.int32) for part in (ids, lengths))
         self._starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
 
@@ -68,7 +68,7 @@ class LabelledTexts:
         """
         tokens = unknown = self.num_truncated = 0
 
-        def encoded(part: Vocabulary) -> Iterator[np.ndarray]:
+        def encoded(part: Vocabulary) -> Iterator[list[int]]:
             nonlocal tokens, unknown
             for text in texts:
                 ids = part.ids(text)

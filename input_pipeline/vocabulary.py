@@ -7,8 +7,6 @@ import collections
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-
 PAD, UNK, BOS, EOS = range(4)
 SPECIALS = ('<pad>', '<unk>', '<bos>', '<eos>')
 FIRST_WORD = len(SPECIALS)
@@ -46,7 +44,7 @@ class Vocabulary:
         letters: slice = ALL_LETTERS,
     ) -> 'Vocabulary':
         """Makes a vocabulary of units seen at least `min_frequency` times; ties by spelling."""
-        counts = collections.Counter(unit for text in texts for unit in units(text))
+        counts = collections.Counter(itertools.chain.from_iterable(map(units, texts)))
         parts: collections.Counter[str] = collections.Counter()
         for word, count in counts.items():
             parts[word[letters]] += count
@@ -66,10 +64,10 @@ class Vocabulary:
         get, letters = self._ids.get, self._letters
         return [get(unit[letters], UNK) for unit in self.units(text)]
 
-    def marked(self, ids: list[int], max_length: int, start: bool = True) -> np.ndarray:
-        """Returns BOS (if `start`), ids and EOS: int32[T], T <= max_length. Cuts longer texts."""
+    def marked(self, ids: list[int], max_length: int, start: bool = True) -> list[int]:
+        """Returns BOS (if `start`), ids and EOS: at most `max_length` ids. Cuts longer texts."""
         marks = [self.bos] if start else []
-        return np.array([*marks, *ids[: max_length - len(marks) - 1], self.eos], np.int32)
+        return [*marks, *ids[: max_length - len(marks) - 1], self.eos]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids up to EOS or padding; other marks by their names."""

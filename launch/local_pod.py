@@ -71,7 +71,12 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def run_pod(flags: Sequence[str], envs: Sequence[dict[str, str]], asked: list[int]) -> int:
+def run_pod(
+    flags: Sequence[str],
+    envs: Sequence[dict[str, str]],
+    asked: list[int],
+    program: Sequence[str] = ('train.py',),
+) -> int:
     """Runs all processes to their end; returns the exit code, as a shell reports it."""
     processes: list[subprocess.Popen[str]] = []
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -86,7 +91,7 @@ def run_pod(flags: Sequence[str], envs: Sequence[dict[str, str]], asked: list[in
         signal.signal(number, pass_on)
     try:
         for env in envs:
-            processes.append(start(flags, env))
+            processes.append(start([*program, *flags], env))
         relays = watch(processes, ended)
         failed = first_failure(processes, ended)
     finally:
@@ -133,10 +138,10 @@ def environments(count: int, devices: int) -> list[dict[str, str]]:
     return [os.environ | pod | {'JAX_PROCESS_ID': str(index)} for index in range(count)]
 
 
-def start(flags: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
-    """Starts one train.py, in a new process group, so that Ctrl-C reaches only the launcher."""
+def start(command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    """Starts one process, in a new process group, so that Ctrl-C reaches only the launcher."""
     return subprocess.Popen(
-        [sys.executable, 'train.py', *flags],
+        [sys.executable, *command],
         cwd=PROJECT,
         env=env,
         stdin=subprocess.DEVNULL,

@@ -2,9 +2,10 @@
 
     python -m tests.faults [--rounds=3] [--table=FILE.md]
 
-A round goes through every phase by SIGKILL and by SIGTERM, for both tasks, in one process and in
-two. The kills of a round and case hit one run, each after the run was started again; then it is let
-go to its end, and must be the undisturbed run bit for bit. Exit code 1 where one is not.
+A round goes through every phase by SIGKILL and by SIGTERM, for an LSTM, a Transformer and a
+Transformer that is fine-tuned from it, in one process and in two. The kills of a round and case hit
+one run, each after the run was started again; then it is let go to its end, and must be the
+undisturbed run bit for bit. Exit code 1 where one is not.
 """
 
 import argparse
@@ -24,9 +25,7 @@ from typing import Any, NamedTuple
 from errors import REQUEUE
 from tests import runs
 
-CONFIGS = [
-    'configs/reviews.py',
-]
+LSTM, TRANSFORMER = 'configs/reviews.py', 'configs/reviews_transformer.py'
 PHASES = ('start', 'set-up', 'compilation', 'step', 'evaluation', 'save')
 LONGER = {'num_steps': 400, 'eval_every': 40, 'checkpoint_every': 25, 'log_every': 4}
 PATIENCE = 300.0
@@ -39,6 +38,7 @@ class Case(NamedTuple):
     config: str
     processes: int
     number: signal.Signals
+    overrides: dict[str, Any] | None = None
 
 
 class Launch:
@@ -47,7 +47,7 @@ class Launch:
     def __init__(self, case: Case, workdir: Path) -> None:
         """Starts it."""
         self.workdir, self.case, self.began = workdir, case, time.time()
-        command = runs.command(workdir, case.config, **LONGER)
+        command = runs.command(workdir, case.config, **LONGER, **(case.overrides or {}))
         if case.processes > 1:
             pod = [f'--processes={case.processes}', '--devices_per_process=1', '--restarts=0']
             command = [command[0], '-m', 'launch.local_pod', *pod, '--', *command[2:]]
@@ -172,21 +172,28 @@ def main(argv: list[str]) -> int:
     chance, kills = random.Random(given.seed), collections.Counter[tuple[str, str]]()
     same, odd = collections.Counter[bool](), []
     with tempfile.TemporaryDirectory(prefix='faults-') as folder:
+        tuned = {'init__run': f'{folder}/Transformer', 'init__freeze': "('embedding',)"}
+        trained: dict[str, tuple[str, dict[str, Any]]] = {
+            'LSTM': (LSTM, {}),
+            'Transformer': (TRANSFORMER, {}),
+            'fine-tuned': (TRANSFORMER, tuned),
+        }
         expected = {}
-        for config in CONFIGS:
-            assert Launch(Case(config, 1, signal.SIGKILL), Path(folder) / config).ended() == 0
-            expected[config] = runs.outcome(Path(folder) / config)
-        cases = itertools.product(CONFIGS, (1, 2), (signal.SIGKILL, signal.SIGTERM))
-        for number, (case, _) in enumerate(itertools.product(cases, range(given.rounds))):
-            case = Case(*case)
-            workdir = Path(folder) / str(number)
+        for name, (config, overrides) in trained.items():
+            alone = Launch(Case(config, 1, signal.SIGKILL, overrides), Path(folder) / name)
+            assert alone.ended() == 0, name
+            expected[name] = runs.outcome(Path(folder) / name)
+        rounds, numbers = range(given.rounds), (signal.SIGKILL, signal.SIGTERM)
+        for cell in itertools.product(rounds, trained, (1, 2), numbers):
+            name, case = cell[1], Case(trained[cell[1]][0], *cell[2:], trained[cell[1]][1])
+            workdir = Path(folder) / '-'.join(map(str, cell))
             for phase, code in disturbed(case, workdir, chance):
                 kills[phase, case.number.name] += 1
                 usual = (-9, 137) if case.number == signal.SIGKILL else (REQUEUE, -15, 0)
-                odd += [] if code in usual else [f'{case}: exit code {code} in {phase}']
+                odd += [] if code in usual else [f'{workdir.name}: exit code {code} in {phase}']
             finished = Launch(case, workdir).ended() == 0
-            same[finished and runs.outcome(workdir) == expected[case.config]] += 1
-            print(*case, f'{sum(kills.values())} kills, identical {dict(same)}', flush=True)
+            same[finished and runs.outcome(workdir) == expected[name]] += 1
+            print(workdir.name, f'{sum(kills.values())} kills, identical {dict(same)}', flush=True)
     lines = ['| killed in | SIGKILL | SIGTERM |', '|---|---|---|']
     lines += [
         f'| {phase} | {kills[phase, "SIGKILL"]} | {kills[phase, "SIGTERM"]} |' for phase in PHASES

@@ -43,6 +43,17 @@ SMALL = {
         'data.affixes': '(3,2)',
         'data.bucket_lengths': '(16,28,42)',
     },
+    'configs/reviews_transformer.py': {
+        name: value for name, value in STEPS.items() if name != 'model.embedding_size'
+    }
+    | {
+        'data.num_train': 300,
+        'data.num_eval': 100,
+        'data.min_frequency': 2,
+        'data.bucket_lengths': '(16,28,42)',
+        'model.num_layers': 1,
+        'model.num_heads': 2,
+    },
 }
 
 

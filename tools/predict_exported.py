@@ -94,12 +94,12 @@ def not_empty(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def padded(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
+def padded(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
     """Returns rows as int32[B, width]."""
     return np.array([[*row, *[PAD] * (width - len(row))] for row in rows], np.int32)
 
 
-def lengths(rows: Sequence[np.ndarray]) -> np.ndarray:
+def lengths(rows: Sequence[Sequence[int]]) -> np.ndarray:
     """Returns the lengths of rows as int32[B]."""
     return np.array([len(row) for row in rows], np.int32)
 
