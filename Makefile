@@ -64,6 +64,10 @@ lint: $(READY)  ## check format, style and types
 	$(VENV)/bin/mypy
 	$(VENV)/bin/shellcheck $(wildcard launch/*.sh launch/*.sbatch) .ci/run
 
+.PHONY: fork
+fork: $(READY)  ## make this a project of your own: NAME=mytask DATA=my/train.tsv [ARGS=--drop=seq2seq]
+	$(VENV)/bin/python -m tools.fork --name="$(NAME)" --data="$(DATA)" $(ARGS)
+
 lock: $(READY)  ## write requirements*.txt from pyproject.toml; newer versions with ARGS=--upgrade
 	grep -hv '^-c' requirements.txt requirements-extras.txt >$(VENV)/all.txt
 	$(COMPILE) --all-extras --output-file $(VENV)/all.txt pyproject.toml $(ARGS) >/dev/null

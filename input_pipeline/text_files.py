@@ -193,9 +193,11 @@ def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _value(where: str, record: dict[str, object], name: str) -> object:
-    """Returns the value of a key, or of a key of an inner object, such as 'review.body'."""
+    """Returns the value of a key, or of an inner object or list, such as 'review.labels.0'."""
     outer, _, inner = name.partition('.')
     child = record.get(outer)
+    if isinstance(child, list):
+        child = {str(index): item for index, item in enumerate(child)}
     if name not in record and inner and isinstance(child, dict):
         return _value(f'{where}, in {outer!r}', child, inner)
     _require(where, 'key', [name], list(record))

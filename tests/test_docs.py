@@ -110,7 +110,7 @@ def removable(path: Path) -> bool:
     """Returns whether docs/fork.md offers to delete a file, or a folder above it."""
     name = str(path.resolve().relative_to(runs.ROOT))
     page = (runs.ROOT / 'docs' / 'fork.md').read_text()
-    patterns = re.findall(r'^rm (?:-r )?(.+)$', page, re.MULTILINE)
+    patterns = re.findall(r'^rm -rf ([^#]+)', page, re.MULTILINE)
     alone = re.findall(r'`(docs/\S+)` can go too', page)  # with the last of several
     return any(
         fnmatch.fnmatch(name, pattern) or name.startswith(f'{pattern}/')

@@ -1,7 +1,6 @@
-"""docs/fork.md and docs/new_task.md do what they say: listings run, and files can be deleted."""
+"""docs/fork.md and docs/new_task.md do what they say: their listings and commands run."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -10,16 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
 import tensorflow_datasets as tfds
 
 from input_pipeline import reviews
+from input_pipeline.tokenizer import trained
 from tests import runs
 from tests.test_docs import FENCE, LISTING
+from tests.test_warm_start import random_bert
 
 pytestmark = pytest.mark.long
 FORK, NEW_TASK = ((runs.ROOT / 'docs' / f'{name}.md').read_text() for name in ('fork', 'new_task'))
 SHORT = {name: value for name, value in runs.STEPS.items() if name != 'data.window_batches'}
 SHORT |= {'num_steps': 6}
+CHINESE = [('房间很干净。', 'positive'), ('服务很差。早餐也不好。', 'negative')]
 
 
 def flags(options: dict[str, object]) -> str:
@@ -48,16 +51,19 @@ def shortened(block: str, options: dict[str, object]) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Makes a copy of the project with the files of both pages and some texts in my/."""
+    """Makes a copy of the project with the files of both pages, and an empty my/."""
     copy = runs.copied(tmp_path)
     for path, text in (listings(FORK) | listings(NEW_TASK)).items():
         (copy / path).write_text(text)
     (copy / 'my').mkdir(exist_ok=True)
-    train, evaluation = reviews.make_reviews(120, 40)
-    for name, (texts, labels) in (('train', train), ('dev', evaluation)):
-        rows = [f'{text}\t{label}\n' for text, label in zip(texts, labels, strict=True)]
-        (copy / 'my' / f'{name}.tsv').write_text('text\tlabel\n' + ''.join(rows))
     return copy
+
+
+def shown(title: str) -> list[str]:
+    """Returns the lines that `head` prints below a headline of docs/fork.md."""
+    part = FORK.split(f'\n## {title}\n')[1].split('\n## ')[0]
+    block = next(text for _, text in FENCE.findall(part) if text.startswith('$ head '))
+    return block.splitlines()[1:]
 
 
 def test_listings_pass_lint_and_types(project: Path) -> None:
@@ -65,12 +71,73 @@ def test_listings_pass_lint_and_types(project: Path) -> None:
     runs.shell(project, f'ruff check {paths}; mypy')
 
 
-def test_own_texts_need_one_config(project: Path) -> None:
-    (project / 'my' / 'texts.txt').write_text('a good book .\n\nnot good .\n')
-    (block,) = commands('I have texts and labels')
+def test_configs_of_ones_own_data_have_at_most_20_lines() -> None:
+    for path, text in listings(FORK).items():
+        if path.startswith('configs/'):
+            assert len(text.partition('def ')[2].splitlines()) <= 20, path
+
+
+def test_a_csv_without_a_header_line_needs_one_config(project: Path) -> None:
+    title = 'I have a CSV without a header line'
+    rows = '\n'.join(shown(title) * 40) + '\n'
+    for name in ('news', 'news_dev'):
+        (project / 'my' / f'{name}.csv').write_text(rows)
+    printed = runs.shell(project, shortened(commands(title)[0], SHORT))
+    assert "80 training and 80 evaluation examples, 2 classes {'3': 40, '4': 40}" in printed
+    assert ' 0.0% of training and 0.0% of evaluation tokens unknown' in printed
+    predicted = json.loads(next(line for line in printed.splitlines() if line[:1] == '{'))
+    words = [word for word, _ in predicted['attention']]
+    assert words[:4] == ['Oil', 'prices', 'soar', '[sep]']
+    assert 'Rovers #39; Long Trek' in (project / 'report.html').read_text()
+
+
+def test_chinese_texts_need_one_config(project: Path) -> None:
+    rows = [f'{row}。{text}\t{label}\n' for row in range(60) for text, label in CHINESE]
+    (project / 'my' / 'hotels.tsv').write_text(''.join(rows))
+    (block,) = commands('I have Chinese texts')
     printed = runs.shell(project, shortened(block, SHORT))
+    assert ' 2 classes ' in printed
+    predicted = json.loads(printed.splitlines()[-1])
+    text = re.findall('--text "(.*)"', block)[0]
+    assert [character for character, _ in predicted['attention']] == list(text)
+
+
+def test_a_labelling_tools_file_needs_one_config(project: Path) -> None:
+    title = 'I have a JSONL file from a labelling tool'
+    (line,) = shown(title)
+    (texts, labels), _ = reviews.make_reviews(120, 40)
+    record = json.loads(line)
+    rows = []
+    for text, label in [('nobody has read this', None), *zip(texts, labels, strict=True)]:
+        record['data']['text'] = text
+        answers = [] if label is None else [{'value': {'choices': [reviews.LABEL_NAMES[label]]}}]
+        record['annotations'] = [{'result': answers}]
+        rows.append(json.dumps(record))
+    (project / 'my' / 'labelled.jsonl').write_text('\n'.join(rows))
+    (project / 'my' / 'texts.txt').write_text('a good book .\n\nnot good .\n')
+    printed = runs.shell(project, shortened(commands(title)[0], SHORT))
+    assert ' 1 bad rows skipped' in printed
     assert 'skipped: my/texts.txt:2' in printed
     assert len((project / 'predictions.jsonl').read_text().splitlines()) == 2
+
+
+def test_a_pretrained_encoder_needs_one_config(project: Path) -> None:
+    """With a tiny BERT in place of MiniLM."""
+    rows = shown('I have a CSV without a header line') * 40
+    for name in ('news', 'news_dev'):
+        (project / 'my' / f'{name}.csv').write_text('\n'.join(rows) + '\n')
+    tokenizer = trained('basic', rows, 1, 300)
+    (project / 'my' / 'tokenizer.json').write_text(tokenizer)
+    words = len(json.loads(tokenizer)['model']['vocab'])
+    safetensors.numpy.save_file(random_bert(words), project / 'my' / 'model.safetensors')
+    tiny = {'num_layers': 2, 'num_heads': 4, 'num_positions': 24, 'hidden_size': 16}
+    short = SHORT | {f'model.{name}': size for name, size in tiny.items()}
+    short |= {'init.weights': 'my/model.safetensors', 'data.tokenizer': 'my/tokenizer.json'}
+    setup, train = commands('I have a pretrained encoder')[0].splitlines()
+    assert setup == 'make setup EXTRAS=pretrained'
+    printed = runs.shell(project, shortened(train, short | {'data.bucket_lengths': '(24,)'}))
+    assert 'not used: pooler.dense.weight; started anew: logits/bias, logits/kernel' in printed
+    assert 'finished at step 6' in printed
 
 
 class AgNewsSubset(tfds.core.GeneratorBasedBuilder):
@@ -98,7 +165,7 @@ class AgNewsSubset(tfds.core.GeneratorBasedBuilder):
 
 def test_another_data_set_needs_one_config(project: Path, tmp_path: Path) -> None:
     AgNewsSubset(data_dir=tmp_path).download_and_prepare(file_format='array_record')
-    (block,) = commands('I want a data set of TFDS')
+    (block,) = commands('I have a data set of TFDS')
     printed = runs.shell(project, shortened(block, SHORT), TFDS_DATA_DIR=str(tmp_path))
     assert '60 training and 20 evaluation examples, 4 classes' in printed
     assert 'finished at step 6' in printed
@@ -149,61 +216,3 @@ def test_a_third_task_needs_new_files_only_and_keeps_every_promise(project: Path
     assert 'resumed after step' in resumed
     same = runs.shell(project, 'python -m tools.compare_runs runs/bytes runs/killed')
     assert 'The same run, bit for bit: 12 steps' in same
-
-
-def test_what_is_not_needed_can_be_deleted(tmp_path: Path) -> None:
-    """With rm alone: lint and fast tests stay green, and an old run of what is left resumes."""
-    project = runs.copied(tmp_path)
-    blocks = commands('I do not need all of this')
-    lines = [line for block in blocks for line in block.splitlines()]
-    assert lines
-    assert all(line.startswith('rm ') for line in lines)
-
-    def train(steps: int) -> str:
-        small = runs.SMALL['configs/reviews.py'] | {'optimizer.decay_steps': 12}
-        options = flags(small | {'num_steps': steps})
-        return runs.shell(
-            project, f'python train.py --config=configs/reviews.py --workdir=runs/old {options}'
-        )
-
-    train(6)
-    task, others = blocks
-    gone = [path.stem for line in task.splitlines() for path in globbed(project, line)]
-    runs.shell(project, task)
-    left = [
-        f'{path.relative_to(project)}: {line.strip()}'
-        for path in project.rglob('*.py')
-        if '.venv' not in path.parts
-        for line in path.read_text().splitlines()
-        for name in gone
-        if re.search(rf'\b(tasks|model|input_pipeline|configs|tests)[./]{name}\b', line)
-        or re.search(rf'\bfrom \w+ import (.*\b)?{name}\b', line)
-    ]
-    assert not left
-    lint = 'ruff format --check --quiet . ; ruff check --quiet . ; mypy'
-    runs.shell(project, lint)
-    check_fast_tests(project)
-    assert 'resumed after step 6' in train(12)
-
-    runs.shell(project, f'{others}\n{lint}')
-    runs.shell(project, 'python -m pytest -q --collect-only tests')
-    runs.shell(project, "python -m pytest -q -m 'not long' tests/test_docs.py")
-
-
-def globbed(project: Path, line: str) -> list[Path]:
-    """Returns the files that an rm command names."""
-    return [path for pattern in line.split()[1:] for path in project.glob(pattern)]
-
-
-def check_fast_tests(project: Path) -> None:
-    """Runs the fast tests of a copy of the project."""
-    done = subprocess.run(
-        [project / '.venv' / 'bin' / 'python', '-m', 'pytest', '-q', '-m', 'not slow and not long'],
-        cwd=project,
-        env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=3600,
-    )
-    assert done.returncode == 0, done.stdout

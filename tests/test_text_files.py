@@ -178,6 +178,28 @@ def test_json_values_are_found_inside_other_objects(tmp_path: Path) -> None:
         assert str(caught.value).startswith(problem)
 
 
+def test_json_values_are_found_inside_lists_as_label_studio_nests_them(tmp_path: Path) -> None:
+    path = tmp_path / 'a.jsonl'
+    choices = {'good film': ['pos'], 'bad film': ['neg'], 'no answer': []}
+    lines = [
+        {'data': {'text': text}, 'annotations': [{'result': [{'value': {'choices': answer}}]}]}
+        for text, answer in choices.items()
+    ]
+    path.write_text('\n'.join(map(json.dumps, lines)))
+    data = DataConfig(
+        source='files',
+        train=str(path),
+        evaluation=str(path),
+        text_features=('data.text',),
+        label_feature='annotations.0.result.0.value.choices.0',
+    )
+    with pytest.raises(UserError, match=r"a\.jsonl:3, .* in 'choices': key '0' is not among \[\]"):
+        read_texts(data)
+    dataset = TextDataset(*read_texts(dataclasses.replace(data, bad_rows='skip')))
+    assert dataset.train.texts == ['good film', 'bad film']
+    assert dataset.label_names == ('neg', 'pos')
+
+
 @pytest.mark.parametrize('delimiter', [';', '|', ' ', '~', '\u00a6'])
 @pytest.mark.parametrize('suffix', ['.csv', '.tsv', '.csv.gz'])
 def test_tables_may_have_another_delimiter(tmp_path: Path, suffix: str, delimiter: str) -> None:
