@@ -126,7 +126,7 @@ class Checkpoints:
 
         `before` are called first; no checkpoint may lack what they write. A failure is logged, and
         the next save tries again. With several processes it raises SaveFailed, since the others
-        would wait.
+        would wait, or Unavailable if another one is gone.
         """
         self._finish()
         step, self._saved = int(jax.device_get(state.step)), time.monotonic()
@@ -187,6 +187,8 @@ class Checkpoints:
                 'earlier ones are intact: fix the storage and start again'
             )
             if jax.process_count() > 1:
+                if isinstance(error, jax.errors.JaxRuntimeError):  # of a collective, not of storage
+                    raise Unavailable(f'another process does not answer ({problem})') from error
                 raise self._problem from error
             logging.error('checkpoint: could not be written: %s', problem)
 

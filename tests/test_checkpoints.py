@@ -145,6 +145,18 @@ def test_failed_save_of_a_pod_ends_it_at_once_since_the_others_would_wait(
         keeper.save(small_state(layout(2), 2), HEADER, None, before=[full])
 
 
+def test_save_that_lacks_a_process_does_not_blame_the_storage(
+    tmp_path: Path, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> None:
+        raise jax.errors.JaxRuntimeError('Gloo all-reduce: connection closed by peer')
+
+    monkeypatch.setattr(checkpoints.jax, 'process_count', lambda: 2)
+    keeper = Checkpoints(epath.Path(tmp_path))
+    with pytest.raises(Unavailable, match=r'another process does not answer \(Gloo'):
+        keeper.save(small_state(layout(2), 1), HEADER, None, before=[gone])
+
+
 def kept_after(workdir: Path, layout: Any, launches: list[range]) -> list[list[int]]:
     """Returns the steps there are after each save, when each range is saved by another launch."""
     accuracy = {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.9, 5: 0.8}  # later ones are not evaluated
