@@ -33,8 +33,8 @@ PIP_INSTALL := PIP_REQUIRE_VIRTUALENV=1 \
 # Written when a set-up is complete, so an interrupted one does not count.
 READY := $(VENV)/ready-$(ACCELERATOR)$(if $(EXTRAS),-$(EXTRAS))
 
-# Tests of a file stay in one process, since they share fixtures.
-PARALLEL := -n auto --maxprocesses=4 --dist=loadfile
+# Tests of a file stay in one process, since they share fixtures; tests/conftest.py orders the files.
+PARALLEL := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help setup train test test-all test-fast lint lock exactness gpu-check faults goodput \
     compile-check image-check bench clean

@@ -1,5 +1,6 @@
 """Tests run on eight simulated CPU devices, with JAX's key-reuse checker on."""
 
+import collections
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,12 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_debug_key_reuse', True)
 backend.prepare(cpu_threads=8)
 jax.devices()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with many slow tests first, or one process would work on them at the end."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker('slow'))
+    items.sort(key=lambda item: -slow[item.path])  # a file's tests keep their order
 
 
 @pytest.fixture(scope='session')
