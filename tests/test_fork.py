@@ -80,15 +80,19 @@ def test_configs_of_ones_own_data_have_at_most_20_lines() -> None:
 def test_a_csv_without_a_header_line_needs_one_config(project: Path) -> None:
     title = 'I have a CSV without a header line'
     rows = '\n'.join(shown(title) * 40) + '\n'
-    for name in ('news', 'news_dev'):
-        (project / 'my' / f'{name}.csv').write_text(rows)
+    (project / 'my' / 'news.csv').write_text(rows)
+    # A report shows mistakes.
+    mistaken = re.sub('(?m)^"([34])"', lambda label: f'"{7 - int(label[1])}"', rows)
+    (project / 'my' / 'news_dev.csv').write_text(mistaken)
     printed = runs.shell(project, shortened(commands(title)[0], SHORT))
     assert "80 training and 80 evaluation examples, 2 classes {'3': 40, '4': 40}" in printed
     assert ' 0.0% of training and 0.0% of evaluation tokens unknown' in printed
     predicted = json.loads(next(line for line in printed.splitlines() if line[:1] == '{'))
     words = [word for word, _ in predicted['attention']]
     assert words[:4] == ['Oil', 'prices', 'soar', '[sep]']
-    assert 'Rovers #39; Long Trek' in (project / 'report.html').read_text()
+    report = (project / 'report.html').read_text()
+    assert re.search('Bears|Rovers', report)
+    assert '&lt;unk' not in report
 
 
 def test_chinese_texts_need_one_config(project: Path) -> None:
@@ -189,6 +193,9 @@ def test_a_third_task_needs_new_files_only_and_keeps_every_promise(project: Path
     """Trains, predicts and compares layouts as the page says; then kills, moves and resumes."""
     assert set(listings(NEW_TASK)) == {'tasks/bytes.py', 'configs/bytes.py'}
     assert not any((runs.ROOT / path).exists() for path in listings(NEW_TASK))
+    for name, (texts, labels) in zip(('train', 'dev'), reviews.make_reviews(120, 40), strict=True):
+        rows = [f'{text}\t{label}\n' for text, label in zip(texts, labels, strict=True)]
+        (project / 'my' / f'{name}.tsv').write_text('text\tlabel\n' + ''.join(rows))
     short = {'num_steps': 12, 'batch_size': 16, 'checkpoint_every': 2, 'model.hidden_size': 8}
     short |= {
         'cpu_threads': 4,
