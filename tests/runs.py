@@ -120,7 +120,7 @@ def copied(folder: Path) -> Path:
 def shell(project: Path, commands: str, **extra: str) -> str:
     """What commands of the documents print, run in a copy of the project by one shell."""
     path = f'{project / ".venv" / "bin"}:{os.environ["PATH"]}'
-    return printed(['bash', '-ec', commands], project, environment(2, PATH=path, **extra), 600)
+    return printed(['bash', '-ec', commands], project, environment(2, PATH=path, **extra), 1800)
 
 
 def printed(command: Sequence[str], folder: Path, env: dict[str, str], timeout: float) -> str:
