@@ -39,7 +39,7 @@ OPTIONS = {
     'model.hidden_size': 128,
 }
 SUM = 'sum_scattered, training/reduction.py'
-GATHERED = 'gathered, training/reduction.py'
+SCALARS = 'reduce_scalars, training/step.py'
 CELLS = ('seconds', 'arguments', 'results', 'temporary', 'beside', 'MiB', 'MFLOP', 'counted')
 
 
@@ -95,8 +95,8 @@ def check_report(report: str, devices: int) -> None:
     padded = -(-(parameters + 4) // (1024 * devices)) * 1024 * devices
     assert sorted((*row[:2], int(row[2].replace(',', '')), *row[3:]) for row in found) == [
         # Four sums, and two labels by two.
-        ('evaluation', 'all-gather', 4 * 8 * devices, 'all_gather', GATHERED),
-        ('gradient', 'all-gather', 4 * padded, 'all_gather', GATHERED),
+        ('evaluation', 'all-gather', 4 * 8 * devices, 'all_gather', SCALARS),
+        ('gradient', 'all-gather', 4 * padded, 'all_gather', 'gathered, training/reduction.py'),
         ('gradient', 'all-reduce', 8, 'psum', 'make_gradient, training/step.py'),
         ('gradient', 'all-to-all', 4 * padded, 'all_to_all', SUM),
         ('update', 'all-reduce', 4, 'psum', 'shared_fingerprint, training/fingerprint.py'),

@@ -85,9 +85,9 @@ def make_gradient(
             shard_gradient, first, layout.shards_per_device
         )
         if layout.shard_state:
-            grads, sums = zero.scattered_sum(grads, layout), reduce_scalars(sums, layout)
-        else:
-            grads, sums = reduce_over_devices((grads, sums), layout)
+            grads = zero.scattered_sum(grads, layout)
+            return grads, *reduce_scalars(sums, fingerprints, layout)
+        grads, sums = reduce_over_devices((grads, sums), layout)
         return grads, sums, lax.psum(fingerprints, DATA)  # whole numbers: any order is exact
 
     grads = P(DATA) if layout.shard_state else P()
@@ -133,7 +133,7 @@ def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Tree, Batch
             return compiled_alone(eval_sums, ~(rows['weights'][0] < 0), params, rows)
 
         sums = reduction.tree_sum_local(shard_sums, first, layout.shards_per_device)
-        return reduce_scalars(sums, layout)
+        return reduce_scalars(sums, jnp.zeros(0, jnp.uint32), layout)[0]
 
     return jit_on_mesh(device_sums, layout, in_specs=(P(), P(DATA)), out_specs=P())
 
@@ -181,9 +181,13 @@ def reduce_over_devices(tree: Tree, layout: Layout) -> Tree:
     return jax.tree.unflatten(structure, shaped)
 
 
-def reduce_scalars(sums: Sums, layout: Layout) -> Sums:
-    """Adds a few sums over devices, in one message."""
+def reduce_scalars(sums: Sums, fingerprints: jax.Array, layout: Layout) -> tuple[Sums, jax.Array]:
+    """Adds a few sums and fingerprints uint32[N] over devices, in one message."""
     vector, unravel = ravel_pytree(sums)
     if layout.reduction == 'psum':
-        return unravel(lax.psum(vector, DATA))
-    return unravel(reduction.sum_gathered(vector, DATA))
+        return unravel(lax.psum(vector, DATA)), lax.psum(fingerprints, DATA)
+    words = jnp.concatenate([lax.bitcast_convert_type(vector, jnp.uint32), fingerprints])
+    rows = lax.all_gather(words, DATA)
+    floats = lax.bitcast_convert_type(rows[:, : vector.size], jnp.float32)
+    fingerprints = jnp.sum(rows[:, vector.size :], axis=0, dtype=jnp.uint32)
+    return unravel(reduction.sum_pairs(floats)), fingerprints
