@@ -38,8 +38,6 @@ COMMANDS='create run logs status stop delete'
 JOBSET=$PROJECT_FOLDER/launch/k8s/tpu_jobset.yaml
 cluster=${CLUSTER:-}
 location=${LOCATION:-}
-topology=${TOPOLOGY:-}
-machine=${MACHINE_TYPE:-tpu7x-standard-4t}
 image=${IMAGE:-}
 account=${SERVICE_ACCOUNT:-default}
 queue=${QUEUE:-}
@@ -50,28 +48,17 @@ pools() {
     --project="$project" --quiet
 }
 
-policies() {
-  act gcloud compute resource-policies "$@" --project="$project" --quiet
-}
-
-# has LINE: returns whether a line of standard input is it.
-has() {
-  grep -xF "$1" >/dev/null
-}
-
 # The hosts of a slice of TPU7x are placed by a workload policy, those of older ones by GKE.
 create() {
-  local region=${zone%-*} place=()
-  if pools list --format='value(name)' | has "$name"; then
+  local place=()
+  if pools list --format='value(name)' | listed; then
     say 'the node pool exists'
     return
   fi
   if [[ $machine == tpu7x-* ]]; then place=(--disk-type=hyperdisk-balanced); fi
   if [[ $machine == tpu7x-* ]] && ((hosts > 1)); then
     place+=(--placement-policy="$name")
-    policies list --regions="$region" --format='value(name)' | has "$name" ||
-      policies create workload-policy "$name" --region="$region" --type=HIGH_THROUGHPUT \
-        --accelerator-topology="$topology" || return
+    make_policy || return
   elif ((hosts > 1)); then
     place=(--tpu-topology="$topology")
   fi
@@ -144,14 +131,11 @@ stop() {
 }
 
 delete() {
-  local region=${zone%-*}
   stop || return
-  if [[ $dry_run ]] || pools list --format='value(name)' | has "$name"; then
+  if [[ $dry_run ]] || pools list --format='value(name)' | listed; then
     pools delete "$name" || return
   fi
-  if [[ $dry_run ]] || policies list --regions="$region" --format='value(name)' | has "$name"; then
-    policies delete "$name" --region="$region"
-  fi
+  delete_policy
 }
 
 own_flag() {
@@ -169,8 +153,7 @@ own_flag() {
 
 check_own() {
   if [[ $1 == create || $1 == run ]]; then
-    [[ $topology ]] || refuse '--topology=CHIPS, or TOPOLOGY, is missing'
-    count_hosts "$machine" "$topology"
+    count_hosts
     case $machine in
       tpu7x-*) accelerator=tpu7x ;;
       ct6e-*) accelerator=tpu-v6e-slice ;;

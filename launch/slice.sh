@@ -14,6 +14,8 @@ RESTARTS=3
 name=${TPU_NAME:-keyfold}
 project=${PROJECT_ID:-}
 zone=${ZONE:-}
+topology=${TOPOLOGY:-}
+machine=${MACHINE_TYPE:-tpu7x-standard-4t}
 spot=${SPOT:-}
 dry_run=${DRY_RUN:-}
 poll=${POLL_SECONDS:-30}
@@ -50,6 +52,37 @@ act() {
     quote "$@" >&3
   else
     "$@" </dev/null
+  fi
+}
+
+compute() {
+  act gcloud compute "$@" --project="$project" --quiet
+}
+
+# Returns whether our name is a line of standard input.
+listed() {
+  grep -xF "$name" >/dev/null
+}
+
+# exists PLACE KIND...: returns whether there is a resource with our name. Never in a dry run.
+exists() {
+  local place=$1
+  shift
+  compute "$@" list ${place:+"$place"} --format='value(name)' | listed
+}
+
+# Makes the policy by which machines are placed together as a slice, unless it exists.
+make_policy() {
+  local region=${zone%-*}
+  exists --regions="$region" resource-policies ||
+    compute resource-policies create workload-policy "$name" --region="$region" \
+      --type=HIGH_THROUGHPUT --accelerator-topology="$topology"
+}
+
+delete_policy() {
+  local region=${zone%-*}
+  if [[ $dry_run ]] || exists --regions="$region" resource-policies; then
+    compute resource-policies delete "$name" --region="$region"
   fi
 }
 
@@ -170,9 +203,10 @@ check_gcloud() {
     refuse 'gcloud has no credentials: run gcloud auth login'
 }
 
-# Sets `chips` of a machine, and `hosts`, the machines of a topology: 2x2x2 on tpu7x-standard-4t has two.
+# Sets `chips` of the machine, and `hosts`, the machines of the topology: 2x2x2 on tpu7x-standard-4t
+# has two.
 count_hosts() {
-  local machine=$1 topology=$2
+  [[ $topology ]] || refuse '--topology=CHIPS, or TOPOLOGY, is missing'
   [[ $machine =~ -[1248]t$ ]] ||
     refuse "--machine-type=$machine: expected one that ends in its chips, such as tpu7x-standard-4t"
   [[ $topology =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] ||

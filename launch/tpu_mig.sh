@@ -38,24 +38,11 @@ source "$(dirname "$0")/slice.sh"
 
 COMMANDS='create setup run resume watch logs status stop delete'
 FOLLOWED=all # the group does not say which of its machines is worker 0
-topology=${TOPOLOGY:-}
-machine=${MACHINE_TYPE:-tpu7x-standard-4t}
 family=${IMAGE_FAMILY:-ubuntu-accel-2404-amd64-tpu-tpu7x}
 template_flags=()
 
-compute() {
-  act gcloud compute "$@" --project="$project" --quiet
-}
-
 in_zone() {
   compute "$@" --zone="$zone"
-}
-
-# exists PLACE KIND...: returns whether there is a resource with our name. Never in a dry run.
-exists() {
-  local place=$1
-  shift
-  compute "$@" list ${place:+"$place"} --format='value(name)' | grep -xF "$name" >/dev/null
 }
 
 # Prints a line for each machine of the slice: its name and state.
@@ -104,11 +91,10 @@ state() {
 
 # A slice of one machine has no links between machines, and so no policy.
 ask_for_slice() {
-  local region=${zone%-*} policy=''
+  local policy=''
   if ((hosts > 1)); then
-    policy=projects/$project/regions/$region/resourcePolicies/$name
-    exists --regions="${zone%-*}" resource-policies || compute resource-policies create workload-policy "$name" \
-      --region="$region" --type=HIGH_THROUGHPUT --accelerator-topology="$topology" || return
+    policy=projects/$project/regions/${zone%-*}/resourcePolicies/$name
+    make_policy || return
   fi
   exists '' instance-templates || compute instance-templates create "$name" \
     --machine-type="$machine" --image-project=ubuntu-os-accelerator-images \
@@ -132,9 +118,7 @@ delete() {
   if [[ $dry_run ]] || exists '' instance-templates; then
     compute instance-templates delete "$name" || return
   fi
-  if [[ $dry_run ]] || exists --regions="${zone%-*}" resource-policies; then
-    compute resource-policies delete "$name" --region="${zone%-*}"
-  fi
+  delete_policy
 }
 
 own_flag() {
@@ -150,10 +134,7 @@ own_flag() {
 check_own() {
   [[ $zone ]] || refuse '--zone=ZONE, or ZONE, is missing'
   case $1 in
-    create | resume | watch | status)
-      [[ $topology ]] || refuse '--topology=CHIPS, or TOPOLOGY, is missing'
-      count_hosts "$machine" "$topology"
-      ;;
+    create | resume | watch | status) count_hosts ;;
   esac
 }
 
