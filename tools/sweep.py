@@ -44,6 +44,7 @@ from runtime import resume
 from runtime.command_line import usable_workdir
 from runtime.preemption import SIGNALS
 from tools.arguments import Arguments, one_line_errors, run_tool
+from training import early_stopping
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
 LONGEST_NAME = 200  # of a folder, named after its settings
@@ -181,8 +182,8 @@ def final_metrics(run: Run, config: Config) -> dict[str, float] | None:
         return None
     record = resume.readable_record(run.workdir) or {}
     for recent in record.get('evaluations', {}).values():  # the best one, and all after it
-        if 0 < patience < len(recent):
-            last, _ = recent[-1]  # training stopped early there
+        if early_stopping.stopped(recent, patience):
+            last, _ = recent[-1]
     if not (summary := read_summary(run.workdir, last)):
         return None
     try:

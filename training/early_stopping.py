@@ -37,7 +37,7 @@ class EarlyStopping:
     @property
     def ended(self) -> bool:
         """Whether as many evaluations as the patience brought no better one."""
-        return 0 < self._patience < len(self._recent)
+        return stopped(self._recent, self._patience)
 
     def missed(self, step: int, every: int) -> bool:
         """Returns whether the evaluation of the step resumed from is due.
@@ -46,6 +46,11 @@ class EarlyStopping:
         """
         due = self._known and step > 0 and step % every == 0 and not self.ended
         return due and [step] != [last for last, _ in self._recent[-1:]]
+
+
+def stopped(recent: Evaluations, patience: int) -> bool:
+    """Returns whether as many evaluations as the patience came after the best one, in vain."""
+    return 0 < patience < len(recent)
 
 
 def since_best(evaluations: Evaluations) -> Evaluations:
