@@ -87,14 +87,15 @@ def started(
     return state.replace(params=jax.device_put(params, layout.replicated))
 
 
-def origin_record(config: Config, workdir: epath.Path) -> RunRecord | None:
+def origin_record(config: Config, workdir: epath.Path | None = None) -> RunRecord | None:
     """Returns the record with the tokenizer of `config.init.run`: a resumed run's own has it too.
 
-    None without `config.init.run`. Raises UserError if that is no run.
+    A new run needs no `workdir`. Returns None without `config.init.run`, and raises UserError if
+    that is no run.
     """
     if not config.init.run:
         return None
-    return readable_record(workdir) or open_run(config.init.run)[1]
+    return (workdir and readable_record(workdir)) or open_run(config.init.run)[1]
 
 
 def open_run(workdir: str) -> tuple[Callable[[TrainState], TrainState], RunRecord]:

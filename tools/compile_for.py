@@ -107,8 +107,7 @@ def report(topology: str, config: Config, layout: Layout, memory: float) -> int:
 
 def task_of(config: Config) -> Task:
     """Makes the task of a new run, with the tokenizer of the run that it starts from, if any."""
-    origin = warm_start.open_run(config.init.run)[1] if config.init.run else None
-    return tasks.make_task(config, origin)
+    return tasks.make_task(config, warm_start.origin_record(config))
 
 
 def head(config: Config, layout: Layout, parameters: int) -> str:
