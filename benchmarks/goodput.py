@@ -35,7 +35,6 @@ from runtime import ledger
 from tools.arguments import Arguments, one_line_errors, run_tool
 
 PROBE = ('-m', 'benchmarks.probe')
-PROJECT = Path(__file__).resolve().parent.parent
 CONFIG = 'configs/reviews.py'
 ON = ('--config.num_shards=2', '--config.cpu_threads=2', '--config.optimizer.schedule=constant')
 GRACE_SECONDS = 30.0
@@ -150,7 +149,7 @@ def lived(
     with (
         (folder / 'log').open('w') as log,
         subprocess.Popen(
-            [sys.executable, *command], cwd=PROJECT, env=env, stdout=log, stderr=log
+            [sys.executable, *command], cwd=local_pod.PROJECT, env=env, stdout=log, stderr=log
         ) as process,
     ):
         try:

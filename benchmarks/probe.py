@@ -108,11 +108,15 @@ def main(file: str, saves: str, *flags: str) -> None:
 
     chosen: dict[str, Any] = {'asynchronous': save, 'synchronous': synchronous}
     monitoring.register_event_duration_secs_listener(probe.compiled)
-    for name, call in (('save', chosen[saves]), ('close', Checkpoints.close)):
-        setattr(Checkpoints, name, probe.timed('save', call))
-    setattr(Checkpoints, 'restore', probe.timed('restore', Checkpoints.restore))  # noqa: B010
-    setattr(Ledger, '_finish', probe.rows(Ledger._finish))  # noqa: B010
-    setattr(train, 'make_evaluate', probe.evaluation(train.make_evaluate))  # noqa: B010
+    probed: list[tuple[Any, str, Callable[..., Any]]] = [
+        (Checkpoints, 'save', probe.timed('save', chosen[saves])),
+        (Checkpoints, 'close', probe.timed('save', Checkpoints.close)),
+        (Checkpoints, 'restore', probe.timed('restore', Checkpoints.restore)),
+        (Ledger, '_finish', probe.rows(Ledger._finish)),
+        (train, 'make_evaluate', probe.evaluation(train.make_evaluate)),
+    ]
+    for owner, name, call in probed:
+        setattr(owner, name, call)
     sys.argv = ['train.py', *flags]
     command_line.run(train.main)
 
