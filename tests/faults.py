@@ -185,7 +185,9 @@ def main(argv: list[str]) -> int:
             expected[name] = runs.outcome(Path(folder) / name)
         rounds, numbers = range(given.rounds), (signal.SIGKILL, signal.SIGTERM)
         for cell in itertools.product(rounds, trained, (1, 2), numbers):
-            name, case = cell[1], Case(trained[cell[1]][0], *cell[2:], trained[cell[1]][1])
+            _, name, processes, signal_number = cell
+            config, overrides = trained[name]
+            case = Case(config, processes, signal_number, overrides)
             workdir = Path(folder) / '-'.join(map(str, cell))
             for phase, code in disturbed(case, workdir, chance):
                 kills[phase, case.number.name] += 1

@@ -34,26 +34,15 @@ STEPS = {
     'optimizer.clip_norm': 0.05,
     'optimizer.warmup_steps': 4,
 }
+REVIEWS = STEPS | {
+    'data.num_train': 300,
+    'data.num_eval': 100,
+    'data.min_frequency': 2,
+    'data.bucket_lengths': '(16,28,42)',
+}
 SMALL = {
-    'configs/reviews.py': STEPS
-    | {
-        'data.num_train': 300,
-        'data.num_eval': 100,
-        'data.min_frequency': 2,
-        'data.affixes': '(3,2)',
-        'data.bucket_lengths': '(16,28,42)',
-    },
-    'configs/reviews_transformer.py': {
-        name: value for name, value in STEPS.items() if name != 'model.embedding_size'
-    }
-    | {
-        'data.num_train': 300,
-        'data.num_eval': 100,
-        'data.min_frequency': 2,
-        'data.bucket_lengths': '(16,28,42)',
-        'model.num_layers': 1,
-        'model.num_heads': 2,
-    },
+    'configs/reviews.py': REVIEWS | {'data.affixes': '(3,2)'},
+    'configs/reviews_transformer.py': REVIEWS | {'model.num_layers': 1, 'model.num_heads': 2},
 }
 
 
@@ -144,3 +133,12 @@ def outcome(workdir: Path) -> dict[str, Any]:
     kept = ('step', 'eval', 'state_fingerprint', 'root_key', 'num_shards')
     book = ledger.read(epath.Path(workdir) / 'ledger')
     return {name: summary[name] for name in kept} | {'ledger': book.tobytes()}
+
+
+def check_refusal(result: tuple[int, str, str], expected: str) -> None:
+    """Checks that a command (exit code, output, errors) was refused in one line, and why."""
+    code, output, errors = result
+    assert (code, output) == (2, '')
+    (line,) = errors.splitlines()
+    assert line.startswith('error: ')
+    assert expected in line

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ Cells = list[tuple[str, str]]  # text, label
 GOOD: Cells = [('good film', 'pos'), ('bad film', 'neg')] * 50
 
 
-def table(path: Path, cells: Cells) -> str:
+def table(path: Path, cells: Iterable[tuple[str, object]]) -> str:
     """Writes texts and labels as a table, and returns its path."""
     path.write_text('text\tlabel\n' + ''.join(f'{text}\t{label}\n' for text, label in cells))
     return str(path)

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from input_pipeline import reviews
 from input_pipeline.tokenizer import trained
 from tests import runs
+from tests.test_checks import table
 from tests.test_docs import FENCE, LISTING
 from tests.test_warm_start import random_bert
 
@@ -193,9 +194,8 @@ def test_a_third_task_needs_new_files_only_and_keeps_every_promise(project: Path
     """Trains, predicts and compares layouts as the page says; then kills, moves and resumes."""
     assert set(listings(NEW_TASK)) == {'tasks/bytes.py', 'configs/bytes.py'}
     assert not any((runs.ROOT / path).exists() for path in listings(NEW_TASK))
-    for name, (texts, labels) in zip(('train', 'dev'), reviews.make_reviews(120, 40), strict=True):
-        rows = [f'{text}\t{label}\n' for text, label in zip(texts, labels, strict=True)]
-        (project / 'my' / f'{name}.tsv').write_text('text\tlabel\n' + ''.join(rows))
+    for name, split in zip(('train', 'dev'), reviews.make_reviews(120, 40), strict=True):
+        table(project / 'my' / f'{name}.tsv', zip(*split, strict=True))
     short = {'num_steps': 12, 'batch_size': 16, 'checkpoint_every': 2, 'model.hidden_size': 8}
     short |= {
         'cpu_threads': 4,

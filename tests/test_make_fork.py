@@ -11,6 +11,7 @@ import pytest
 
 from input_pipeline import reviews
 from tests import runs
+from tests.test_checks import table
 from tools import fork
 
 Forked = Callable[..., tuple[int, str]]
@@ -34,9 +35,8 @@ def committed(project: Path) -> Path:
     """Makes a repository of a copy of the project, with some texts in my/."""
     (project / 'my').mkdir(exist_ok=True)
     (project / 'my' / 'news.csv').write_text(''.join(map(NEWS.format, range(40))))
-    (texts, labels), _ = reviews.make_reviews(120, 40)
-    rows = [f'{text}\t{label}\n' for text, label in zip(texts, labels, strict=True)]
-    (project / 'my' / 'train.tsv').write_text('text\tlabel\n' + ''.join(rows))
+    split, _ = reviews.make_reviews(120, 40)
+    table(project / 'my' / 'train.tsv', zip(*split, strict=True))
     git(project, 'init', '--quiet')
     identify(project, 'A')
     git(project, 'add', '--all')

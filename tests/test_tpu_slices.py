@@ -460,11 +460,7 @@ def test_a_mistake_about_a_group_is_one_line_and_changes_nothing(
 
 def check_refusal(cloud: Cloud, words: list[str], env: dict[str, str], expected: str) -> None:
     """Checks that a command is refused in one line, before anything is done."""
-    code, output, errors = cloud.run(*words, **env)
-    assert (code, output) == (2, '')
-    (line,) = errors.splitlines()
-    assert line.startswith('error: ')
-    assert expected in line
+    runs.check_refusal(cloud.run(*words, **env), expected)
     assert not (cloud.folder / 'slice').exists()
 
 
