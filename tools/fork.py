@@ -1,6 +1,6 @@
 """Makes the template a project of your own, in one commit.
 
-    make fork NAME=mytask DATA=my/train.tsv [ARGS="--drop=seq2seq,slurm"]
+    python -m tools.fork --name=mytask --data=my/train.tsv [--drop=seq2seq,slurm]
 
 Renames the project (package, cache folder, image, jobs), writes configs/mytask.py for the texts in
 DATA, deletes this tool and what --drop names, and commits if lint and fast tests pass. All of it
