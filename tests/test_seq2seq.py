@@ -200,14 +200,15 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, bytes]]:
     def spy(real: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         def draw(key: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
             values = real(key, *args, **kwargs)
-            jax.debug.callback(
-                lambda words, found: seen.append((np.asarray(words).tobytes(), found.tobytes())),
-                jax.random.key_data(key),
-                values,
-            )
-            return values
+            shape = jax.ShapeDtypeStruct(values.shape, values.dtype)
+            # Pure: flax's scan refuses an effect in its body since JAX 0.12.
+            return jax.pure_callback(record, shape, jax.random.key_data(key), values)
 
         return draw
+
+    def record(words: np.ndarray, values: np.ndarray) -> np.ndarray:
+        seen.append((np.asarray(words).tobytes(), np.asarray(values).tobytes()))
+        return values
 
     for name in ('categorical', 'bernoulli', 'bits'):
         monkeypatch.setattr(jax.random, name, spy(getattr(jax.random, name)))
