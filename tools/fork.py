@@ -2,6 +2,7 @@
 
     python -m tools.fork --name=mytask --data=my/train.tsv [--drop=seq2seq,slurm]
 
+`make fork NAME=mytask DATA=my/train.tsv [ARGS=--drop=seq2seq]` sets up first, then calls it.
 Renames the project (package, cache folder, image, jobs), writes configs/mytask.py for the texts in
 DATA, deletes this tool and what --drop names, and commits if lint and fast tests pass. All of it
 happens in a temporary checkout: if something is refused or fails, your files stay as they are.
