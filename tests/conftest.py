@@ -1,6 +1,7 @@
 """Tests run on eight simulated CPU devices, with JAX's key-reuse checker on."""
 
 import collections
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from input_pipeline.encoded import LabelledTexts
 from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.classifier import TextClassifier
 from runtime import backend
+from tests import runs
 from training.mesh import DATA, Layout
 
 VOCAB_SIZE = 30
@@ -24,8 +26,11 @@ os.environ['JAX_PLATFORMS'] = 'cpu'  # for the programs that tests start
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_debug_key_reuse', True)
+jax.config.update('jax_compilation_cache_dir', runs.COMPILED)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 backend.prepare(cpu_threads=8)
 jax.devices()
+gc.freeze()  # as train.py does: collections need not search through what was imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from etils import epath
 from runtime import ledger
 
 ROOT = Path(__file__).resolve().parent.parent
-# Shared by all processes of a session.
-SESSION = os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())
-COMPILED = f'{tempfile.gettempdir()}/keyfold-compiled-{SESSION}'
+# What tests compile is kept for all processes, for the next time, and for copies of the project.
+COMPILED = os.environ.get('KEYFOLD_COMPILED') or str(ROOT / '.pytest_cache' / 'compiled')
 
 STEPS = {
     'num_steps': 24,
@@ -38,7 +36,7 @@ REVIEWS = STEPS | {
     'data.num_train': 300,
     'data.num_eval': 100,
     'data.min_frequency': 2,
-    'data.bucket_lengths': '(16,28,42)',
+    'data.bucket_lengths': '(24,42)',
 }
 SMALL = {
     'configs/reviews.py': REVIEWS | {'data.affixes': '(3,2)'},
@@ -68,6 +66,7 @@ def environment(devices: int, **extra: str) -> dict[str, str]:
         'JAX_PLATFORMS': 'cpu',
         'JAX_NUM_CPU_DEVICES': str(devices),
         'JAX_COMPILATION_CACHE_DIR': COMPILED,
+        'KEYFOLD_COMPILED': COMPILED,
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         **extra,
     }
@@ -96,7 +95,9 @@ def finish(workdir: Path, devices: int = 2, **overrides: Any) -> str:
 def copied(folder: Path) -> Path:
     """A copy of the project whose .venv is this Python, for what changes its files."""
     copy, venv = folder / 'project', folder / 'project' / '.venv'
-    left = shutil.ignore_patterns('.git', '.venv*', 'runs', '__pycache__', '.hypothesis')
+    left = shutil.ignore_patterns(
+        '.git', '.venv*', 'runs', '__pycache__', '.hypothesis', '.pytest_cache'
+    )
     shutil.copytree(ROOT, copy, ignore=left)
     venv.mkdir()
     for name in ('bin', 'lib', 'pyvenv.cfg'):

@@ -15,11 +15,10 @@ from errors import REQUEUE
 from runtime.checkpoints import read_record
 from runtime.preemption import STOP, TRAIN, StopRequest
 from tests import runs
-from tests.test_resume import compiled_once, small_config
+from tests.test_resume import small_config
 from tests.test_tensorboard import events
 from training.mesh import Layout
 
-__all__ = ['compiled_once']
 pytestmark = pytest.mark.slow
 
 # With this rate the loss falls and then rises again: patience ends it between checkpoints.
@@ -70,7 +69,9 @@ def test_run_without_improvement_stops_early_and_is_finished(
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob('*.json')} == times
 
 
-@pytest.mark.parametrize('steps', [3, 5, 6, 8])
+@pytest.mark.parametrize(
+    'steps', [3, 5, *(pytest.param(step, marks=pytest.mark.long) for step in (6, 8))]
+)
 def test_run_asked_to_stop_at_any_step_stops_early_at_the_same_one(
     tmp_path: Path, steps: int
 ) -> None:

@@ -108,7 +108,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_same_bits_on_1_2_4_8_devices_and_on_2x4_and_4x2_processes(
     undisturbed: Path, tmp_path: Path
 ) -> None:
-    """With word dropout, dropout, clipping, AdamW, warm-up, three widths and evaluation on."""
+    """With word dropout, dropout, clipping, AdamW, warm-up, two widths and evaluation on."""
     run_record = json.loads((undisturbed / 'checkpoints/24/run/metadata').read_text())
     on = ('model.word_dropout', 'model.embedding_dropout', 'model.dropout', 'optimizer.clip_norm')
     assert all(run_record['config'][name] > 0 for name in on)
@@ -162,17 +162,16 @@ def test_sharded_optimizer_state_keeps_the_bits_on_any_layout_and_moves_with_the
 def test_run_moved_between_layouts_equals_undisturbed_run(
     undisturbed: Path, tmp_path: Path
 ) -> None:
-    """8 devices -> 2 processes x 2 -> 1 device -> 4: only the number of steps grows."""
+    """8 devices -> 2 processes x 2 -> 1 device: only the number of steps grows."""
     run, always = tmp_path / 'run', {'optimizer__decay_steps': 24}
     runs.finish(run, devices=8, num_steps=6, **always)
     output = finish_pod('2x2', run, num_steps=12, **always)
     assert 'resumed after step 6' in output
-    assert 'resumed after step 12' in runs.finish(run, devices=1, num_steps=18, **always)
-    assert 'resumed after step 18' in runs.finish(run, devices=4, **always)
+    assert 'resumed after step 12' in runs.finish(run, devices=1, **always)
     assert runs.outcome(run) == runs.outcome(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_checkpoint_by_the_clock_after_the_same_steps_without_changing_a_bit(
     undisturbed: Path, tmp_path: Path
 ) -> None:

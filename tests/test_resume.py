@@ -5,10 +5,10 @@ import json
 import logging
 import random
 import re
+import shutil
 import signal
 import time
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,18 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 
 import train
 from configs import reviews
 from configs.schema import Config
-from errors import UserError
+from errors import REQUEUE, UserError
 from input_pipeline.reviews import make_reviews
 from runtime import backend, preemption, resume
 from runtime.checkpoints import read_record
 from tasks.classification import DataConfig, ModelConfig
 from tests import runs
 
+Trained = tuple[Path, dict[str, Any]]
 LOSS = re.compile(r'step +(\d+)/\d+  (?!evaluation)(loss .*?accuracy [\d.]+)')
 
 
@@ -42,20 +42,11 @@ def small_config(**top: Any) -> Config:
         checkpoint_every=6,
         log_every=4,
         data=DataConfig(
-            num_train=200, num_eval=70, bucket_lengths=(20, 42), window_batches=4, affixes=(3, 2)
+            num_train=200, num_eval=70, bucket_lengths=(42,), window_batches=4, affixes=(3, 2)
         ),
         model=ModelConfig(embedding_size=8, hidden_size=8),
         **top,
     )
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once() -> Iterator[None]:
-    """Every run here compiles the same programs: keep them from one run to the next."""
-    compilation_cache.set_cache_dir(runs.COMPILED)
-    yield
-    jax.config.update('jax_compilation_cache_dir', None)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='module')
@@ -76,11 +67,12 @@ def test_same_command_twice_gives_the_same_bits_on_1_and_on_8_devices(
 
 
 @pytest.mark.slow
-def test_run_killed_at_random_moments_equals_undisturbed_run_bit_for_bit(
+def test_run_stopped_at_random_moments_equals_undisturbed_run_bit_for_bit(
     tmp_path: Path, undisturbed: tuple[dict[str, Any], str]
 ) -> None:
     moments = random.Random(20)
-    for seed in (0, 7, 8, 9):  # another seed on a resume warns and has no effect
+    number, code = signal.SIGKILL, -signal.SIGKILL
+    for seed in (0, 7, 8):  # another seed on a resume warns and has no effect
         process = runs.start(tmp_path, seed=seed)
         assert process.stdout is not None
         for line in process.stdout:
@@ -89,9 +81,10 @@ def test_run_killed_at_random_moments_equals_undisturbed_run_bit_for_bit(
         for _ in range(moments.randint(1, 2)):
             process.stdout.readline()
         time.sleep(moments.uniform(0, 0.1))
-        process.kill()
+        process.send_signal(number)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert process.returncode == code
+        number, code = signal.SIGTERM, REQUEUE
     printed = runs.finish(tmp_path, seed=10)
     assert runs.outcome(tmp_path) == undisturbed[0]
     assert 'config.seed = 10 has no effect' in printed
@@ -118,11 +111,18 @@ def test_run_killed_inside_a_save_equals_undisturbed_run_bit_for_bit(
     assert runs.outcome(tmp_path) == undisturbed[0]
 
 
+@pytest.fixture
+def finished(classifier_run: Trained, tmp_path: Path) -> Trained:
+    """The workdir, a copy, and the summary of a finished run of `small_config()`."""
+    shutil.copytree(classifier_run[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path, classifier_run[1]
+
+
 @pytest.mark.slow
 def test_finished_run_says_so_and_changes_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    finished: Trained, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = train.train(small_config(), epath.Path(tmp_path))
+    tmp_path, first = finished
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.json')}
     with caplog.at_level(logging.INFO):
         second = train.train(small_config(), epath.Path(tmp_path))
@@ -147,9 +147,9 @@ def test_run_stopped_and_prolonged_equals_the_long_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_damaged_newest_checkpoint_is_passed_over_without_changing_a_bit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    finished: Trained, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = train.train(small_config(), epath.Path(tmp_path))
+    tmp_path, whole = finished
     run_record = tmp_path / 'checkpoints' / '12' / 'run' / 'metadata'
     run_record.write_text(run_record.read_text().replace('movie', 'novie'))
     (tmp_path / 'summary.json').unlink()
@@ -160,8 +160,8 @@ def test_damaged_newest_checkpoint_is_passed_over_without_changing_a_bit(
 
 
 @pytest.mark.slow
-def test_no_whole_checkpoint_stops_the_run_instead_of_starting_over(tmp_path: Path) -> None:
-    train.train(small_config(), epath.Path(tmp_path))
+def test_no_whole_checkpoint_stops_the_run_instead_of_starting_over(finished: Trained) -> None:
+    tmp_path, _ = finished
     for run_record in tmp_path.glob('checkpoints/*/run/metadata'):
         run_record.write_text('{}')
     with pytest.raises(UserError, match=r'none of the checkpoints is whole'):
@@ -173,8 +173,8 @@ def test_no_whole_checkpoint_stops_the_run_instead_of_starting_over(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_change_of_trajectory_is_refused_with_a_diff_unless_allowed(tmp_path: Path) -> None:
-    train.train(small_config(), epath.Path(tmp_path))
+def test_change_of_trajectory_is_refused_with_a_diff_unless_allowed(finished: Trained) -> None:
+    tmp_path, _ = finished
     other = small_config()
     other.model.dropout = 0.4
     other.batch_size = 32
@@ -188,9 +188,9 @@ def test_change_of_trajectory_is_refused_with_a_diff_unless_allowed(tmp_path: Pa
 
 @pytest.mark.slow
 def test_resumable_options_and_seed_may_change_without_changing_a_bit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    classifier_run: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reference = train.train(small_config(), epath.Path(tmp_path / 'a'))
+    reference = classifier_run[1]
     first = small_config()
     first.optimizer.decay_steps = first.num_steps
     train.train(dataclasses.replace(first, num_steps=6), epath.Path(tmp_path / 'b'))
@@ -203,9 +203,7 @@ def test_resumable_options_and_seed_may_change_without_changing_a_bit(
 
 
 @pytest.mark.slow
-def test_checkpoints_by_the_clock_change_no_bit(
-    tmp_path: Path, classifier_run: tuple[Path, dict[str, Any]]
-) -> None:
+def test_checkpoints_by_the_clock_change_no_bit(tmp_path: Path, classifier_run: Trained) -> None:
     for minutes, steps in ((1e-9, range(13)), (1e6, (0, 6, 12))):
         config = small_config(checkpoint_minutes=minutes, keep_newest=20)
         run = tmp_path / str(minutes)
@@ -247,12 +245,11 @@ def test_one_process_that_is_asked_to_stop_stops_all(
 
 
 @pytest.mark.slow
-def test_changed_training_data_is_refused(tmp_path: Path) -> None:
-    train.train(small_config(), epath.Path(tmp_path))
+def test_changed_training_data_is_refused(finished: Trained) -> None:
     other = small_config()
     other.data.num_eval = 71
     with pytest.raises(UserError, match='evaluation_data'):
-        train.train(other, epath.Path(tmp_path))
+        train.train(other, epath.Path(finished[0]))
 
 
 @pytest.mark.slow
@@ -307,7 +304,7 @@ def test_finished_run_is_evaluated_again_on_other_data(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_resume_under_other_code_warns_once_with_the_files_that_changed(
-    classifier_run: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
+    classifier_run: Trained, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, _ = classifier_run
     files = resumed(run)
@@ -348,7 +345,7 @@ def test_shards_stay_and_formats_and_devices_that_change_bits_are_refused() -> N
 
 @pytest.mark.slow
 def test_resume_with_other_xla_flags_warns_of_roundings(
-    classifier_run: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
+    classifier_run: Trained, caplog: pytest.LogCaptureFixture
 ) -> None:
     resumed(classifier_run[0], xla_flags='--xla_old=1')
     (warning,) = caplog.messages

@@ -25,7 +25,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return runs.outcome(workdir)
 
 
-@pytest.mark.parametrize('devices', [*(pytest.param(n, marks=pytest.mark.long) for n in (1, 4)), 8])
+@pytest.mark.long
+@pytest.mark.parametrize('devices', [1, 4, 8])
 def test_another_device_count_gives_the_same_bits(
     tmp_path: Path, undisturbed: dict[str, Any], devices: int
 ) -> None:

@@ -82,23 +82,25 @@ def test_exported_encoder_decoder_decodes_the_same_without_the_project(
         assert told in line
 
 
-def test_exported_encoder_decoder_cuts_and_splits_texts_as_in_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize('kind', [pytest.param('words', marks=pytest.mark.long), 'bpe'])
+def test_exported_encoder_decoder_cuts_and_splits_texts_as_in_training(
+    tmp_path: Path, kind: str
+) -> None:
     pairs = [(f'The film {n} is GOOD .', f'Der Film {n} ist gut.') for n in range(40)]
     lines = ['source\ttarget', *('\t'.join(pair) for pair in pairs)]
     (tmp_path / 'pairs.tsv').write_text('\n'.join(lines))
     file = str(tmp_path / 'pairs.tsv')
-    for kind in ('words', 'bpe'):
-        config, run = small_config(), tmp_path / kind
-        config.data = seq2seq.DataConfig(
-            source='files', train=file, evaluation=file, tokenizer=kind, vocab_size=300,
-            bucket_lengths=(5,), too_long='cut', min_frequency=2,
-        )  # fmt: skip
-        train.train(dataclasses.replace(config, num_steps=2), epath.Path(run))
-        texts = ['The film 7 is GOOD .', 'good ' * 30, 'Zyx']
-        together, first = exported(run, tmp_path / f'{kind}.out', texts)
-        expected = [{'prediction': line['prediction']} for line in predictions(run, texts)]
-        assert together == expected
-        assert first == expected[:1]
+    config, run = small_config(), tmp_path / 'run'
+    config.data = seq2seq.DataConfig(
+        source='files', train=file, evaluation=file, tokenizer=kind, vocab_size=300,
+        bucket_lengths=(5,), too_long='cut', min_frequency=2,
+    )  # fmt: skip
+    train.train(dataclasses.replace(config, num_steps=2), epath.Path(run))
+    texts = ['The film 7 is GOOD .', 'good ' * 30, 'Zyx']
+    together, first = exported(run, tmp_path / 'out', texts)
+    expected = [{'prediction': line['prediction']} for line in predictions(run, texts)]
+    assert together == expected
+    assert first == expected[:1]
 
 
 def test_page_of_an_encoder_decoder_has_its_worst_pairs(

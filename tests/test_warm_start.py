@@ -255,7 +255,7 @@ def test_vectors_that_do_not_fit_are_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('zero', [False, True])
+@pytest.mark.parametrize('zero', [pytest.param(False, marks=pytest.mark.long), True])
 def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state_on_any_layout(
     layout: Callable[..., Layout], token_batch: Callable[..., Arrays], zero: bool
 ) -> None:
