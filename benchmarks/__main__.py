@@ -9,7 +9,7 @@ each value to that of the version before, from --record or the bench.json that i
 """
 
 import argparse
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -32,6 +32,8 @@ BENCHMARKS = {  # name -> module, simulated devices
     'data': ('data', 1),
     'scale': ('scale', 1),
 }
+if importlib.util.find_spec('torch'):
+    BENCHMARKS['pytorch'] = ('pytorch', 1)
 
 
 def main() -> None:

@@ -90,14 +90,14 @@ def mask_of_16_bits(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.
     return (numbers < round(rate * 2**16)).reshape(shape)
 
 
-def prepared(config: Config, layout: Layout) -> Callable[[], None]:
+def prepared(config: Config, layout: Layout, width: int = WIDTH) -> Callable[[], None]:
     """Returns a compiled training step with a state and a batch of its own, ready to be timed."""
     affixes, sums = affixes_of(config), classifier_sums(model_of(config))
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
     create = make_create_state(classifier_init(model_of(config), affixes), optimizer, layout)
     train_step = step.make_train_step(sums, optimizer, config.optimizer.clip_norm, layout)
     state = create(keys.root_keys(0, config.prng_impl))
-    return repeated(train_step, state, layout.put(random_batch(config)))
+    return repeated(train_step, state, layout.put(random_batch(config, width)))
 
 
 def prepared_plain(config: Config, layout: Layout) -> Callable[[], None]:
@@ -155,15 +155,15 @@ def model_of(config: Config) -> nn.Module:
     return make_model(config.model, [Vocabulary([''] * (count - FIRST_WORD)) for count in sizes], 2)
 
 
-def random_batch(config: Config) -> dict[str, np.ndarray]:
+def random_batch(config: Config, width: int = WIDTH) -> dict[str, np.ndarray]:
     """Returns a batch of one width."""
     random, rows = np.random.default_rng(0), config.batch_size
     batch = {
-        'token_ids': random.integers(4, WORDS, (rows, WIDTH), np.int32),
-        'lengths': random.integers(3, WIDTH + 1, rows, np.int32),
+        'token_ids': random.integers(4, WORDS, (rows, width), np.int32),
+        'lengths': random.integers(3, width + 1, rows, np.int32),
         'labels': random.integers(0, 2, rows, np.int32),
         'weights': np.ones(rows, np.float32),
     }
     if count := affixes_of(config):
-        batch['affix_ids'] = random.integers(4, min(AFFIXES), (rows, WIDTH, count), np.int32)
+        batch['affix_ids'] = random.integers(4, min(AFFIXES), (rows, width, count), np.int32)
     return batch
