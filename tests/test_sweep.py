@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import reviews
 from configs.schema import to_dict
 from runtime.checkpoints import seal
 from tests import runs
@@ -34,9 +35,8 @@ while how == 'waits':
     time.sleep(0.01)
 if how:
     sys.exit(how)
-from configs import reviews, schema
 rate = float(flags['config.optimizer.learning_rate'])
-config = schema.to_dict(reviews.get_config()) | {'seed': seed, 'optimizer.learning_rate': rate}
+config = CONFIG | {'seed': seed, 'optimizer.learning_rate': rate}
 os.makedirs(workdir)
 json.dump(config, open(workdir + '/config.json', 'w'))
 summary = {'step': 800, 'eval': {'loss': rate * 100 + seed, 'accuracy': 0.5}}
@@ -53,7 +53,8 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder, self.out = folder, folder / 'out'
         self.program, self.log, self.how = (folder / name for name in ('program.py', 'log', 'how'))
-        self.program.write_text(f'LOG, HOW = {str(self.log)!r}, {str(self.how)!r}\n' + STAND_IN)
+        constants = str(self.log), str(self.how), to_dict(reviews.get_config())
+        self.program.write_text(f'LOG, HOW, CONFIG = {constants!r}\n' + STAND_IN)
         self.ends({})
 
     def ends(self, how: dict[str, int | str]) -> None:
