@@ -1,5 +1,6 @@
 """Runs of train.py for tests: a configuration that is done in seconds, and its outcome."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,11 +12,12 @@ from typing import Any
 
 from etils import epath
 
-from runtime import ledger
+from runtime import backend, ledger
 
 ROOT = Path(__file__).resolve().parent.parent
 # What tests compile is kept for all processes, for the next time, and for copies of the project.
-COMPILED = os.environ.get('KEYFOLD_COMPILED') or str(ROOT / '.pytest_cache' / 'compiled')
+KIND = hashlib.sha256(backend.processor('flags').encode()).hexdigest()[:8]  # of processor
+COMPILED = os.environ.get('KEYFOLD_COMPILED') or str(ROOT / '.pytest_cache' / 'compiled' / KIND)
 
 STEPS = {
     'num_steps': 24,

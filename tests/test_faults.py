@@ -1,4 +1,4 @@
-"""The promises about what goes wrong around a run: it is told, bounded, and nothing is lost."""
+"""The promises about what goes wrong around a run: it is reported, bounded, and nothing is lost."""
 
 import json
 import os
@@ -33,23 +33,23 @@ LONG = {'num_steps': 4000, 'checkpoint_every': 3000, 'eval_every': 4000, 'log_ev
 def stopped(launch: subprocess.Popen[str], after: str, numbers: list[signal.Signals]) -> str:
     """Sends signals to a run once it has printed `after`; returns its output when it has ended."""
     assert launch.stdout is not None
-    told = ''
+    printed = ''
     for line in launch.stdout:
-        told += line
+        printed += line
         if after in line:
             break
     for number in numbers:
         launch.send_signal(number)
         time.sleep(0.05)
-    told += launch.communicate(timeout=300)[0]
-    assert launch.returncode == REQUEUE, told
-    return told
+    printed += launch.communicate(timeout=300)[0]
+    assert launch.returncode == REQUEUE, printed
+    return printed
 
 
 @pytest.mark.slow
 def test_run_asked_to_stop_saves_its_newest_step_and_goes_on_from_it(tmp_path: Path) -> None:
-    told = stopped(runs.start(tmp_path, **LONG), ' step   50/', [signal.SIGINT])
-    step = int(re.findall(r'stopped after step (\d+)', told)[0])
+    printed = stopped(runs.start(tmp_path, **LONG), ' step   50/', [signal.SIGINT])
+    step = int(re.findall(r'stopped after step (\d+)', printed)[0])
     assert (tmp_path / 'checkpoints' / str(step)).exists()
     assert runs.ledger.read(epath.Path(tmp_path) / 'ledger')['step'][-1] == step
     again = stopped(runs.start(tmp_path, **LONG), f'resumed after step {step}', [signal.SIGTERM])
@@ -62,8 +62,8 @@ def test_second_signal_stops_at_once_and_damages_nothing(tmp_path: Path) -> None
     twice = [signal.SIGTERM, signal.SIGTERM]
     stopped(runs.start(tmp_path, **LONG), ' step   50/', twice)
     assert not (tmp_path / 'damaged').exists()
-    told = stopped(runs.start(tmp_path, **LONG), ' step  ', [signal.SIGTERM])
-    assert 'damaged' not in told
+    printed = stopped(runs.start(tmp_path, **LONG), ' step  ', [signal.SIGTERM])
+    assert 'damaged' not in printed
 
 
 @pytest.mark.slow
@@ -268,9 +268,9 @@ def test_step_that_is_not_finite_stops_the_run_and_is_replayed(
     assert not any(int(p.name) >= step for p in (run / 'checkpoints').iterdir())
 
     assert replay.replay(run, step)
-    told = capsys.readouterr().out
-    assert 'the same bits as the ledger' in told
-    worst = re.findall(r'training example \d+, loss (\S+): (.*)', told)
+    printed = capsys.readouterr().out
+    assert 'the same bits as the ledger' in printed
+    worst = re.findall(r'training example \d+, loss (\S+): (.*)', printed)
     word = (run / 'vocabulary.txt').read_text().splitlines()[60]
     assert worst[0][0] == 'nan'
     assert all(word in text.split("', label")[0].split() for loss, text in worst if loss == 'nan')

@@ -234,8 +234,8 @@ def test_only_process_0_writes_logs_and_every_line_tells_its_process(tmp_path: P
     lines = finish_pod('2x1', tmp_path / 'run', **short).splitlines()
     assert all(re.match(r'\[[01]\] ', line) for line in lines), lines
     assert sum('  evaluation  loss' in line for line in lines if line.startswith('[0]')) == 1
-    told = [line for line in lines if line.startswith('[1]')]
-    assert not any('step' in line or 'finished' in line for line in told), told
+    others = [line for line in lines if line.startswith('[1]')]
+    assert not any('step' in line or 'finished' in line for line in others), others
     assert len(list((tmp_path / 'run' / 'tensorboard').iterdir())) == 1
     assert [path.name for path in (tmp_path / 'run' / 'ledger').iterdir()] == [
         '000000001-000000006.npy'
@@ -280,10 +280,10 @@ def test_processes_with_different_configs_are_named(tmp_path: Path) -> None:
     ends = start_by_hand([run, run], {}, {'batch_size': 32})
     for process, (code, output) in enumerate(ends):
         assert code == 2, output
-        (told,) = errors(output)
+        (error,) = errors(output)
         value = runs.STEPS['batch_size'] if process == 0 else 32
-        assert f'batch_size is not the same on process {1 - process}' in told
-        assert f'on process {process}, which has {value}' in told
+        assert f'batch_size is not the same on process {1 - process}' in error
+        assert f'on process {process}, which has {value}' in error
     assert not run.exists()
 
 
@@ -297,8 +297,8 @@ def test_processes_with_different_code_are_named(tmp_path: Path) -> None:
         code.write('# an edit on one host alone\n')
     for code, output in start_by_hand([run, run], {}, {}, roots=(runs.ROOT, copy)):
         assert code == 2, output
-        (told,) = errors(output)
-        assert 'the code is not the same on process' in told
+        (error,) = errors(output)
+        assert 'the code is not the same on process' in error
     assert not run.exists()
 
 
@@ -306,11 +306,11 @@ def test_processes_with_different_code_are_named(tmp_path: Path) -> None:
 def test_a_process_that_fails_alone_leaves_no_other_waiting(tmp_path: Path) -> None:
     run, missing = tmp_path / 'run', {'data__source': 'files', 'data__train': 'none.tsv'}
     began = time.monotonic()
-    (good, told), (bad, output) = start_by_hand([run, run], {}, missing)
+    (good, output_of_good), (bad, output) = start_by_hand([run, run], {}, missing)
     assert time.monotonic() - began < 200, "that was JAX's own limit, 300 s"
     assert bad == 2, output
     assert 'none.tsv' in errors(output)[0]
-    assert good != 0, told
+    assert good != 0, output_of_good
     assert not run.exists()
 
 
@@ -325,9 +325,9 @@ def test_unreachable_coordinator_fails_in_bounded_time(tmp_path: Path, process: 
     flags = [*small(tmp_path / 'run'), '--join_timeout=4']
     code, output = ended(start(['train.py', *flags], **pod, JAX_PROCESS_ID=str(process)))
     assert code == 1, output  # a launcher may try again
-    (told,) = errors(output)
-    assert f'JAX_COORDINATOR_ADDRESS = {address}: ' in told
-    assert 'within 4 s' in told
+    (error,) = errors(output)
+    assert f'JAX_COORDINATOR_ADDRESS = {address}: ' in error
+    assert 'within 4 s' in error
     assert not (tmp_path / 'run').exists()
 
 
@@ -433,7 +433,7 @@ def pod_of_two(port: int, **env: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ('env', 'told'),
+    ('env', 'problem'),
     [
         ({'JAX_COORDINATOR_ADDRESS': 'localhost'}, 'localhost: expected HOST:PORT'),
         ({'JAX_PROCESS_ID': 'one'}, "JAX_PROCESS_ID = 'one': expected a whole number"),
@@ -442,7 +442,7 @@ def pod_of_two(port: int, **env: str) -> dict[str, str]:
     ],
 )
 def test_a_mistake_in_the_environment_is_found_before_anything_connects(
-    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], told: str
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], problem: str
 ) -> None:
     monkeypatch.setattr(processes.jax.distributed, 'initialize', pytest.fail)
     monkeypatch.setattr(processes.jax.config, 'update', lambda *_: None)
@@ -451,7 +451,7 @@ def test_a_mistake_in_the_environment_is_found_before_anything_connects(
             monkeypatch.setenv(name, value)
         with pytest.raises(UserError) as caught:
             processes.join(60)
-    assert told in str(caught.value)
+    assert problem in str(caught.value)
     assert '\n' not in str(caught.value)
 
 

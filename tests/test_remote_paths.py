@@ -248,7 +248,7 @@ def test_run_whose_lease_was_taken_over_exits_with_4_and_leaves_the_new_lease(
 ) -> None:
     monkeypatch.setattr(lock, 'LEASE_SECONDS', 0.6)
     ended: list[tuple[str, int]] = []
-    monkeypatch.setattr(processes, 'end_now', lambda *told: ended.append(told))
+    monkeypatch.setattr(processes, 'end_now', lambda *given: ended.append(given))
     other = b'{"host": "elsewhere", "pid": 7, "id": "x"}'
     with lock.exclusive_workdir(workdir):
         store.put(workdir.parts[2], 'a/run/lock.json', other)
@@ -301,7 +301,7 @@ def test_lease_is_renewed_again_when_a_bucket_that_failed_is_back(
 
 
 @pytest.mark.parametrize(
-    ('refused', 'told'),
+    ('refused', 'problem'),
     [
         ('.', r'cannot be reached \(Forbidden'),
         (r'GET /storage/v1/b/bucket-\d+\?', r'cannot be reached \(403 GET .*/b/bucket-'),
@@ -310,11 +310,11 @@ def test_lease_is_renewed_again_when_a_bucket_that_failed_is_back(
     ids=['list', 'buckets.get, as Orbax will', 'write'],
 )
 def test_missing_permission_is_told_before_anything_is_done(
-    store: Storage, workdir: epath.Path, refused: str, told: str
+    store: Storage, workdir: epath.Path, refused: str, problem: str
 ) -> None:
     store.refused = refused
     with (
-        pytest.raises(UserError, match=f'^{workdir}: {told}'),
+        pytest.raises(UserError, match=f'^{workdir}: {problem}'),
         lock.exclusive_workdir(command_line.usable_workdir(str(workdir))),
     ):
         pass

@@ -77,8 +77,8 @@ def test_processes_with_different_tasks_are_named(tmp_path: Path) -> None:
     run = tmp_path / 'run'
     for code, output in ended_pair(runs.command(run), runs.command(run, config=ADDITION)):
         assert code == 2, output
-        (told,) = (line for line in output.splitlines() if 'error: ' in line)
-        assert 'data.source is not the same on process' in told
+        (error,) = (line for line in output.splitlines() if 'error: ' in line)
+        assert 'data.source is not the same on process' in error
     assert not run.exists()
 
 

@@ -55,9 +55,9 @@ def test_sums_that_can_not_be_read_are_bad_lines(
     assert end.value.code == 2
     assert capsys.readouterr().err == f"error: {file}:2, '': expected some text\n"
     assert predict.main([run, '--input', str(file), '--bad_lines=skip']) == 0
-    told = capsys.readouterr()
-    assert [json.loads(line)['text'] for line in told.out.splitlines()] == ['1+2', '3+4']
-    assert [line.partition(',')[0] for line in told.err.splitlines()] == [
+    printed = capsys.readouterr()
+    assert [json.loads(line)['text'] for line in printed.out.splitlines()] == ['1+2', '3+4']
+    assert [line.partition(',')[0] for line in printed.err.splitlines()] == [
         f'skipped: {file}:{line}' for line in (2, 3, 4)
     ]
 
@@ -70,7 +70,7 @@ def test_exported_encoder_decoder_decodes_the_same_without_the_project(
     expected = predictions(addition_run[0], texts)
     assert together == expected
     assert first == expected[:1]
-    for text, told in (('1+x', 'not in the vocabulary'), ('12345+678', 'needs a width of 10')):
+    for text, problem in (('1+x', 'not in the vocabulary'), ('12345+678', 'needs a width of 10')):
         done = subprocess.run(
             [sys.executable, '-I', tmp_path / 'out' / 'predict.py', text],
             env=runs.environment(1),
@@ -79,7 +79,7 @@ def test_exported_encoder_decoder_decodes_the_same_without_the_project(
         )
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()
-        assert told in line
+        assert problem in line
 
 
 @pytest.mark.parametrize('kind', [pytest.param('words', marks=pytest.mark.long), 'bpe'])
