@@ -37,7 +37,7 @@ def measure() -> list[Row]:
         rows += [
             (
                 f'PyTorch {torch.__version__}, width {width}',
-                1000 * np.median(seconds['torch']),
+                1000 * float(np.median(seconds['torch'])),
                 'ms',
             ),
             (f'ours over PyTorch, width {width}', ratio(seconds['ours'], seconds['torch']), ''),
