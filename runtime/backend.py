@@ -162,9 +162,8 @@ def enable_compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    kind = [processor(), processor('flags'), processor('Features'), os.environ['PJRT_NPROC']]
-    digest = hashlib.sha256(repr(kind).encode()).hexdigest()[:8]
-    folder = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'keyfold' / digest
+    home = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+    folder = home / 'keyfold' / processor_kind(os.environ['PJRT_NPROC'])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -197,6 +196,12 @@ def processor(field: str = 'model name') -> str:
             return next(x.split(':', 1)[1].strip() for x in lines if x.startswith(field))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def processor_kind(*others: str) -> str:
+    """Returns 8 hex digits of what the processor can do, and of what else is given."""
+    kind = [processor(), processor('flags'), processor('Features'), *others]
+    return hashlib.sha256(repr(kind).encode()).hexdigest()[:8]
 
 
 def code() -> dict[str, Any]:

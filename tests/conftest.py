@@ -27,8 +27,8 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_debug_key_reuse', True)
 jax.config.update('jax_compilation_cache_dir', runs.COMPILED)
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 backend.prepare(cpu_threads=8)
+backend.enable_compilation_cache()
 jax.devices()
 gc.freeze()  # as train.py does: collections need not search through what was imported
 

@@ -1,6 +1,5 @@
 """Runs of train.py for tests: a configuration that is done in seconds, and its outcome."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,8 +15,9 @@ from runtime import backend, ledger
 
 ROOT = Path(__file__).resolve().parent.parent
 # What tests compile is kept for all processes, for the next time, and for copies of the project.
-KIND = hashlib.sha256(backend.processor('flags').encode()).hexdigest()[:8]  # of processor
-COMPILED = os.environ.get('KEYFOLD_COMPILED') or str(ROOT / '.pytest_cache' / 'compiled' / KIND)
+COMPILED = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(
+    ROOT / '.pytest_cache' / 'compiled' / backend.processor_kind()
+)
 
 STEPS = {
     'num_steps': 24,
@@ -68,7 +68,6 @@ def environment(devices: int, **extra: str) -> dict[str, str]:
         'JAX_PLATFORMS': 'cpu',
         'JAX_NUM_CPU_DEVICES': str(devices),
         'JAX_COMPILATION_CACHE_DIR': COMPILED,
-        'KEYFOLD_COMPILED': COMPILED,
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         **extra,
     }

@@ -86,6 +86,10 @@ def test_without_a_home_that_can_be_written_nothing_is_kept_and_nothing_fails(
     (tmp_path / 'file').touch()
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
     monkeypatch.setenv('PJRT_NPROC', '8')
-    jax.config.update('jax_compilation_cache_dir', None)  # the environment may have set it
-    backend.enable_compilation_cache()
-    assert jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]
+    shared = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    jax.config.update('jax_compilation_cache_dir', None)
+    try:
+        backend.enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]
+    finally:
+        jax.config.update('jax_compilation_cache_dir', shared)
