@@ -43,6 +43,14 @@ SCALARS = 'reduce_scalars, training/step.py'
 CELLS = ('seconds', 'arguments', 'results', 'temporary', 'beside', 'MiB', 'MFLOP', 'counted')
 
 
+@pytest.fixture(autouse=True)
+def own_source_files() -> Iterator[None]:
+    """A program that a copy of the project compiled, and the cache kept, names that copy's files."""
+    jax.config.update('jax_compilation_cache_include_metadata_in_key', True)
+    yield
+    jax.config.update('jax_compilation_cache_include_metadata_in_key', False)
+
+
 def run(topology: str, expected: int = 0, **overrides: Any) -> subprocess.CompletedProcess[str]:
     """Runs the tool for a small model; it must exit with `expected`."""
     named = {name.replace('__', '.'): value for name, value in overrides.items()}
