@@ -33,7 +33,7 @@ from training import keys
 from training.evaluation import make_evaluate
 from training.fingerprint import fingerprint
 from training.mesh import Layout
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer, make_schedule, sum_of_squares
 from training.row import row_columns
 from training.state import TrainState, make_create_state, state_fingerprint
 from training.step import make_train_step, make_update
@@ -347,9 +347,17 @@ def test_update_writes_over_the_state_and_copies_no_array(layout: MakeLayout) ->
         sums = dict.fromkeys(SUM_NAMES, jnp.float32(1))
         update = make_update(optimizer, config.clip_norm, layout(1))
         compiled = update.lower(state, state.params, sums, jnp.zeros(2, jnp.uint32)).compile()
-        # One array is temporary: the squares that the norm adds.
-        assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * state.params['kernel'].nbytes
+        # An eighth of an array is temporary: what the norm and the fingerprint reduce.
+        assert compiled.memory_analysis().temp_size_in_bytes < 0.3 * state.params['kernel'].nbytes
         assert not re.search(r'f32\[512,512\]\S* copy\(', compiled.as_text())
+
+
+def test_norm_counts_every_value_of_the_gradient_once() -> None:
+    """Of any size: small whole numbers add up exactly, in any order."""
+    rng = np.random.default_rng(0)
+    for shapes in [[()], [(7,)], [(8,), (9,)], [(3, 5), (64,), (2, 1, 41)]]:
+        tree = [rng.integers(1, 9, shape).astype(np.float32) for shape in shapes]
+        assert sum_of_squares(tree) == sum(float(np.sum(leaf**2)) for leaf in tree)
 
 
 def test_loop_makes_no_implicit_transfers(

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from configs.schema import OptimizerConfig
@@ -43,6 +44,20 @@ def is_matrix(params: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key in ('kernel', 'embedding'), params
     )
+
+
+def sum_of_squares(tree: Tree) -> jax.Array:
+    """Returns float32[]: the squares of all values of float32 leaves, added up.
+
+    The eight pieces of a leaf are added element by element before the rest is reduced, because
+    XLA's CPU backend reduces one value after another.
+    """
+
+    def of_leaf(leaf: jax.Array) -> jax.Array:
+        *pieces, rest = jnp.split(leaf.reshape(-1), leaf.size // 8 * np.arange(1, 9))
+        return jnp.sum(sum(map(jnp.square, pieces))) + jnp.sum(jnp.square(rest))
+
+    return sum(map(of_leaf, jax.tree.leaves(tree)), jnp.float32(0))
 
 
 def gradient_scale(weight: jax.Array, norm: jax.Array, clip_norm: float) -> jax.Array:

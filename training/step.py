@@ -22,7 +22,7 @@ from training import keys, reduction, zero
 from training.fingerprint import fingerprint, shared_fingerprint
 from training.frozen import joined, split
 from training.mesh import DATA, Layout, jit_on_mesh
-from training.optimizer import gradient_scale, update_if
+from training.optimizer import gradient_scale, sum_of_squares, update_if
 from training.row import Sums, Tree, make_row
 from training.state import TrainState
 
@@ -106,7 +106,7 @@ def make_update(
     def update(
         state: TrainState, grads: Tree, sums: Sums, fingerprints: jax.Array
     ) -> tuple[TrainState, jax.Array]:
-        norm = optax.tree.norm(grads) / sums['weight']
+        norm = jnp.sqrt(sum_of_squares(grads)) / sums['weight']
         finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
         scale = gradient_scale(sums['weight'], norm, clip_norm)
         trained, frozen = split(state.params, layout)

@@ -26,7 +26,7 @@ from training import reduction
 from training.fingerprint import fingerprint_of_slices
 from training.frozen import joined, split
 from training.mesh import DATA, Layout, jit_on_mesh
-from training.optimizer import gradient_scale, update_if
+from training.optimizer import gradient_scale, sum_of_squares, update_if
 from training.row import Sums, Tree, make_row
 
 
@@ -174,7 +174,7 @@ def squared_norm(own: Tree, layout: Layout) -> jax.Array:
     """Returns float32[]: the squares of all values, added in one tree over the shards' slices."""
 
     def of_slice(index: jax.Array) -> jax.Array:
-        return optax.tree.norm(reduction.select_shard(own, index), squared=True)
+        return sum_of_squares(reduction.select_shard(own, index))
 
     total = reduction.tree_sum_local(of_slice, jnp.int32(0), layout.shards_per_device)
     return reduction.sum_gathered(total, DATA)
