@@ -45,7 +45,7 @@ CELLS = ('seconds', 'arguments', 'results', 'temporary', 'beside', 'MiB', 'MFLOP
 
 @pytest.fixture(autouse=True)
 def own_source_files() -> Iterator[None]:
-    """A program that a copy of the project compiled, and the cache kept, names that copy's files."""
+    """A cached program that a copy of the project compiled names the files of that copy."""
     jax.config.update('jax_compilation_cache_include_metadata_in_key', True)
     yield
     jax.config.update('jax_compilation_cache_include_metadata_in_key', False)
