@@ -162,6 +162,18 @@ def disturbed(
             return
 
 
+def require_same_bits_after_stops(
+    config: str, processes: int, names: Sequence[str], folder: Path
+) -> None:
+    """A short cut of the matrix: SIGTERM in each of these phases, and an undisturbed run."""
+    assert Launch(Case(config, 1, signal.SIGKILL), folder / 'undisturbed').ended() == 0
+    case, run = Case(config, processes, signal.SIGTERM), folder / 'run'
+    for phase, code in disturbed(case, run, random.Random(1), names):
+        assert code in (0, REQUEUE, -signal.SIGTERM), phase
+    assert Launch(case, run).ended() == 0
+    assert runs.outcome(run) == runs.outcome(folder / 'undisturbed')
+
+
 def main(argv: list[str]) -> int:
     """Prints the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])

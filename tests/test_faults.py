@@ -140,15 +140,7 @@ def test_run_whose_output_nobody_reads_any_more_continues_quietly(tmp_path: Path
 
 @pytest.mark.long
 def test_run_stopped_in_any_phase_equals_the_undisturbed_run(tmp_path: Path) -> None:
-    """A short cut of `make faults`."""
-    case = faults.Case('configs/reviews.py', 1, signal.SIGTERM)
-    alone = faults.Case(case.config, 1, signal.SIGKILL)
-    assert faults.Launch(alone, tmp_path / 'undisturbed').ended() == 0
-    chance = faults.random.Random(1)
-    for phase, code in faults.disturbed(case, tmp_path / 'run', chance, faults.PHASES):
-        assert code in (0, REQUEUE, -signal.SIGTERM), phase
-    assert faults.Launch(case, tmp_path / 'run').ended() == 0
-    assert runs.outcome(tmp_path / 'run') == runs.outcome(tmp_path / 'undisturbed')
+    faults.require_same_bits_after_stops('configs/reviews.py', 1, faults.PHASES, tmp_path)
 
 
 # One run at a time

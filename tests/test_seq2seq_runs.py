@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from errors import REQUEUE
 from tests import faults, runs
 from tests.seq2seq_runs import ADDITION
 
@@ -109,12 +108,4 @@ def test_run_killed_and_resumed_on_other_device_counts_equals_undisturbed_run_bi
 def test_two_processes_stopped_in_a_step_or_a_save_equal_the_undisturbed_run(
     tmp_path: Path,
 ) -> None:
-    """A short cut of `make faults`."""
-    case = faults.Case(ADDITION, 2, signal.SIGTERM)
-    alone = faults.Case(ADDITION, 1, signal.SIGKILL)
-    assert faults.Launch(alone, tmp_path / 'undisturbed').ended() == 0
-    chance = faults.random.Random(1)
-    for phase, code in faults.disturbed(case, tmp_path / 'run', chance, ('step', 'save')):
-        assert code in (0, REQUEUE, -signal.SIGTERM), phase
-    assert faults.Launch(case, tmp_path / 'run').ended() == 0
-    assert runs.outcome(tmp_path / 'run') == runs.outcome(tmp_path / 'undisturbed')
+    faults.require_same_bits_after_stops(ADDITION, 2, ('step', 'save'), tmp_path)
