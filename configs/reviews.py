@@ -14,6 +14,6 @@ def get_config() -> Config:
         num_shards=8,
         cpu_threads=8,
         data=DataConfig(source='reviews', bucket_lengths=(12, 20, 28, 42)),
-        model=ModelConfig(embedding_size=64, hidden_size=64),
+        model=ModelConfig(word_dropout=0.1, embedding_dropout=0.2, dropout=0.2),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50),
     )

@@ -82,7 +82,7 @@ class DataConfig:
         resumable=True,
     )
     bucket_lengths: tuple[int, ...] = option(
-        (8, 16, 24, 32, 48),
+        (8, 16, 32, 64, 128),
         'padded lengths of training batches, in tokens, start and end marks included',
         whole_numbers(3, '(8,16,32)'),
     )
@@ -112,7 +112,7 @@ class OptimizerConfig:
     """The update rule (training/optimizer.py)."""
 
     name: str = option('adamw', 'update rule', one_of('adamw', 'sgd'))
-    learning_rate: float = option(1e-3, 'peak learning rate', at_least(0))
+    learning_rate: float = option(2e-3, 'peak learning rate', at_least(0))
     schedule: str = option('cosine', 'learning rate after warm-up', one_of('constant', 'cosine'))
     warmup_steps: int = option(0, 'steps of linear warm-up from zero', at_least(0))
     decay_steps: int = option(

@@ -79,12 +79,12 @@ class ModelConfig(TransformerOptions):
     embedding_size: int = option(64, 'lstm: size of a word embedding', at_least(1))
     hidden_size: int = option(64, 'size of each LSTM direction, attention and head', at_least(1))
     word_dropout: float = option(
-        0.1,
+        0.3,
         'probability that a word is replaced by the unknown token; its affix embeddings are kept',
         fraction(),
     )
-    embedding_dropout: float = option(0.2, 'dropout after the embedding', fraction())
-    dropout: float = option(0.2, 'dropout after LSTM, attention and hidden layer', fraction())
+    embedding_dropout: float = option(0.5, 'dropout after the embedding', fraction())
+    dropout: float = option(0.5, 'dropout after LSTM, attention and hidden layer', fraction())
     label_smoothing: float = option(
         0.0, 'share of the training target that is spread over all classes', fraction()
     )

@@ -44,7 +44,7 @@ CONFIG = '''"""Classifies the texts in {data.train}.
 Command:  make train CONFIG={path}
 """
 
-from configs.schema import Config, OptimizerConfig
+from configs.schema import Config
 from tasks.classification import DataConfig, ModelConfig
 
 
@@ -56,8 +56,7 @@ def get_config() -> Config:
             source='files', train={data.train!r}, evaluation={data.evaluation!r}, {columns}
             bucket_lengths={widths}
         ),
-        model=ModelConfig(word_dropout=0.3, embedding_dropout=0.5, dropout=0.5),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100),
+        model=ModelConfig(),
     )
 '''
 
