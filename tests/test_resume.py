@@ -177,7 +177,7 @@ def test_change_of_trajectory_is_refused_with_a_diff_unless_allowed(finished: Tr
     other = small_config()
     other.model.dropout = 0.4
     other.batch_size = 32
-    with pytest.raises(UserError, match=r'batch_size: 16 -> 32; model.dropout: 0.2 -> 0.4'):
+    with pytest.raises(UserError, match=r'batch_size: 16 -> 32; model.dropout: 0.5 -> 0.4'):
         train.train(other, epath.Path(tmp_path))
     other.num_steps = 14
     train.train(other, epath.Path(tmp_path), allow_changes=True)
