@@ -24,8 +24,6 @@ class Damaged(UserError):
 class Unavailable(KeyfoldError):
     """Another process or a remote store did not answer. Trying again may help."""
 
-    exit_code = 1
-
 
 class NonFinite(KeyfoldError):
     """The loss or the gradient is not finite, and the config says to stop."""
@@ -46,4 +44,4 @@ class SaveFailed(KeyfoldError):
 
 
 REQUEUE = 75
-"""Exit code of a run that was asked to stop and saved: start it again (EX_TEMPFAIL, sysexits.h)."""
+"""Exit code of a run that was asked to stop: start it again (EX_TEMPFAIL, sysexits.h)."""

@@ -47,7 +47,7 @@ from training.step import make_train_step
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file like those in configs/.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; a run in it is resumed.')
 ALLOW_CHANGES = flags.DEFINE_bool('allow_changes', False, 'Resume with another config or data.')
-STOP_TIMEOUT = flags.DEFINE_integer('stop_timeout', 25, 'Seconds to save in after SIGTERM.', 1)
+STOP_TIMEOUT = flags.DEFINE_integer('stop_timeout', 25, 'Seconds from SIGTERM to the exit.', 1)
 PROFILE = flags.DEFINE_string('profile', '', 'START:STOP, steps to trace into WORKDIR/profile.')
 JOIN_TIMEOUT = flags.DEFINE_integer('join_timeout', 300, 'Seconds to wait for other processes.')
 
@@ -86,16 +86,16 @@ def train(
     stop, profile = stop or StopRequest(), profile or Profile()
     task = tasks.make_task(config, warm_start.origin_record(config, workdir))
     evaluation_data = task.resume_facts['evaluation_data']
-    launch = {'workdir': str(workdir), 'allow_changes': allow_changes}
+    command = {'workdir': str(workdir), 'allow_changes': allow_changes}
     pool = {'cpu_threads': backend.cpu_threads()}  # the config may leave it open
-    processes.require_same(schema.to_dict(config) | launch | pool, task.resume_facts)
+    processes.require_same(schema.to_dict(config) | command | pool, task.resume_facts)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
     mesh = make_mesh()
     checkpoints = Checkpoints(workdir, config.keep_newest, config.keep_best, task.best_metric)
     saved = checkpoints.newest_record()
-    now = resume.Launch(tasks.task_name(config), task.resume_facts, mesh.size, workdir)
-    config, run_record = resume.plan(config, now, saved, allow_changes)
+    launch = resume.Launch(tasks.task_name(config), task.resume_facts, mesh.size, workdir)
+    config, run_record = resume.plan(config, launch, saved, allow_changes)
     layout = make_layout(config, run_record['manifest']['num_shards'], mesh)
 
     # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
@@ -104,7 +104,7 @@ def train(
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
         state = checkpoints.restore(abstract_state(create_state, config.prng_impl))
-        saved = checkpoints.record(int(state.step))  # the newest one may be damaged
+        saved = checkpoints.record(int(state.step))  # of an older one, if that was damaged
     else:
         roots = keys.root_keys(config.seed, config.prng_impl, vars(config.seeds))
         of_record = tasks.predictor_from_record

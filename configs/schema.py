@@ -1,10 +1,10 @@
 """Every option of a run that all tasks share: its default, its meaning and its check.
 
 A run is a file beside this one with `get_config() -> Config`. An option is assumed to affect a
-run's bits, so a resume must not change it unless it is declared `resumable`: some resumable options
-cannot affect the bits, and others (`seed`, `seeds`, `cpu_threads`) are ignored on a resume, with a
-warning. A task adds the options of its data and model in tasks/, in subclasses of `DataConfig` and
-`ModelConfig`.
+run's bits, so a resume must not change it unless it is declared `resumable`: a resumable option
+leaves finished steps as they are, or (`seed`, `seeds`, `cpu_threads`) is ignored on a resume, with
+a warning. A task adds the options of its data and model in tasks/, in subclasses of `DataConfig`
+and `ModelConfig`.
 """
 
 import dataclasses
@@ -323,16 +323,16 @@ def renamed(saved: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
 def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
     """Returns 'name: then -> now' for every option that decides the run's bits and has changed.
 
-    An option that `saved`, the config in a run record, lacks had its default.
+    An option missing from `saved`, a run record's config, had its default.
     """
     changed = []
     known = {name for name, _, _ in options(config)}
     saved = renamed(saved, known)
+    # Without a schedule that depends on it, num_steps only says when to stop.
+    open_end = config.optimizer.schedule == 'constant' or config.optimizer.decay_steps > 0
     for name, value, field in options(config):
         then = saved.get(name, field.default)
         same = list(then) == list(value) if isinstance(value, tuple) else then == value
-        # Without a schedule that depends on it, num_steps only says when to stop.
-        open_end = config.optimizer.schedule == 'constant' or config.optimizer.decay_steps > 0
         resumable = field.metadata['resumable'] or (name == 'num_steps' and open_end)
         # Files may move: the fingerprints in the task's facts say whether the data is the same.
         moved = name in ('data.train', 'data.evaluation') and config.data.source == 'files'

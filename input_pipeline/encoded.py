@@ -23,10 +23,6 @@ class Ragged:
         self.ids, self.lengths = (np.frombuffer(part, np.int32) for part in (ids, lengths))
         self._starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Returns one sequence, int32[T]."""
-        return self.ids[self._starts[index] :][: self.lengths[index]]
-
     def padded(self, rows: np.ndarray, width: int) -> np.ndarray:
         """Returns the sequences `rows` (int64[B]), padded: int32[B, width]."""
         positions = np.arange(width)
@@ -77,14 +73,12 @@ class LabelledTexts:
                     self.num_truncated += len(ids) > max_length - 2
                 yield vocabulary.marked(ids, max_length)
 
-        self._texts, *self._affixes = (Ragged(encoded(part)) for part in (vocabulary, *affixes))
+        self._ids, *self._affixes = (Ragged(encoded(part)) for part in (vocabulary, *affixes))
         self.unknown = unknown / max(1, tokens)
-        self._written = texts
+        self._texts = texts
         self.labels = np.asarray(labels, np.int32)
-        self._weights = np.ones(len(texts), np.float32)
-        if weights is not None:
-            self._weights[:] = weights
-        self.lengths = self._texts.lengths
+        self._weights = np.full(len(texts), 1 if weights is None else weights, np.float32)
+        self.lengths = self._ids.lengths
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,7 +90,7 @@ class LabelledTexts:
         """
         affixes = [part.padded(rows, width) for part in self._affixes]
         return ({'affix_ids': np.stack(affixes, axis=-1)} if affixes else {}) | {
-            'token_ids': self._texts.padded(rows, width),
+            'token_ids': self._ids.padded(rows, width),
             'lengths': self.lengths[rows],
             'labels': self.labels[rows],
             'weights': self._weights[rows],
@@ -104,9 +98,9 @@ class LabelledTexts:
 
     def text(self, row: int) -> str:
         """Returns an example as it is written."""
-        return self._written[row]
+        return self._texts[row]
 
     def fingerprint(self) -> str:
         """Returns the SHA-256, in hex, of all ids, lengths and labels."""
         affixes = [part.ids for part in self._affixes]
-        return fingerprint(self._texts.ids, self.lengths, self.labels, *affixes)
+        return fingerprint(self._ids.ids, self.lengths, self.labels, *affixes)

@@ -24,7 +24,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, deterministic: bool) -> jax.Array:
-        """Returns the shape and dtype of the inputs, which may be any."""
+        """Returns an array of the inputs' shape and floating dtype, which may be any."""
         if deterministic or not levels(self.rate):
             return inputs
         dropped = drop_mask(self.make_rng('dropout'), self.rate, inputs.shape)
@@ -51,7 +51,7 @@ class WordDropout(nn.Module):
 
 
 def levels(rate: float) -> int:
-    """Rounds 0 <= rate < 1 to multiples of 1/256; only a rate of 0 becomes 0."""
+    """Returns a rate below 1 in 256ths, rounded: 0 to 255, and 0 only for a rate of 0."""
     return min(max(round(rate * LEVELS), rate > 0), LEVELS - 1)
 
 

@@ -75,7 +75,7 @@ class Checkpoints:
         return self._newest_undamaged(self.record)
 
     def record(self, step: int) -> RunRecord:
-        """Returns the run record of a step. Raises as `damage_proved` does."""
+        """Returns the run record of a step. Raises Damaged, UserError or Unavailable."""
         checkpoint = self._directory / str(step)
         with damage_proved(checkpoint):
             return read_record(checkpoint)
@@ -92,7 +92,7 @@ class Checkpoints:
         return restored
 
     def read(self, step: int, target: TrainState) -> TrainState:
-        """Returns the state of a step. Raises as `record` does, and UserError for another model."""
+        """Returns the state of a step. Raises as `record`, and UserError for another model."""
         manifest, checkpoint = self.record(step)['manifest'], self._directory / str(step)
         refuse_other_model(manifest['structure'], structure(target))
         # Version 0.1 saved one root key for all streams.
@@ -218,7 +218,7 @@ class Checkpoints:
         return [step in (*newest, *best) or step not in self._scores for step in steps]
 
     def _newest_undamaged(self, read: Callable[[int], Found]) -> Found | None:
-        """Returns `read(step)` of the newest undamaged step; moves damaged ones before it."""
+        """Returns `read(step)` of the newest undamaged step; quarantines newer, damaged ones."""
         steps = self.steps()
         # On a shared mount, one host may see an older list for a while.
         processes.require_same({'checkpoints': steps}, error=Unavailable)

@@ -59,8 +59,9 @@ def plan(
     """Returns the config to train with, and the run record for this launch's checkpoints.
 
     A new run takes `num_shards` from the config or, by default, from the number of devices; a
-    saved run keeps its shards and seeds. Raises UserError, with a diff, if anything that decides
-    the bits has changed, unless `allow_changes`; then the manifest records it.
+    saved run keeps its seeds and, by default, its shards. Raises UserError, with a diff, if
+    anything that decides the bits has changed, unless `allow_changes`; then the manifest records
+    it.
     """
     num_shards, overrides = config.num_shards or launch.devices, []
     now = backend.environment() | {'code': backend.code()}
@@ -91,25 +92,25 @@ def plan(
     return config, {'config': schema.to_dict(config), 'task': facts, 'manifest': manifest}
 
 
-def changes(config: Config, run_record: RunRecord, now: dict[str, Any]) -> list[str]:
+def changes(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
     """Returns 'name: then -> now' for all that would lead this launch away from the saved run.
 
     `now` is this launch's part of the manifest. Warns of changes that may alter roundings but are
-    allowed, such as another processor or edited code.
+    allowed, such as another processor or edited code. Raises UserError for another key format.
     """
-    saved, manifest = run_record['config'], run_record['manifest']
+    then, manifest = saved['config'], saved['manifest']
     for name, now_is in (('key_format', keys.KEY_FORMAT), ('mask_format', keys.MASK_FORMAT)):
-        if (then := manifest.get(name, 1)) != now_is:
+        if (was := manifest.get(name, 1)) != now_is:
             raise UserError(
-                f'the checkpoint has {name} {then}, this code {now_is}; use the code that wrote it'
+                f'the checkpoint has {name} {was}, this code {now_is}; use the code that wrote it'
             )
-    threads = recorded_cpu_threads(run_record)
+    threads = recorded_cpu_threads(saved)
     warnings = [
         f'config.{name} = {value} has no effect: the root keys of the checkpoint, made with '
         f'{made_from}, decide this run'
         for name, value, _ in schema.options(config)
         if name == 'seed' or name.startswith('seeds.')
-        if (made_from := saved.get(name, -1)) != value
+        if (made_from := then.get(name, -1)) != value
     ]
     if config.cpu_threads not in (0, threads):
         warnings.append(
@@ -127,7 +128,7 @@ def changes(config: Config, run_record: RunRecord, now: dict[str, Any]) -> list[
     for warning in warnings:
         logging.warning('%s', warning)
     shards = {'num_shards': manifest['num_shards']}  # the config may have left them open
-    found = schema.trajectory_changes(config, saved | shards)
+    found = schema.trajectory_changes(config, then | shards)
     if now['platform'] == 'cpu' and now['cpu_threads'] != threads:  # not started by train.py
         found.append(
             f'cpu_threads: {threads} -> {now["cpu_threads"]} (the size of the CPU thread pool '

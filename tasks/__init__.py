@@ -43,17 +43,15 @@ def load(name: str) -> ModuleType:
 def make_task(config: Config, origin: Json | None = None) -> Task:
     """Makes the task of a config. Raises UserError for unusable data.
 
-    `origin`: the run record whose tokenizer it takes, with the options of that (config.init.run).
+    `origin`: the run record of config.init.run, whose tokenizer and options of it the task takes.
     """
-    make = load(name := task_name(config)).make_task
-    if not origin:
-        task: Task = make(config)
-    elif (found := origin['manifest'].get('task', name)) != name:
+    name = task_name(config)
+    if origin and (found := origin['manifest'].get('task', name)) != name:
         raise UserError(f'config.init.run = {config.init.run}: of task {found}, expected {name}')
-    else:
+    if origin:
         saved = origin['config']
         schema.fill(config, {option: saved[option] for option in TOKENIZER if option in saved})
-        task = make(config, origin['task'])
+    task: Task = load(name).make_task(config, origin['task'] if origin else None)
     return with_best_metric(task, config)
 
 

@@ -147,7 +147,8 @@ def affix_letters(data: DataConfig) -> list[slice]:
 def make_vocabularies(data: DataConfig, texts: Sequence[str]) -> list[Vocabulary]:
     """Makes the tokenizer of a config and, by its words, the vocabularies of affixes.
 
-    Raises UserError for a file that is no tokenizer.
+    Writes the default tokenizer into a config that leaves it open. Raises UserError for a file
+    that is no tokenizer.
     """
     data.tokenizer = data.tokenizer or ('basic' if data.source == 'files' else 'words')
     vocabulary = make_vocabulary(data.tokenizer, texts, data.min_frequency, data.vocab_size)
@@ -159,7 +160,7 @@ def make_vocabularies(data: DataConfig, texts: Sequence[str]) -> list[Vocabulary
 
 
 def restored_vocabularies(data: DataConfig, facts: Json) -> list[Vocabulary]:
-    """Makes those of a run again."""
+    """Restores the vocabularies of a run."""
     vocabulary = restored(facts, data.tokenizer)
     cuts = zip(facts['affixes'], affix_letters(data), strict=True)
     return [vocabulary, *(Vocabulary(words, vocabulary.units, letters) for words, letters in cuts)]
@@ -291,7 +292,8 @@ def labelled_task(
     data, options = config.data, config.model
     assert isinstance(data, DataConfig)
     assert isinstance(options, ModelConfig)
-    require_positions(options, data.bucket_lengths[-1])
+    max_length = data.bucket_lengths[-1]
+    require_positions(options, max_length)
     train_split, eval_split, label_names = read
     vocabulary, *affixes = vocabularies = (
         restored_vocabularies(data, facts) if facts else make_vocabularies(data, train_split.texts)
@@ -299,7 +301,6 @@ def labelled_task(
     known = max(len(part.words) for part in vocabularies)
     skipped = train_split.skipped + eval_split.skipped
     checks.require_known(known, len(train_split.texts), 'token', data.min_frequency)
-    max_length = data.bucket_lengths[-1]
     train, evaluation = (
         LabelledTexts(split.texts, split.labels, vocabulary, max_length, affixes, split.weights)
         for split in (train_split, eval_split)

@@ -68,8 +68,8 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:
     """Makes the layout of a run.
 
-    `num_shards` is the number of devices or a power of two. Raises UserError unless the devices
-    divide the shards, and the shards divide the batches.
+    Raises UserError unless the number of devices is a power of two, at most `num_shards`, and the
+    shards divide both batch sizes.
     """
     if mesh.size & (mesh.size - 1) or mesh.size > num_shards:
         raise UserError(

@@ -50,8 +50,6 @@ def padding(size: int, devices: int) -> int:
 
 def sum_devices(vector: jax.Array, axis: str, devices: int) -> jax.Array:
     """Adds float32[P] over a mesh axis in tree order. Call it inside shard_map."""
-    if devices == 1:
-        return vector
     return gathered(sum_scattered(vector, axis, devices), axis).reshape(-1)
 
 
@@ -61,8 +59,6 @@ def sum_scattered(vector: jax.Array, axis: str, devices: int) -> jax.Array:
     This is the first half of `sum_devices`.
     """
     slices = vector.reshape(devices, -1, LANES)
-    if devices == 1:
-        return slices[0]
     return sum_pairs(lax.all_to_all(slices, axis, split_axis=0, concat_axis=0))
 
 

@@ -36,17 +36,13 @@ def make_create_state(
             opt_state = optimizer.init(trained)
         return TrainState(jnp.int32(0), params, opt_state, root_keys)
 
+    whole: Tree = layout.replicated
+    opt_state = layout.sharded if layout.shard_state else whole
     return jax.jit(
         create_state,
-        out_shardings=placed(layout, layout.replicated, layout.sharded),
+        out_shardings=TrainState(whole, whole, opt_state, whole),
         compiler_options=COMPILER_OPTIONS,
     )
-
-
-def placed(layout: Layout, everywhere: Tree, by_shard: Tree) -> Tree:
-    """Builds a state-shaped tree that says which parts are replicated and which are sharded."""
-    opt_state = by_shard if layout.shard_state else everywhere
-    return TrainState(everywhere, everywhere, opt_state, everywhere)
 
 
 def abstract_state(

@@ -90,9 +90,9 @@ def make_gradient(
         grads, sums = reduce_over_devices((grads, sums), layout)
         return grads, sums, lax.psum(fingerprints, DATA)  # whole numbers: any order is exact
 
-    grads = P(DATA) if layout.shard_state else P()
+    grads_spec = P(DATA) if layout.shard_state else P()
     in_specs = (P(), P(), P(), P(DATA))
-    return jit_on_mesh(device_gradient, layout, in_specs, out_specs=(grads, P(), P()))
+    return jit_on_mesh(device_gradient, layout, in_specs, out_specs=(grads_spec, P(), P()))
 
 
 def make_update(
@@ -102,6 +102,8 @@ def make_update(
 
     It donates the state. A step whose loss or gradient norm is not finite changes only `step`.
     """
+    if layout.shard_state:
+        return zero.make_sliced_update(optimizer, clip_norm, layout)
 
     def update(
         state: TrainState, grads: Tree, sums: Sums, fingerprints: jax.Array
@@ -117,8 +119,6 @@ def make_update(
         row = make_row(step, [*fingerprints, after], norm, sums)
         return state.replace(step=step, params=params, opt_state=opt_state), row
 
-    if layout.shard_state:
-        return zero.make_sliced_update(optimizer, clip_norm, layout)
     return jit_on_mesh(update, layout, in_specs=P(), out_specs=P(), donate=(0,))
 
 
