@@ -1,6 +1,6 @@
 """Turns texts into ids, and ids into text: words between white space, or single characters.
 
-For other tokenizers see input_pipeline/library_tokenizer.py. An exported model takes both along.
+For other tokenizers see input_pipeline/library_tokenizer.py. An exported model includes both.
 """
 
 import collections

@@ -58,7 +58,7 @@ class Predictor:
     encode: Callable[[list[str]], dict[str, np.ndarray]]
     """N texts -> arrays [N, ...]. Raises UserError for a text that it cannot predict from."""
     apply: Callable[[Params, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
-    show: Callable[[Any, int, str], Json]  # (these on the host, row, its text) -> JSON
+    show: Callable[[Any, int, str], Json]  # (result of apply on the host, row, text) -> JSON
     notes: Callable[[str], Json] = lambda _: {}  # text -> JSON of what the model cannot see
     features: tuple[str, ...] = ('text',)  # the columns of a file that make up a text
     join: Callable[[Sequence[str]], str] = ' '.join  # their values -> the text
