@@ -59,11 +59,13 @@ def command(workdir: Path, config: str = 'configs/reviews.py', **overrides: Any)
 
 
 PASSED_ON_BY_MAKE = ('ARGS', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS')
+SET_BY_PREPARE = ('XLA_FLAGS', 'PJRT_NPROC')  # by tests/conftest.py, which users lack
 
 
 def environment(devices: int, **extra: str) -> dict[str, str]:
-    """The environment of a run on simulated CPU devices, without the arguments of a `make`."""
-    kept = {name: text for name, text in os.environ.items() if name not in PASSED_ON_BY_MAKE}
+    """The environment of a run on simulated CPU devices, otherwise as in a fresh shell."""
+    ours = (*PASSED_ON_BY_MAKE, *SET_BY_PREPARE)
+    kept = {name: text for name, text in os.environ.items() if name not in ours}
     return kept | {
         'JAX_PLATFORMS': 'cpu',
         'JAX_NUM_CPU_DEVICES': str(devices),

@@ -1,8 +1,10 @@
 """The promises of tools/evaluate.py: the metrics of training, on any layout, of any checkpoint."""
 
 import dataclasses
+import math
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from etils import epath
 
 import train
 from tasks.classification import DataConfig
+from tests import runs
 from tests.test_resume import small_config
 from tools import evaluate, saved_run
 
@@ -31,6 +34,19 @@ def test_metrics_are_those_of_training_on_any_number_of_devices(
     assert run.layout().mesh.size == devices
     task = run.task()
     assert task.metrics(evaluate.evaluation_totals(run, task)) == summary['eval']
+
+
+@pytest.mark.parametrize('tool', ['evaluate', 'replay --step=12'])
+def test_fresh_process_computes_as_the_run_did(classifier_run: Trained, tool: str) -> None:
+    """XLA's flags are set before JAX starts, without which a backend can be found to be wrong."""
+    workdir, summary = classifier_run
+    module, *flags = tool.split()
+    command = [sys.executable, '-m', f'tools.{module}', str(workdir), *flags]
+    printed = runs.printed(command, runs.ROOT, runs.environment(1), 300)
+    same = (
+        'the same bits as the ledger' if flags else f'loss           {summary["eval"]["loss"]:.6g}'
+    )
+    assert same in printed
 
 
 def test_command_prints_metrics_and_a_confusion_matrix_that_agree(
@@ -63,7 +79,7 @@ def test_best_step_is_the_checkpoint_with_the_best_evaluation(
     shutil.copytree(classifier_run[0], workdir)
     file = workdir / 'metrics.csv'
     assert saved_run.open_run(str(workdir)).step == 12
-    for accuracy, best in ((2.0, 6), (-1.0, 12)):
+    for accuracy, best in ((2.0, 6), (-1.0, 12), (math.nan, 12)):
         changed = re.sub(
             r'(?m)^6,evaluation/accuracy,.*$', f'6,evaluation/accuracy,{accuracy}', file.read_text()
         )

@@ -289,9 +289,10 @@ def best_evaluation(run: Run) -> str:
     try:
         metric = run.saved.best_metric()
         curve = run.curves[f'evaluation/{metric}']
-    except (KeyError, UserError):  # the second if an old record lacks the metric, and data is lost
+        step, value = curve[int(np.nanargmax(curve[:, 1]))]
+    # Without an evaluation that is a number; or an old record lacks the metric, and data is lost.
+    except (KeyError, ValueError, UserError):
         return UNKNOWN
-    step, value = curve[int(np.argmax(curve[:, 1]))]
     return f'step {step:.0f}, {metric} {value:.4f}'
 
 

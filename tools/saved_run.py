@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -96,6 +97,9 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
     """
     quiet_libraries()
     folder = existing_run(workdir)
+    # Predictions and metrics are computed as in training: same flags, threads and precision. The
+    # first two come before a record is read, which starts JAX.
+    backend.prepare(resume.saved_cpu_threads(folder))
     checkpoints = Checkpoints(folder, read_only=True)
     steps = checkpoints.steps()
     if not steps:
@@ -107,8 +111,7 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
     chosen = step if isinstance(step, int) else steps[-1]
     record = checkpoints.record(chosen)
     config = tasks.config_from_record(record)
-    # Predictions and metrics are computed as in training: same precision, flags and threads.
-    backend.prepare(resume.recorded_cpu_threads(record), config.matmul_precision)
+    jax.config.update('jax_default_matmul_precision', config.matmul_precision)
     run = SavedRun(folder, chosen, record, config)
     if step == 'best':
         best = best_step(curves.read(folder), run.best_metric(), steps)
@@ -123,5 +126,6 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
 
 def best_step(found: curves.Curves, metric: str, steps: list[int]) -> int | None:
     """Returns the earliest of `steps` with the largest value of an evaluation metric."""
-    values = {int(step): value for step, value in found.get(f'evaluation/{metric}', ())}
+    points = found.get(f'evaluation/{metric}', ())
+    values = {int(step): value for step, value in points if not math.isnan(value)}
     return max((step for step in steps if step in values), key=values.__getitem__, default=None)
