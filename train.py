@@ -37,10 +37,10 @@ from runtime.lock import exclusive_workdir
 from runtime.preemption import STOP, StopRequest
 from training import keys
 from training.early_stopping import EarlyStopping
-from training.evaluation import Metrics, make_evaluate
+from training.evaluation import make_evaluate
 from training.mesh import make_layout, make_mesh
 from training.optimizer import make_optimizer, make_schedule
-from training.row import Tree, row_columns
+from training.row import row_columns
 from training.state import abstract_state, make_create_state
 from training.step import make_train_step
 
@@ -132,18 +132,9 @@ def train(
     run_log = log.RunLog(default_loggers(workdir, start), task.metrics, schedule, config, ledger)
     metrics = None
 
-    def evaluated(params: Tree, step: int) -> Metrics:
-        metrics = evaluate(params)
-        patience.add(step, metrics)
-        last = step == config.num_steps or patience.ended
-        run_log.evaluation(step, metrics, task.samples(params), last)
-        return metrics
-
     with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
             checkpoints.save(state, run_record)  # from here on, this root key is the run's
-        elif patience.missed(start, config.eval_every):
-            metrics, ended = evaluated(state.params, start), patience.ended
         for step, batch in enumerate([] if ended else batches, start + 1):
             with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))
@@ -152,21 +143,23 @@ def train(
             last, metrics = step == config.num_steps, None
             overdue = 0 < config.checkpoint_minutes <= checkpoints.minutes_since_save()
             decision = not last and stop.agreed(layout, overdue)
-            stopping = decision == STOP
             due = last or decision or step % config.checkpoint_every == 0
-            evaluating = last or (step % config.eval_every == 0 and not stopping)
+            evaluating = last or step % config.eval_every == 0
             if due or evaluating:
                 run_log.add(checked(ledger.drain(), config.optimizer.on_nonfinite, workdir))
             if evaluating:
-                metrics = evaluated(state.params, step)
+                metrics = evaluate(state.params)
+                patience.add(step, metrics)
+                ending = last or patience.ended
+                run_log.evaluation(step, metrics, task.samples(state.params), ending)
             if due or patience.ended:
                 # The ledger is written first, so that no checkpoint lacks its past.
                 checkpoints.save(state, run_record, metrics, (ledger.write_segment, run_log.flush))
-            if stopping:
-                logging.info('stopped after step %d as asked; start again to resume', step)
-                sys.exit(REQUEUE)
             if patience.ended:
                 break
+            if decision == STOP:
+                logging.info('stopped after step %d as asked; start again to resume', step)
+                sys.exit(REQUEUE)
 
     metrics = metrics or evaluate(state.params)
     speed, doubt = run_log.examples_per_second, task.doubt(metrics)

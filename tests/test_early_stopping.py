@@ -75,14 +75,16 @@ def test_run_without_improvement_stops_early_and_is_finished(
 def test_run_asked_to_stop_at_any_step_stops_early_at_the_same_one(
     tmp_path: Path, steps: int
 ) -> None:
-    """A stop at step 3 or 6 falls on an evaluation, which is made up for on resume."""
+    """A stop at step 3 or 6 falls on an evaluation, which counts like any other."""
     with pytest.raises(SystemExit) as stopped:
         trained(tmp_path, StopAfter(steps))
     assert stopped.value.code == REQUEUE
     record = read_record(epath.Path(tmp_path) / 'checkpoints' / str(steps))
     ((_, recorded),) = record['evaluations'].items()
-    assert [step for step, _ in recorded] == [step for step in (3, 6) if step < steps]
+    assert [step for step, _ in recorded] == [step for step in (3, 6) if step <= steps]
+    assert bool(record['manifest']['evaluation']) == (steps in (3, 6))
     assert trained(tmp_path)['step'] == 9
+    assert (tmp_path / 'checkpoints' / str(steps)).exists() == (steps in (3, 6))  # the best one
 
 
 def test_evaluations_of_a_damaged_checkpoint_are_forgotten_with_it(tmp_path: Path) -> None:

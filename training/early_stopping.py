@@ -23,7 +23,6 @@ class EarlyStopping:
         self._metric, self._patience = metric, patience
         key = f'{metric} of {data}'
         recorded = (saved or {}).get('evaluations', {})
-        self._known = key in recorded
         self._recent: Evaluations = recorded.get(key, [])
         run_record['evaluations'] = {key: self._recent}  # the list grows
 
@@ -38,14 +37,6 @@ class EarlyStopping:
     def ended(self) -> bool:
         """Whether as many evaluations as the patience brought no better one."""
         return stopped(self._recent, self._patience)
-
-    def missed(self, step: int, every: int) -> bool:
-        """Returns whether the evaluation of the step resumed from is due.
-
-        A run that is asked to stop at the step of an evaluation takes no time for it.
-        """
-        due = self._known and step > 0 and step % every == 0 and not self.ended
-        return due and [step] != [last for last, _ in self._recent[-1:]]
 
 
 def stopped(recent: Evaluations, patience: int) -> bool:
