@@ -29,20 +29,24 @@ class Rows(NamedTuple):
 
 
 def read_splits(
-    data: DataConfig, texts: Sequence[str], label: str = '', every: bool = False
+    data: DataConfig,
+    texts: Sequence[str],
+    label: str = '',
+    every: bool = False,
+    compared: int | None = None,
 ) -> tuple[Rows, Rows]:
     """Reads the training and the evaluation split, as `read_rows` does.
 
-    The evaluation split may be a share of the training split, such as '10%'. A hash of the texts
-    decides which rows it gets, so equal texts stay together, and a row stays where it is when
-    others are added. '10%:SPLIT' also holds out 10%, but evaluates on SPLIT.
+    The evaluation split may be a share of the training split, such as '10%'. A hash of the first
+    `compared` texts, by default of all, decides which rows it gets, so rows that are equal there
+    stay together, and a row stays where it is when others are added. '10%:SPLIT' also holds out
+    10%, but evaluates on SPLIT.
     """
     train, evaluation = read_rows(data, data.train, texts, label, every), data.evaluation
     if share := SHARE.fullmatch(evaluation):
         parts: tuple[list[int], list[int]] = [], []
         for row, found in enumerate(train.texts):
-            # Of pairs, the source alone counts: a source with two targets stays on one side.
-            content = '\0'.join(found[:1] if every else found).encode()
+            content = '\0'.join(found[:compared]).encode()
             number = int.from_bytes(hashlib.sha256(content).digest()[:8], 'big')
             parts[number < float(share[1]) / 100 * 2**64].append(row)
         if not all(parts):
@@ -54,17 +58,22 @@ def read_splits(
         if not share[2]:
             return train, held_out._replace(skipped=())
         evaluation = share[2]
-    return train, read_rows(data, evaluation, texts, label, every)
+    return train, read_rows(data, evaluation, texts, label, every, set(train.labels))
 
 
 def read_rows(
-    data: DataConfig, split: str, texts: Sequence[str], label: str = '', every: bool = False
+    data: DataConfig,
+    split: str,
+    texts: Sequence[str],
+    label: str = '',
+    every: bool = False,
+    classes: Collection[str] = (),
 ) -> Rows:
     """Reads the features `texts` and `label` of a split from the source that the config names.
 
-    A row needs some text in one of the features or, with `every`, in each of them. Bad rows are
-    refused or skipped, as `data.bad_rows` says. Raises UserError for data that is missing,
-    malformed or empty.
+    A row needs some text in one of the features or, with `every`, in each of them, and a label
+    that is among the `classes` or not a missing one. Bad rows are refused or skipped, as
+    `data.bad_rows` says. Raises UserError for data that is missing, malformed or empty.
     """
     problems: list[str] = []
 
@@ -82,25 +91,45 @@ def read_rows(
         from input_pipeline import text_files
 
         rows = text_files.read(data, split, texts, label, bad)
-    missing = {''} if rows.classes else missing_labels(rows.labels)
-    good = []
-    for row, found in enumerate(rows.texts):
-        empty = [
-            repr(name) for name, text in zip(texts, found, strict=True) if not any(visible(text))
-        ]
+    missing = {''} if rows.classes else missing_labels(rows.labels) - set(classes)
+
+    def problem(row: int) -> str:
+        named = zip(texts, rows.texts[row], strict=True)
+        empty = [repr(name) for name, text in named if not any(visible(text))]
         if empty and (every or len(empty) == len(texts)):
-            bad(f'{rows.place(row)}: {" and ".join(empty)} is empty, expected some text')
-        elif label and rows.labels[row] in missing:
-            bad(
-                f'{rows.place(row)}: {label!r} is {rows.labels[row]!a}, which marks a missing '
-                "label; expected a class (give it another name, or set config.data.bad_rows='skip')"
-            )
+            return f'{" and ".join(empty)} is empty, expected some text'
+        if label and rows.labels[row] in missing:
+            return missing_label(label, rows.labels[row])
+        return ''
+
+    return usable(data, split, rows._replace(skipped=tuple(problems)), problem)
+
+
+def usable(data: DataConfig, split: str, rows: Rows, problem: Callable[[int], str]) -> Rows:
+    """Leaves out the rows of a split that have a problem ('' for none), and notes it.
+
+    Raises UserError for the first one unless `data.bad_rows` says to skip, or if no row is left.
+    """
+    good, skipped = [], [*rows.skipped]
+    for row in range(len(rows.texts)):
+        if found := problem(row):
+            skipped.append(f'{rows.place(row)}: {found}')
+            if data.bad_rows == 'stop':
+                raise UserError(skipped[-1])
         else:
             good.append(row)
     if not good:
-        reason = f'no usable row; the first problem: {problems[0]}' if problems else 'no examples'
+        reason = f'no usable row; the first problem: {skipped[0]}' if skipped else 'no examples'
         raise UserError(f'{split}: {reason}, expected one or more rows of data')
-    return _selected(rows, good, tuple(problems))
+    return _selected(rows, good, tuple(skipped))
+
+
+def missing_label(feature: str, label: str) -> str:
+    """Returns the problem of a row whose label stands for none."""
+    return (
+        f'{feature!r} is {label!a}, which marks a missing label; expected a class (give it another '
+        "name, or set config.data.bad_rows='skip')"
+    )
 
 
 def _selected(rows: Rows, keep: Sequence[int], skipped: tuple[str, ...]) -> Rows:

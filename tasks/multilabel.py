@@ -4,8 +4,9 @@ Each label has a sigmoid of its own. Model and tokenizer are those of tasks/clas
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
@@ -17,8 +18,15 @@ import optax
 from configs.checks import one_of
 from configs.schema import Config, option
 from errors import UserError
-from input_pipeline.examples import Rows, brief, not_among, read_splits
-from input_pipeline.labels import class_names
+from input_pipeline.examples import (
+    Rows,
+    brief,
+    missing_label,
+    not_among,
+    read_splits,
+    usable,
+)
+from input_pipeline.labels import class_names, missing_labels, visible
 from input_pipeline.library_tokenizer import SEPARATOR
 from input_pipeline.text_files import contents
 from tasks import classification
@@ -45,35 +53,45 @@ class ModelConfig(classification.ModelConfig):
     """Declares the model of tasks/classification.py."""
 
 
-def json_values(places: list[str], name: str) -> Iterator[object]:
-    """Yields a key of the JSON objects at 'FILE:LINE', which the reader has checked."""
-    files: dict[str, list[str]] = {}
-    for file, _, line in (place.rpartition(':') for place in places):
-        if '.jsonl' not in file.lower():
-            raise UserError(f'{file}: expected .jsonl, like the training data')
-        if file not in files:
-            files[file] = contents(file).split('\n')
-        record = json.loads(files[file][int(line) - 1])
-        if name not in record:
-            raise UserError(f'{file}:{line}: key {not_among(name, record)}')
-        yield record[name]
+def read_labels(
+    data: DataConfig, split: str, rows: Rows, classes: Collection[str] = ()
+) -> tuple[Rows, list[list[str]]]:
+    """Returns the usable rows and their labels, the last feature of rows that are not JSON.
 
+    A row needs some text, and labels that are among the `classes` or not missing ones.
+    """
+    name, count, labels = data.label_feature, len(data.text_features), []
+    lines = functools.cache(lambda file: contents(file).split('\n'))
+    if len(rows.texts[0]) == count and '.jsonl' not in rows.place(0).lower():
+        raise UserError(f'{split}: expected .jsonl, like the training data')
 
-def read_labels(data: DataConfig, rows: Rows) -> tuple[list[str], list[list[str]]]:
-    """Returns texts and their labels, which are the last feature of rows that are not JSON."""
-    count = len(data.text_features)
-    places = [rows.place(row) for row in range(len(rows.texts))]
-    cells = (row[-1] for row in rows.texts)
-    values = cells if len(rows.texts[0]) > count else json_values(places, data.label_feature)
-    labels = []
-    for place, row, value in zip(places, rows.texts, values, strict=True):
+    def unreadable(row: int) -> str:
+        texts = rows.texts[row]
+        if not any(visible(''.join(texts[:count]))):
+            return 'no text, expected some'
+        if texts[count:]:
+            value = texts[-1]
+        else:
+            file, _, line = rows.place(row).rpartition(':')
+            record = json.loads(lines(file)[int(line) - 1])  # the reader has checked it
+            if name not in record:
+                return f'key {not_among(name, record)}'
+            value = record[name]
         parts = value.split(data.label_separator) if isinstance(value, str) else value
         if not isinstance(parts, list) or not all(type(part) in (str, int) for part in parts):
-            raise UserError(f'{place}: labels {brief.repr(value)}, expected a list or some text')
-        if not any(row[:count]):
-            raise UserError(f'{place}: no text, expected some')
+            return f'labels {brief.repr(value)}, expected a list or some text'
         labels.append([text for part in parts if (text := str(part).strip())])
-    return [SEPARATOR.join(row[:count]) for row in rows.texts], labels
+        return ''
+
+    good = usable(data, split, rows, unreadable)
+    missing = missing_labels([label for found in labels for label in found]) - set(classes)
+
+    def unlabelled(row: int) -> str:
+        wrong = missing.intersection(labels[row])
+        return missing_label(name, min(wrong)) if wrong else ''
+
+    good = usable(data, split, good, unlabelled)
+    return good, [found for found in labels if not missing.intersection(found)]
 
 
 def multilabel_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[..., Sums]:
@@ -113,17 +131,26 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
     assert isinstance(data, DataConfig)
     if data.class_weights or data.sampling_weights:
         raise UserError('config.data: expected no weights of labels, since a text may have several')
+    count = len(data.text_features)
     features = (*data.text_features, data.label_feature)
-    rows = read_splits(data, features[: -1 if '.jsonl' in data.train.lower() else None])
-    train, evaluation = (read_labels(data, split) for split in rows)
-    flat = [(row, label) for row, found in enumerate(train[1]) for label in found]
-    names = class_names([label for _, label in flat], lambda n: rows[0].place(flat[n][0]))
-    for row, found in enumerate(evaluation[1]):
+    features = features[:count] if '.jsonl' in data.train.lower() else features
+    train, evaluation = read_splits(data, features, compared=count)
+    train, train_labels = read_labels(data, data.train, train)
+    flat = [(row, label) for row, found in enumerate(train_labels) for label in found]
+    if not flat:
+        raise UserError(f'{data.train}: no row has a label in {data.label_feature!r}')
+    names = class_names([label for _, label in flat], lambda n: train.place(flat[n][0]))
+    evaluation, eval_labels = read_labels(data, data.evaluation, evaluation, names)
+    for row, found in enumerate(eval_labels):
         for label in set(found) - set(names):
-            raise UserError(f'{rows[1].place(row)}: label {not_among(label, names)}')
+            raise UserError(f'{evaluation.place(row)}: label {not_among(label, names)}')
     train_split, eval_split = (
-        LabelledSplit(texts, np.array([[n in x for n in names] for x in labels], int), skipped)
-        for (texts, labels), (*_, skipped) in zip((train, evaluation), rows, strict=True)
+        LabelledSplit(
+            [SEPARATOR.join(texts[:count]) for texts in rows.texts],
+            np.array([[name in found for name in names] for found in labels], int),
+            rows.skipped,
+        )
+        for rows, labels in ((train, train_labels), (evaluation, eval_labels))
     )
     task = classification.labelled_task(
         config,

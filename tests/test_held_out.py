@@ -1,5 +1,6 @@
 """A share of the training rows, held out for evaluation, depends on their texts alone."""
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -24,7 +25,7 @@ def split(folder: Path, cells: Cells, share: str, every: bool = False) -> tuple[
     file.write_text('\n'.join(json.dumps({'text': text, 'label': label}) for text, label in cells))
     data = DataConfig(source='files', train=str(file), evaluation=share)
     if every:
-        return read_splits(data, ('text', 'label'), every=True)
+        return read_splits(data, ('text', 'label'), every=True, compared=1)
     return read_splits(data, ('text',), 'label')
 
 
@@ -71,6 +72,19 @@ def test_equal_texts_are_on_one_side_whatever_their_labels(tmp_path: Path) -> No
     train, held_out = split(tmp_path, cells, '30%')
     assert not texts(train) & texts(held_out)
     assert texts(train) | texts(held_out) == {f'film {n}' for n in range(100)}
+
+
+def test_class_of_the_training_split_is_a_class_in_evaluation_too(tmp_path: Path) -> None:
+    """Here -1 is one, though in evaluation only 0 and 1 are beside it."""
+    files = {'train': ['-2', '-1', '0', '1'], 'dev': ['-1', '0', '1']}
+    for name, labels in files.items():
+        rows = [f'{name} {n}\t{label}\n' for n in range(3) for label in labels]
+        (tmp_path / f'{name}.tsv').write_text('text\tlabel\n' + ''.join(rows))
+    train, evaluation = (str(tmp_path / f'{name}.tsv') for name in files)
+    data = DataConfig(source='files', train=train, evaluation=evaluation)
+    assert read_splits(data, ('text',), 'label')[1].labels == 3 * files['dev']
+    with pytest.raises(UserError, match="'-1', which marks a missing label"):
+        read_splits(dataclasses.replace(data, train=evaluation), ('text',), 'label')
 
 
 def test_pairs_of_one_source_are_on_one_side(tmp_path: Path) -> None:

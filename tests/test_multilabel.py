@@ -18,6 +18,7 @@ from configs.schema import Config
 from errors import UserError
 from tasks import multilabel
 from tasks.multilabel import DataConfig, ModelConfig
+from tests.test_export import exported
 from tools import evaluate, predict, saved_run
 from training.evaluation import make_totals
 
@@ -91,6 +92,39 @@ def test_malformed_labels_are_refused_where_they_are(
     assert expected in str(refused.value)
 
 
+def test_bad_rows_are_skipped_and_listed_where_the_config_says_so(tmp_path: Path) -> None:
+    """In tables and in JSON: no visible text, no labels, labels that stand for a missing one."""
+    table = written(tmp_path, '.tsv')
+    table.write_text(table.read_text() + '\u200b\tfood\nb\tnan,food\n')
+    objects = written(tmp_path, '.jsonl')
+    rows = ({'text': 'a'}, {'text': 'b', 'labels': None}, {'text': 'c', 'labels': ['N/A']})
+    objects.write_text(objects.read_text() + '\n'.join(map(json.dumps, rows)))
+    for file, count in ((table, 2), (objects, 3)):
+        with pytest.raises(UserError):
+            tasks.make_task(config_of(file))
+        task = tasks.make_task(config_of(file, bad_rows='skip'))
+        assert task.resume_facts['labels'] == ['food', 'service']
+        assert len(task.train) == len(ROWS)
+        assert len(set(task.files['skipped_rows.txt'].splitlines())) == count
+
+
+def test_data_without_a_label_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path, '.jsonl', [(text, []) for text, _ in ROWS])
+    with pytest.raises(UserError, match=r"rows.jsonl: no row has a label in 'labels'"):
+        tasks.make_task(config_of(file))
+
+
+def test_equal_texts_are_on_one_side_whatever_their_labels(tmp_path: Path) -> None:
+    rows = [(f'film {n % 30}', ['food', 'service'][: n // 30]) for n in range(90)]
+    for suffix in ('.tsv', '.jsonl'):
+        task = tasks.make_task(config_of(written(tmp_path, suffix, rows), evaluation='30%'))
+        splits = (task.train, task.evaluation)
+        train, held_out = ({split.text(row) for row in range(len(split))} for split in splits)
+        assert train
+        assert held_out
+        assert not train & held_out
+
+
 def test_unknown_labels_and_weights_are_refused(tmp_path: Path) -> None:
     file, other = written(tmp_path, '.tsv'), tmp_path / 'other.tsv'
     other.write_text('text\tlabels\nfood\tfod,service\n')
@@ -147,3 +181,10 @@ def test_run_trains_evaluates_and_predicts(
     shown = json.loads(capsys.readouterr().out)
     assert shown['labels'] == ['food', 'service']
     assert set(shown['probabilities']) == {'food', 'service'}
+    arguments = [str(workdir), '--text', 'great food slow service', '--format=tsv']
+    assert predict.main(arguments) == 0
+    header, row = (line.split('\t') for line in capsys.readouterr().out.splitlines())
+    assert dict(zip(header, row, strict=True))['labels'] == 'food,service'
+    (together, _) = exported(workdir, tmp_path / 'out', ['great food slow service'])
+    assert together[0]['labels'] == ['food', 'service']
+    assert together[0]['probabilities'] == pytest.approx(shown['probabilities'], rel=1e-5)

@@ -123,13 +123,13 @@ def rounded(value: Any) -> Any:
 
 
 def flat(prediction: Prediction) -> dict[str, Any]:
-    """Returns the cells of a table: {'a': {'b': 1}} becomes 'a.b'; lists are left out."""
+    """Returns the cells of a table: {'a': {'b': 1}} becomes 'a.b'; attention is left out."""
     cells: dict[str, Any] = {}
     for name, value in prediction.items():
         if isinstance(value, dict):
             cells |= {f'{name}.{key}': part for key, part in value.items()}
-        elif not isinstance(value, list):
-            cells[name] = value
+        elif name != 'attention':
+            cells[name] = ','.join(value) if isinstance(value, list) else value
     return cells
 
 

@@ -38,6 +38,11 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
     kind = config.get('data.tokenizer') or config.get('data.unit', 'word') + 's'
     apply = jax.jit(model.call)
 
+    def chosen(probabilities: np.ndarray) -> dict[str, Any]:
+        if 'label_names' in task:
+            return {'label': names[int(np.argmax(probabilities))]}
+        return {'labels': [names[index] for index in np.flatnonzero(probabilities > 0.5)]}
+
     def classify(texts: Sequence[str]) -> Predictions:
         rows, *of_affixes = (
             [vocabulary.marked(part.ids(text), width) for text in not_empty(texts)]
@@ -49,8 +54,8 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
         probabilities, *attention = jax.device_get(apply(parameters, given))
         found: Predictions = [
             {
-                'label': task['label_names'][int(np.argmax(values))],
-                'probabilities': dict(zip(task['label_names'], values.tolist(), strict=True)),
+                **chosen(values),
+                'probabilities': dict(zip(names, values.tolist(), strict=True)),
             }
             for values in probabilities
         ]
@@ -73,7 +78,7 @@ def load(folder: str | Path) -> Callable[[Sequence[str]], Predictions]:
         decoded = jax.device_get(apply(parameters, given))
         return [{'prediction': target.decode(row)} for row in decoded]
 
-    if 'label_names' in task:
+    if names := task.get('label_names') or task.get('labels'):
         vocabulary = restored(task, kind)
         first, last = config.get('data.affixes') or (0, 0)
         affixes = [
@@ -109,10 +114,12 @@ if __name__ == '__main__':
         print(__doc__)
         sys.exit()
     if not sys.argv[1:]:
-        sys.exit('error: expected texts, as in: python predict.py "a text"')
+        print('error: expected texts, as in: python predict.py "a text"', file=sys.stderr)
+        sys.exit(2)
     try:
         predictions = load(Path(__file__).parent)(sys.argv[1:])
     except ValueError as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
     for prediction in predictions:
         print(json.dumps(prediction, ensure_ascii=False))
