@@ -45,8 +45,16 @@ def whole_numbers(low: int, example: str) -> Check:
 
 
 def names() -> Check:
-    """Expects a tuple of one or more names."""
-    return lambda value: bool(value) and all(value), "one or more names, such as ('sentence',)"
+    """Expects a tuple of one or more names, each once."""
+    return (
+        lambda value: bool(value) and all(value) and len(set(value)) == len(value),
+        "one or more names, such as ('sentence',)",
+    )
+
+
+def not_empty() -> Check:
+    """Expects some text."""
+    return bool, 'some text'
 
 
 def stream_seed() -> Check:

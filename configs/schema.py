@@ -19,6 +19,7 @@ from configs.checks import (
     converted,
     did_you_mean,
     fraction,
+    not_empty,
     one_of,
     stream_seed,
     uint32,
@@ -61,10 +62,12 @@ class DataConfig:
     train: str = option(
         'train',
         'tfds: training split; files: path of .tsv, .csv or .jsonl, also .gz; * for several files',
+        not_empty(),
     )
     evaluation: str = option(
         'validation',
         'tfds: evaluation split; files: path; both: share of the training rows, such as 10%',
+        not_empty(),
     )
     columns: tuple[str, ...] = option(
         (), 'files: names of the columns of tables without a header line, in order', resumable=True
@@ -274,6 +277,12 @@ def check(config: Config) -> None:
             raise UserError(f'config.{prefix}{field.name} = {value!r}: expected {expected}')
     if config.optimizer.shard_state and config.reduction != 'tree':
         raise UserError("config.optimizer.shard_state = True: expected config.reduction = 'tree'")
+    rule = config.optimizer
+    if rule.schedule == 'cosine' and 0 < rule.decay_steps <= rule.warmup_steps:
+        raise UserError(
+            f'config.optimizer.decay_steps = {rule.decay_steps}: expected 0 for num_steps, or more '
+            f'than the {rule.warmup_steps} of warmup_steps'
+        )
     given = [name for name in ('weights', 'run', 'vectors') if getattr(config.init, name)]
     if len(given) > 1:
         raise UserError(f'config.init.{" and config.init.".join(given)}: expected at most one')

@@ -63,7 +63,9 @@ class MetricsCsv(Logger):
     def __init__(self, file: epath.Path, start: int = 0) -> None:
         """Drops the rows of an earlier launch after step `start`, whose steps are repeated."""
         self._file, self._lines = file, ['step,name,value']
-        for line in file.read_text().splitlines() if file.exists() else ():
+        for line in (
+            file.read_bytes().decode(errors='replace').splitlines() if file.exists() else ()
+        ):
             step = line.partition(',')[0]
             if step.isdecimal() and int(step) <= start:
                 self._lines.append(line)

@@ -48,7 +48,12 @@ PINNED_SETTINGS = {
     'jax_numpy_dtype_promotion': 'standard',
 }
 # These are set on purpose, to look at a program, but they change how it is compiled.
-REFUSED_SETTINGS = ('jax_disable_jit', 'jax_debug_nans', 'jax_debug_infs')
+REFUSED_SETTINGS = (
+    'jax_disable_jit',
+    'jax_disable_most_optimizations',
+    'jax_debug_nans',
+    'jax_debug_infs',
+)
 
 VERSIONED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -61,7 +66,7 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
     Raises UserError if the environment sets something that a run cannot work with.
     """
     for name in REFUSED_SETTINGS:
-        if getattr(jax.config, name):
+        if jax.config.values[name]:
             raise UserError(
                 f'{name.upper()} is set: expected it unset, because a run computes in compiled '
                 'programs only; python -m tools.replay shows a step that is not finite'
@@ -71,6 +76,12 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
     jax.config.update('jax_default_matmul_precision', matmul_precision)
 
     given = dict(flag.partition('=')[::2] for flag in os.environ.get('XLA_FLAGS', '').split())
+    count = given.get('--xla_force_host_platform_device_count', '1')
+    if not count.isdecimal() or not all(flag.startswith('--') for flag in given):
+        raise UserError(
+            f'XLA_FLAGS = {os.environ["XLA_FLAGS"]}: expected flags, such as --xla_dump_to=FOLDER, '
+            'with a whole number as the device count'
+        )
     for flag, pinned in PINNED_XLA_FLAGS.items():
         if given.setdefault(flag, pinned) != pinned:
             raise UserError(
@@ -81,7 +92,7 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
     os.environ['XLA_FLAGS'] = ' '.join(flags)
     devices = max(
         jax.config.jax_num_cpu_devices,  # type: ignore[attr-defined]
-        int(given.get('--xla_force_host_platform_device_count', 1)),
+        int(count),
     )
     os.environ['PJRT_NPROC'] = str(cpu_threads or max(usable_cores(), devices))
 

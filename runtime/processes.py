@@ -91,7 +91,7 @@ def explicit_settings(address: str) -> dict[str, Any]:
     coordinator would crash on one in use, and the other variables are whole numbers.
     """
     port = address.rpartition(':')[2]
-    if ':' not in address or not port.isdecimal():
+    if ':' not in address or not port.isdecimal() or int(port) > 65535:
         raise UserError(f'JAX_COORDINATOR_ADDRESS = {address}: expected HOST:PORT')
     try:
         if os.environ.get('JAX_PROCESS_ID') == '0':

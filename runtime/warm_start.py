@@ -71,11 +71,16 @@ def started(
     elif init.run:
         read, saved = open_run(init.run)
         other, predictor = predictor_from_record(saved)
-        shards = saved['manifest']['num_shards']
+        shards, sharded = saved['manifest']['num_shards'], other.optimizer.shard_state
+        if sharded and shards % layout.mesh.size:
+            raise UserError(
+                f'config.init.run = {init.run}: its optimizer state has {shards} shards, which '
+                f'{layout.mesh.size} devices do not divide; expected to start on fewer'
+            )
         there = dataclasses.replace(
             layout,
             num_shards=shards,
-            shard_state=other.optimizer.shard_state,
+            shard_state=sharded,
             frozen=other.init.freeze,
         )
         params = read(restore_target(other, predictor.init, there)).params
@@ -103,8 +108,9 @@ def open_run(workdir: str) -> tuple[Callable[[TrainState], TrainState], RunRecor
 
     Raises UserError if there is none.
     """
-    run = Checkpoints(open_location(workdir), read_only=True)
-    if not (steps := run.steps()):
+    folder = open_location(workdir)
+    run = Checkpoints(folder, read_only=True)
+    if not (steps := folder.is_dir() and run.steps()):
         raise UserError(f'config.init.run = {workdir}: expected the workdir of a run')
     return functools.partial(run.read, steps[-1]), run.record(steps[-1])
 
@@ -126,6 +132,8 @@ def fitting(source: str, arrays: Arrays, given: Arrays) -> dict[str, np.ndarray]
         value = given.get(path)
         if value is not None and value.shape == start.shape:
             found[path] = np.asarray(value, start.dtype)
+            if not np.isfinite(found[path]).all():
+                raise UserError(f'{source}: {path} has values that are not finite')
         elif path.startswith(HEAD):
             anew.append(path)
         else:
@@ -145,12 +153,15 @@ def fitting(source: str, arrays: Arrays, given: Arrays) -> dict[str, np.ndarray]
 def from_bert(file: str, arrays: Arrays, options: RunRecord) -> dict[str, np.ndarray]:
     """Returns the arrays of a BERT-family model.safetensors, by our paths."""
     source = f'config.init.weights = {file}'
+    beside = Path(file).with_name('config.json')
     try:
         saved = safetensors.numpy.load_file(file)
-        beside = Path(file).with_name('config.json')
-        facts = json.loads(beside.read_text()) if beside.exists() else {}
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f'{source}: cannot be read ({error}), expected safetensors') from error
+    try:
+        facts = json.loads(beside.read_text()) if beside.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f'{beside}: cannot be read ({error}), expected JSON') from error
     # No shape shows a wrong one of these.
     heads = options.get('model.num_heads')
     for name, here in (('num_attention_heads', heads), ('hidden_act', 'gelu')):
@@ -199,15 +210,22 @@ def from_vectors(file: str, arrays: Arrays, names: Sequence[str]) -> dict[str, n
                 if number == 1 and len(line.split()) == 2:
                     header = 1  # fastText's counts of words and numbers
                     continue
+                if line == '\n':
+                    continue
                 # From the right, since some words of GloVe have spaces in them; not the first.
                 word, *values = line.rstrip().rsplit(' ', size)
                 if len(values) != size or (number == 1 + header and ' ' in word):
-                    raise ValueError(f'{len(line.split()) - 1} numbers, the embedding has {size}')
+                    count = len(line.split(' ')) - 1
+                    raise ValueError(f'{count} numbers, the embedding has {size}')
                 if word in ids and word not in covered:
                     covered.add(word)
-                    embedding[ids[word]] = np.array(values, np.float32)
+                    vector = embedding[ids[word]] = np.array(values, np.float32)
+                    if not np.isfinite(vector).all():
+                        raise ValueError('a number that is not finite')
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(f'{source}: line {number}: {error}; expected words and numbers') from error
+        raise UserError(
+            f'{source}: line {number}: {error}; expected a word and numbers, with one space between'
+        ) from error
     if not covered:
         raise UserError(f'{source}: none of the {len(names)} tokens has a vector in it')
     logging.info(

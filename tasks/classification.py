@@ -292,6 +292,11 @@ def labelled_task(
     data, options = config.data, config.model
     assert isinstance(data, DataConfig)
     assert isinstance(options, ModelConfig)
+    if data.source != 'reviews' and data.label_feature in data.text_features:
+        raise UserError(
+            f'config.data.text_features: {data.label_feature!r} is the label_feature, expected '
+            'features that do not give the answer away'
+        )
     max_length = data.bucket_lengths[-1]
     require_positions(options, max_length)
     train_split, eval_split, label_names = read

@@ -15,9 +15,11 @@ def label_weights() -> Check:
 
     def ok(value: tuple[str, ...]) -> bool:
         found = [re.fullmatch(r'.+=(\d+(?:\.\d+)?)', text, re.DOTALL) for text in value]
-        return value == ('balanced',) or all(match and float(match[1]) > 0 for match in found)
+        once = len({text.rpartition('=')[0] for text in value}) == len(value)
+        weights = once and all(match and float(match[1]) > 0 for match in found)
+        return value == ('balanced',) or weights
 
-    return ok, "'balanced', or LABEL=WEIGHT with weights > 0, such as ('rare=5','frequent=0.5')"
+    return ok, "'balanced', or LABEL=WEIGHT once each, > 0, such as ('rare=5','frequent=0.5')"
 
 
 def weights_of_examples(

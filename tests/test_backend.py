@@ -114,7 +114,7 @@ def test_flag_against_wrong_reductions_is_set_only_for_the_versions_that_need_it
 def settings() -> Iterator[None]:
     """Restores JAX's settings."""
     names = [*backend.PINNED_SETTINGS, *backend.REFUSED_SETTINGS, 'jax_default_matmul_precision']
-    before = {name: getattr(jax.config, name) for name in names}
+    before = {name: jax.config.values[name] for name in names}
     yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -173,6 +173,13 @@ def test_another_value_of_a_pinned_flag_is_refused(
 ) -> None:
     monkeypatch.setenv('XLA_FLAGS', f'--xla_dump_to=/tmp/x {flag}=other')
     with pytest.raises(UserError, match=f'XLA_FLAGS: found {flag}=other, expected {flag}='):
+        backend.prepare(8)
+
+
+@pytest.mark.parametrize('flags', ['flags.txt', '--xla_force_host_platform_device_count=two'])
+def test_flags_that_cannot_be_kept_are_refused(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('XLA_FLAGS', flags)
+    with pytest.raises(UserError, match=f'XLA_FLAGS = {flags}: expected flags'):
         backend.prepare(8)
 
 

@@ -29,9 +29,9 @@ def test_metrics_csv_of_a_resumed_run_is_that_of_an_undisturbed_one(tmp_path: Pa
     assert (tmp_path / 'killed').read_text() == (tmp_path / 'whole').read_text()
 
 
-def test_metrics_csv_drops_repeated_steps_before_the_first_of_them(tmp_path: Path) -> None:
+def test_metrics_csv_drops_repeated_steps_and_what_is_no_row(tmp_path: Path) -> None:
     file = tmp_path / 'metrics.csv'
-    file.write_text('step,name,value\n4,train/loss,0.5\n\n6,train/loss,0.4\n')
+    file.write_bytes(b'step,name,value\n4,train/loss,0.5\n\n\xff\n6,train/loss,0.4\n')
     MetricsCsv(epath.Path(file), 4)
     assert file.read_text() == 'step,name,value\n4,train/loss,0.5\n'
     assert list(tmp_path.iterdir()) == [file]

@@ -93,6 +93,7 @@ def test_project_is_renamed_configured_and_trimmed_in_one_commit(
     assert len(config.read_text().partition('def ')[2].splitlines()) <= 20
     options = "columns=('class', 'title', 'body'), text_features=('title', 'body'), label_feature='"
     assert options in ' '.join(config.read_text().split())
+    assert 'Returns 178 epochs of 72 texts.' in config.read_text()
     pyproject = tomllib.loads((project / 'pyproject.toml').read_text())
     assert pyproject['project']['name'] == LONGEST
     assert f"'{LONGEST}'" in (project / 'runtime' / 'backend.py').read_text()

@@ -436,6 +436,7 @@ def pod_of_two(port: int, **env: str) -> dict[str, str]:
     ('env', 'problem'),
     [
         ({'JAX_COORDINATOR_ADDRESS': 'localhost'}, 'localhost: expected HOST:PORT'),
+        ({'JAX_COORDINATOR_ADDRESS': 'localhost:70000'}, '70000: expected HOST:PORT'),
         ({'JAX_PROCESS_ID': 'one'}, "JAX_PROCESS_ID = 'one': expected a whole number"),
         ({'JAX_NUM_PROCESSES': ''}, "JAX_NUM_PROCESSES = '': expected a whole number"),
         ({'JAX_PROCESS_ID': '0'}, 'the port is not free'),

@@ -178,6 +178,7 @@ def test_run_that_stopped_early_is_finished_unless_its_patience_has_grown(tmp_pa
         ({'patience': '3'}, False),
         ({'patience': 'x'}, False),
         ({'num_steps': '300'}, True),
+        ({'num_steps': '3e2'}, True),
         ({'num_steps': '900', 'patience': '2'}, True),
     ):
         run = sweep.Run(settings, 'all', 0, sweep.epath.Path(tmp_path))

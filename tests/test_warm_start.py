@@ -187,6 +187,8 @@ RECORDED = (0.15448103399, -0.14289416121, 0.31569727553)
         ('garbage', r'init.weights = \S+: cannot be read \(.*\), expected safetensors'),
         ('shallow', r'layer_1/\S+ is missing, expected \[16'),
         ('wide', r'layer_0/inner/kernel is \[16, 80\], expected \[16, 64\]; give config.model'),
+        ('nan', r'init.weights = \S+: layer_0/inner/kernel has values that are not finite'),
+        ('no json', r'/config.json: cannot be read \(.*\), expected JSON'),
         ('heads', 'its config.json has num_attention_heads 8, this model 4'),
         ('relu', "its config.json has hidden_act 'relu', this model 'gelu'"),
     ],
@@ -199,6 +201,10 @@ def test_weights_that_do_not_fit_are_one_line(
         arrays = {name: array for name, array in arrays.items() if 'layer.1' not in name}
     if change == 'wide':
         arrays['encoder.layer.0.intermediate.dense.weight'] = np.zeros((80, 16), np.float32)
+    if change == 'nan':
+        arrays['encoder.layer.0.intermediate.dense.weight'][3, 3] = np.nan
+    if change == 'no json':
+        (tmp_path / 'config.json').write_text('{')
     safetensors.numpy.save_file(arrays, file)
     if change in ('heads', 'relu'):
         facts = {'heads': {'num_attention_heads': 8}, 'relu': {'hidden_act': 'relu'}}[change]
@@ -238,7 +244,9 @@ def test_word_vectors_start_the_words_they_cover_and_no_other(
     ('text', 'expected'),
     [
         (None, 'No such file'),
-        ('w3 1 2 3\n', 'line 1: 3 numbers, the embedding has 16; expected words and numbers'),
+        ('w3 1 2 3\n', 'line 1: 3 numbers, the embedding has 16; expected a word and numbers'),
+        ('w3' + '\t1' * 16, 'line 1: 0 numbers, .* expected a word and numbers, with one space'),
+        ('\nw3' + ' 1' * 15 + ' nan', 'line 2: a number that is not finite'),
         ('w3' + ' 1' * 20, 'line 1: 20 numbers, the embedding has 16'),
         ('w3' + ' 1' * 16 + '\nw4' + ' x' * 16, "line 2: could not convert string to float: 'x'"),
         ('other' + ' 1' * 16, 'none of the 30 tokens has a vector in it'),
@@ -282,11 +290,28 @@ def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state_on_any_layout(
     assert len(found) == 1
 
 
-def test_unknown_frozen_part_is_one_line(layout: Callable[..., Layout]) -> None:
-    on = dataclasses.replace(layout(1), frozen=('embeddings',))
-    expected = "config.init.freeze: 'embeddings', expected among embedding, logits"
+@pytest.mark.parametrize(
+    ('freeze', 'expected'),
+    [
+        (('embeddings',), "config.init.freeze: 'embeddings', expected among embedding, logits"),
+        (('embedding', 'logits'), 'config.init.freeze: all parts of the model, expected one or'),
+    ],
+)
+def test_frozen_parts_are_some_of_the_model_and_not_all(
+    layout: Callable[..., Layout], freeze: tuple[str, ...], expected: str
+) -> None:
+    on = dataclasses.replace(layout(1), frozen=freeze)
     with pytest.raises(UserError, match=expected):
         split({'embedding': jnp.zeros(1), 'logits': jnp.zeros(1)}, on)
+
+
+def test_run_to_start_from_is_a_folder_with_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / 'file').write_text('')
+    for name in ('file', 'missing', ''):
+        with pytest.raises(
+            UserError, match=r'config.init.run = \S+: expected the workdir of a run'
+        ):
+            warm_start.open_run(str(tmp_path / name))
 
 
 def params_of(run: Path) -> Any:

@@ -24,7 +24,7 @@ import numpy as np
 from configs import schema
 from configs.schema import Config
 from errors import UserError
-from input_pipeline.examples import not_among
+from input_pipeline.examples import brief, not_among
 from tasks.classification import DataConfig, ModelConfig, make_task
 from tools.arguments import Arguments, one_line_errors, run_tool
 
@@ -39,7 +39,7 @@ MENTIONS = {
     'README.md': r'`make fork .*\n',
     'docs/fork.md': r'.*#in-one-command.*\n|## In one command\n(?:(?!## ).*\n)+',
 }
-CONFIG = '''"""Classifies the texts in {data.train}.
+CONFIG = '''"""Classifies the texts in {file}.
 
 Command:  make train CONFIG={path}
 """
@@ -49,7 +49,7 @@ from tasks.classification import DataConfig, ModelConfig
 
 
 def get_config() -> Config:
-    """Returns {epochs} epochs of {rows:,} texts."""
+    """Returns {epochs:.0f} epochs of {rows:,} texts."""
     return Config(
         num_steps={steps}, num_shards=2,
         data=DataConfig(
@@ -88,12 +88,14 @@ def config_text(data: DataConfig, path: str) -> str:
         for name in ('columns', 'text_features', 'label_feature')
         if getattr(data, name) != getattr(DataConfig(), name)
     ]
+    steps = max(200, EPOCHS * len(lengths) // config.batch_size)
     return CONFIG.format(
         data=data,
+        file=brief.repr(Path(data.train).name).strip("'"),
         path=path,
-        epochs=EPOCHS,
+        epochs=steps * config.batch_size / len(lengths),
         rows=len(lengths),
-        steps=max(200, EPOCHS * len(lengths) // config.batch_size),
+        steps=steps,
         columns=' '.join(columns),
         widths=tuple(sorted(widths)),
     )

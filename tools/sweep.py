@@ -177,8 +177,8 @@ def final_metrics(run: Run, config: Config) -> dict[str, float] | None:
     """
     given = (run.settings.get(name, getattr(config, name)) for name in ('num_steps', 'patience'))
     try:
-        last, patience = map(int, given)
-    except ValueError:  # train.py will refuse it
+        last, patience = (int(float(value)) for value in given)  # 2e3 is a number of steps too
+    except (ValueError, OverflowError):  # train.py will refuse it
         return None
     record = resume.readable_record(run.workdir) or {}
     for recent in record.get('evaluations', {}).values():  # the best one, and all after it
