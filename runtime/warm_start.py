@@ -78,10 +78,7 @@ def started(
                 f'{layout.mesh.size} devices do not divide; expected to start on fewer'
             )
         there = dataclasses.replace(
-            layout,
-            num_shards=shards,
-            shard_state=sharded,
-            frozen=other.init.freeze,
+            layout, num_shards=shards, shard_state=sharded, frozen=other.init.freeze
         )
         params = read(restore_target(other, predictor.init, there)).params
         given = traverse_util.flatten_dict(jax.tree.map(on_host, params), sep='/')
