@@ -56,12 +56,15 @@ def main() -> None:
         return
     facts = {'config': CONFIG, 'cores': os.cpu_count(), 'at': f'{datetime.now(UTC):%Y-%m-%d}'}
     given.out.mkdir(parents=True, exist_ok=True)
-    before = given.record or given.out / 'bench.json'
-    record = json.loads(before.read_text()) if given.record or before.exists() else {}
-    results: dict[str, Any] = {}
+    file = given.out / 'bench.json'
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    if given.record and not given.record.exists():
+        parser.error(f'--record={given.record}: no such file')
+    record = json.loads(given.record.read_text()) if given.record else kept
+    results = {name: kept[name] for name in BENCHMARKS if name in kept}
     for name in given.only:
         results[name] = run(*BENCHMARKS[name])
-        (given.out / 'bench.json').write_text(json.dumps(facts | results, indent=2) + '\n')
+        file.write_text(json.dumps(facts | results, indent=2) + '\n')
         (given.out / 'bench.md').write_text(table(results, record))
     print(table(results, record))
 

@@ -7,8 +7,6 @@ manifest with the fingerprint of the state. Nothing in it is code.
 
 import contextlib
 import functools
-import hashlib
-import json
 import logging
 import math
 import sys
@@ -24,10 +22,10 @@ from etils import epath
 
 from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError
 from runtime import processes, storage
+from runtime.run_record import RunRecord, read_record, seal
 from training import keys
 from training.state import TrainState, root_key_hex, state_fingerprint, structure
 
-RunRecord = dict[str, Any]  # the `run` item: 'config', 'task', 'manifest', 'sha256'
 Found = TypeVar('Found')
 
 
@@ -144,7 +142,7 @@ class Checkpoints:
         with self._failure_noted():
             for write in before:
                 write()
-            self._scores[step] = self._score(manifest)
+            self._scores[step] = score(manifest, self._metric)
             self._manager.save(step, args=items, force=True)
             self._saving = step
 
@@ -195,16 +193,19 @@ class Checkpoints:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         """Writes and deletes checkpoints; knows the scores of earlier launches."""
-        for step in self.steps():
-            with contextlib.suppress(KeyfoldError):  # without a score, it is kept
-                self._scores[step] = self._score(self.record(step)['manifest'])
+        self._scores |= self.scores(self._metric)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self, cleanup_tmp_directories=True
         )
         return ocp.CheckpointManager(self._directory, options=options)
 
-    def _score(self, manifest: dict[str, Any]) -> float:
-        return (manifest.get('evaluation') or {}).get(self._metric, -math.inf)
+    def scores(self, metric: str) -> dict[int, float]:
+        """Returns an evaluation metric by step, in order, of all checkpoints that can be read."""
+        found = {}
+        for step in self.steps():
+            with contextlib.suppress(KeyfoldError):  # without a score, it is kept
+                found[step] = score(self.record(step)['manifest'], metric)
+        return found
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
         """Tells Orbax which checkpoints to keep: the newest, the best, and unreadable ones.
@@ -249,6 +250,12 @@ class Checkpoints:
         (self._directory / str(step)).rename(self._quarantine / name)
 
 
+def score(manifest: dict[str, Any], metric: str) -> float:
+    """Returns a metric of a checkpoint's evaluation; -inf without one, or if it is not a number."""
+    value: float = (manifest.get('evaluation') or {}).get(metric, -math.inf)
+    return -math.inf if math.isnan(value) else value
+
+
 def without_closed_loops(unraisable: Any) -> None:
     """Prints what Python cannot raise, but not for each array of a restore that has failed.
 
@@ -277,21 +284,6 @@ def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
             if kind:
                 raise kind(f'{checkpoint}: cannot be read ({storage.brief(problem)})') from error
             raise Damaged(f'{checkpoint} is damaged ({storage.brief(error)})') from error
-
-
-def seal(run_record: RunRecord) -> RunRecord:
-    """Returns the run record with the SHA-256 of its canonical JSON."""
-    body = json.loads(json.dumps({k: v for k, v in run_record.items() if k != 'sha256'}))
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return body | {'sha256': digest}
-
-
-def read_record(checkpoint: epath.Path) -> RunRecord:
-    """Returns a checkpoint's run record. Raises ValueError if a bit of it has changed."""
-    run_record = json.loads((checkpoint / 'run' / 'metadata').read_bytes())
-    if not isinstance(run_record, dict) or seal(run_record) != run_record:
-        raise ValueError('the run record (config, vocabulary, manifest) is not as written')
-    return run_record
 
 
 def refuse_other_model(saved: dict[str, str], now: dict[str, str]) -> None:

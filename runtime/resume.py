@@ -11,8 +11,9 @@ from configs import schema
 from configs.schema import Config
 from errors import KeyfoldError, UserError
 from runtime import backend
-from runtime.checkpoints import Checkpoints, RunRecord, read_record
+from runtime.checkpoints import Checkpoints
 from runtime.command_line import one_line
+from runtime.run_record import RunRecord, read_record
 from training import keys
 
 WARNED = ('versions', 'platform', 'device_kind', 'processor', 'xla_flags')

@@ -23,8 +23,9 @@ from flax import traverse_util
 from configs import schema
 from configs.schema import Config
 from errors import UserError
-from runtime.checkpoints import Checkpoints, RunRecord
+from runtime.checkpoints import Checkpoints
 from runtime.resume import readable_record
+from runtime.run_record import RunRecord
 from runtime.storage import open_location
 from training.fingerprint import on_host
 from training.mesh import Layout

@@ -18,7 +18,7 @@ from etils import epath
 
 from errors import UserError
 from runtime import backend, resume
-from runtime.checkpoints import seal
+from runtime.run_record import seal
 from tests import runs
 from training import keys, mesh
 from training.mesh import Layout

@@ -82,12 +82,14 @@ def test_each_value_stands_beside_the_one_of_the_version_before() -> None:
 def test_one_command_writes_a_table_and_what_it_ran_on(tmp_path: Path) -> None:
     command = [sys.executable, '-m', 'benchmarks', '--only', 'data', f'--out={tmp_path}']
     before = {'data': {'rows': [['batches from 1 thread', 1.0, 'batches/s']]}}
+    before['start'] = {'rows': [['to the first step', 3.0, 's']]}
     (tmp_path / 'bench.json').write_text(json.dumps(before))
     env = runs.environment(1, TFDS_DATA_DIR=str(tmp_path))
     done = subprocess.run(command, cwd=runs.ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / 'bench.json').read_text())
     assert written['config'] == 'configs/reviews.py'
+    assert written['start'] == before['start'], 'not measured now'
     assert written['data']['environment']['versions']['jax']
     assert [len(row) for row in written['data']['rows']] == [3] * 8
     assert (tmp_path / 'bench.md').read_text() in done.stdout

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime.run_record import seal
 from tests import runs
 from tools import compare_runs
 
@@ -79,7 +80,7 @@ def write_run(
     }
     run = workdir / 'checkpoints' / str(steps) / 'run'
     run.mkdir(parents=True)
-    (run / 'metadata').write_text(json.dumps(run_record))
+    (run / 'metadata').write_text(json.dumps(seal(run_record)))
     facts = {'step': steps, 'eval': {'loss': 0.5}, **common, 'device_count': 8, **summary}
     (workdir / 'summary.json').write_text(json.dumps(facts))
     return workdir
@@ -90,7 +91,7 @@ def rewrite(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (path,) = run.glob('checkpoints/*/run/metadata')
     run_record = json.loads(path.read_text())
     change(run_record)
-    path.write_text(json.dumps(run_record))
+    path.write_text(json.dumps(seal(run_record)))
 
 
 @pytest.fixture
@@ -248,6 +249,7 @@ def test_every_circumstance_is_named(tmp_path: Path, compared: Callable[..., Any
         run_record['task']['vocabulary'][7:] = ['new']
         run_record['manifest']['versions']['jax'] = '1.1'
         run_record['manifest']['xla_flags'] = '--some_flag=1'
+        run_record['manifest']['evaluation'] = {'loss': 0.25}  # an outcome, no circumstance
         run_record['manifest']['overrides'] = ['batch_size: 32 -> 64']
 
     rewrite(b, change)
@@ -262,6 +264,7 @@ def test_every_circumstance_is_named(tmp_path: Path, compared: Callable[..., Any
     ):
         assert f'\n  {line}\n' in output
     assert 'numpy' not in output
+    assert 'evaluation' not in output
 
 
 @pytest.mark.parametrize(
@@ -368,8 +371,17 @@ def with_a_torn_header(run: Path) -> None:
     path.write_text(path.read_text()[:-9])
 
 
+def with_another_seed(run: Path) -> None:
+    (path,) = run.glob('checkpoints/*/run/metadata')
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 7'))
+
+
 def with_a_torn_summary(run: Path) -> None:
     (run / 'summary.json').write_text('{')
+
+
+def with_a_list_for_a_summary(run: Path) -> None:
+    (run / 'summary.json').write_text('[]')
 
 
 @pytest.mark.parametrize(
@@ -385,6 +397,8 @@ def with_a_torn_summary(run: Path) -> None:
         (with_other_columns, 'expected the columns of a ledger'),
         (without_ledger, 'expected ledger segments (FIRST-LAST.npy), found none'),
         (with_a_torn_header, 'a checkpoint or summary.json is damaged'),
+        (with_another_seed, 'a checkpoint or summary.json is damaged'),
+        (with_a_list_for_a_summary, 'a checkpoint or summary.json is damaged'),
         (with_a_torn_summary, 'a checkpoint or summary.json is damaged'),
     ],
 )

@@ -12,8 +12,8 @@ from etils import epath
 
 import train
 from errors import REQUEUE
-from runtime.checkpoints import read_record
 from runtime.preemption import STOP, TRAIN, StopRequest
+from runtime.run_record import read_record
 from tests import runs
 from tests.test_resume import small_config
 from tests.test_tensorboard import events

@@ -1,9 +1,10 @@
 """The promises of tools/evaluate.py: the metrics of training, on any layout, of any checkpoint."""
 
 import dataclasses
+import json
 import math
-import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from etils import epath
 
 import train
+from runtime.run_record import seal
 from tasks.classification import DataConfig
 from tests import runs
 from tests.test_resume import small_config
@@ -49,6 +51,24 @@ def test_fresh_process_computes_as_the_run_did(classifier_run: Trained, tool: st
     assert same in printed
 
 
+@pytest.mark.parametrize('tool', ['predict', 'evaluate', 'export', 'replay', 'report'])
+def test_platform_that_jax_cannot_start_is_one_line(
+    classifier_run: Trained, tmp_path: Path, tool: str
+) -> None:
+    flags = {'predict': '--text=a', 'replay': '--step=3'}.get(tool, f'--out={tmp_path / "out"}')
+    flags = '--data=x' if tool == 'evaluate' else flags
+    done = subprocess.run(
+        [sys.executable, '-m', f'tools.{tool}', str(classifier_run[0]), flags],
+        cwd=runs.ROOT,
+        env=runs.environment(1, JAX_PLATFORMS='cuda'),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert 'JAX_PLATFORMS = cuda: JAX cannot start it' in line
+
+
 def test_command_prints_metrics_and_a_confusion_matrix_that_agree(
     classifier_run: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,15 +97,21 @@ def test_best_step_is_the_checkpoint_with_the_best_evaluation(
     monkeypatch.setattr(saved_run.tasks, 'make_task', pytest.fail)  # the data may be gone
     workdir = tmp_path / 'run'
     shutil.copytree(classifier_run[0], workdir)
-    file = workdir / 'metrics.csv'
+    for file in ('metrics.csv', 'summary.json'):
+        (workdir / file).unlink()  # the checkpoints say it
     assert saved_run.open_run(str(workdir)).step == 12
+    records = {step: workdir / 'checkpoints' / str(step) / 'run' / 'metadata' for step in (6, 12)}
+
+    def evaluated(step: int, evaluation: dict[str, float] | None) -> None:
+        record = json.loads(records[step].read_text())
+        record['manifest']['evaluation'] = evaluation
+        records[step].write_text(json.dumps(seal(record)))
+
     for accuracy, best in ((2.0, 6), (-1.0, 12), (math.nan, 12)):
-        changed = re.sub(
-            r'(?m)^6,evaluation/accuracy,.*$', f'6,evaluation/accuracy,{accuracy}', file.read_text()
-        )
-        file.write_text(changed)
+        evaluated(6, {'accuracy': accuracy})
         assert saved_run.open_run(str(workdir), 'best').step == best
-    file.unlink()
+    for step in records:
+        evaluated(step, None)
     with pytest.raises(evaluate.UserError, match='was evaluated; expected one of its steps, 6, 12'):
         saved_run.open_run(str(workdir), 'best')
 

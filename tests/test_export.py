@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from etils import epath
 
@@ -114,6 +115,25 @@ def test_exported_transformer_predicts_the_same_and_neither_shows_attention(tmp_
         assert one['probabilities'] == pytest.approx(other['probabilities'], rel=1e-5)
 
 
+def test_jax_that_cannot_run_the_model_is_one_line(classifier_run: Trained, tmp_path: Path) -> None:
+    """As one older than the version that exported it, which lacks some of its operations."""
+    assert export.main([str(classifier_run[0]), f'--out={tmp_path / "out"}']) == 0
+    older = (
+        'import runpy, sys, jax\n'
+        'def call(*_): raise jax.errors.JaxRuntimeError("no such operation\\n  in line 3")\n'
+        'jax.export.Exported.call = call\n'
+        'sys.argv[1:] = ["a text"]\n'
+        f'runpy.run_path({str(tmp_path / "out" / "predict.py")!r}, run_name="__main__")'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', f'import jax.export\n{older}'], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    expected = f'error: jax {jax.__version__} cannot run the model (no such operation), which was '
+    assert done.stderr.startswith(expected + f'exported with jax {jax.__version__}; ')
+    assert done.stderr.count('\n') == 1
+
+
 def test_help_of_an_exported_program_shows_how_it_is_called(tmp_path: Path) -> None:
     file = tmp_path / 'predict.py'
     file.write_text(export.program_text())
@@ -129,7 +149,7 @@ def test_step_is_chosen_and_reported(
     assert export.main([str(classifier_run[0]), f'--out={out}', '--step=6']) == 0
     assert capsys.readouterr().out == f'wrote {out}: step 6 of {classifier_run[0]}\n'
     saved = json.loads((classifier_run[0] / 'checkpoints/6/run/metadata').read_text())
-    assert json.loads((out / 'run.json').read_text()) == saved
+    assert json.loads((out / 'run.json').read_text()) == saved | {'jax': jax.__version__}
 
 
 @pytest.mark.parametrize(

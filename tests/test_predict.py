@@ -136,6 +136,18 @@ def test_texts_are_read_only_as_far_as_predictions_are_taken(
     assert len(read) <= 9 + 2 * 4
 
 
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
+def test_full_disk_behind_the_output_is_one_line(classifier_run: Trained) -> None:
+    command = [sys.executable, '-m', 'tools.predict', str(classifier_run[0]), '--text=a']
+    with Path('/dev/full').open('w') as full:
+        done = subprocess.run(
+            command, cwd=runs.ROOT, env=runs.environment(1), stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 2
+    expected = b'error: standard output: cannot be written (No space left on device)\n'
+    assert done.stderr == expected
+
+
 def test_closed_pipe_ends_it_quietly(classifier_run: Trained, tmp_path: Path) -> None:
     file = tmp_path / 'many'
     file.write_text('na\u00efve\n' * 5000)

@@ -22,7 +22,7 @@ import train
 from errors import UserError
 from input_pipeline import reviews
 from runtime import ledger
-from runtime.checkpoints import seal
+from runtime.run_record import seal
 from tasks.classification import DataConfig
 from tests.test_resume import small_config
 from tools import curves, plot, report
@@ -181,6 +181,24 @@ def test_sweep_is_grouped_by_its_settings_and_only_seeds_are_averaged(
     steps = [row[head.index('steps')] for row in rows]
     assert steps == [*5 * ['12 of 12'], '12 of 12, not finished']
     assert 'Mean over seeds' not in page_of(tmp_path, runs[0], runs[3]).sections
+
+
+def test_earlier_step_of_a_finished_run_is_not_called_unfinished(
+    classifier_run: Trained, tmp_path: Path
+) -> None:
+    out = tmp_path / 'report.html'
+    assert report.main([str(classifier_run[0]), '--step=6', f'--out={out}']) == 0
+    page = Page(out.read_text())
+    assert dict(page.sections['Facts'])['steps'] == '6 of 12'
+    curve = curves.read(epath.Path(classifier_run[0]))['evaluation/accuracy']
+    (shown,) = page.sections['Final metrics'][1:]
+    assert f'{dict(curve)[6]:.4f}' in shown
+
+
+def test_labels_of_a_text_are_shown_with_their_probabilities() -> None:
+    shown = {'labels': ['a', 'b'], 'probabilities': {'a': 0.75, 'b': 0.5, 'c': 0.1}}
+    assert report.mistake_cells(shown, 'text') == ['a (75.0%), b (50.0%)', 'text']
+    assert report.mistake_cells(shown | {'labels': []}, 'text')[0] == 'none'
 
 
 def test_texts_of_the_data_stay_text_and_lost_data_is_reported(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from configs.schema import Config
 from errors import REQUEUE, UserError
 from input_pipeline.reviews import make_reviews
 from runtime import backend, preemption, resume
-from runtime.checkpoints import read_record
+from runtime.run_record import read_record
 from tasks.classification import DataConfig, ModelConfig
 from tests import runs
 

@@ -77,7 +77,7 @@ def test_exported_encoder_decoder_decodes_the_same_without_the_project(
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 1
+        assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert problem in line
 

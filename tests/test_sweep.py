@@ -12,7 +12,7 @@ import pytest
 
 from configs import reviews
 from configs.schema import to_dict
-from runtime.checkpoints import seal
+from runtime.run_record import seal
 from tests import runs
 from tools import sweep
 

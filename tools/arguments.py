@@ -56,4 +56,9 @@ def run_tool(main: Callable[[Sequence[str]], int]) -> NoReturn:
         # connection to a bucket could end the program, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.filename is not None:
+            raise  # not of standard output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        refuse(f'standard output: cannot be written ({error.strerror})')
     sys.exit(code)

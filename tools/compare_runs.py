@@ -16,6 +16,7 @@ import numpy as np
 from errors import UserError
 from runtime import ledger
 from runtime.command_line import existing_run
+from runtime.run_record import read_record
 from tools import curves
 from tools.arguments import Arguments, one_line_errors, run_tool
 
@@ -29,7 +30,7 @@ CAUSES = {
     'parameters': 'the parameters after the update (their fingerprint)',
 }
 # In the manifest, but they describe the state and not what the run depends on.
-OF_A_STATE = ('structure', 'state_fingerprint')
+OF_A_STATE = ('structure', 'state_fingerprint', 'evaluation')
 SHOWN_FILES = 8  # of changed code
 
 
@@ -72,8 +73,10 @@ def load(workdir: str) -> Run:
         raise UserError(f'{path}/ledger: ends at step {last}, a checkpoint is of step {newest}')
     summary_file, final = path / 'summary.json', dict[str, Any]()
     try:
-        run_record = json.loads(files[newest].read_text()) if files else {}
+        run_record = read_record(files[newest].parents[1]) if files else {}
         summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
+        if not isinstance(summary, dict):
+            raise ValueError('summary.json holds no object')
     except ValueError as error:
         raise UserError(f'{workdir}: a checkpoint or summary.json is damaged ({error})') from error
     for step, facts in ((newest, run_record.get('manifest', {})), (summary.get('step'), summary)):

@@ -16,7 +16,7 @@ import numpy as np
 
 from errors import UserError
 from input_pipeline.batches import eval_batches
-from runtime import backend
+from input_pipeline.encoded import HostBatch
 from tasks.task import Predictor, Task, Totals
 from tools import saved_run
 from tools.arguments import Arguments, one_line_errors, run_tool
@@ -33,7 +33,6 @@ def main(argv: Sequence[str]) -> int:
     saved_run.add_step_argument(parser)
     given = parser.parse_args(argv)
     run = saved_run.open_run(given.run, given.step)
-    backend.check()
     if given.data and run.config.data.source not in ('files', 'tfds'):
         raise UserError(
             f'--data={given.data}: {given.run} reads config.data.source = '
@@ -64,7 +63,7 @@ class Example(NamedTuple):
     number: int  # from 0
     metrics: Metrics  # of this example alone
     shown: dict[str, Any]  # the prediction, as JSON
-    label: int  # of a classifier; otherwise -1
+    true: str  # its labels, if the task has some
 
 
 def each_example(run: SavedRun, task: Task, predictor: Predictor, params: Any) -> Iterator[Example]:
@@ -81,10 +80,18 @@ def each_example(run: SavedRun, task: Task, predictor: Predictor, params: Any) -
         sums, arrays = jax.device_get((sums_of_each(params, batch), apply(params, batch)))
         for row in range(np.count_nonzero(batch['weights'])):
             metrics = task.metrics({name: values[row] for name, values in sums.items()})
-            label = int(batch['labels'][row]) if 'label_names' in task.resume_facts else -1
             shown = predictor.show(arrays, row, task.evaluation.text(number))
-            yield Example(number, metrics, shown, label)
+            yield Example(number, metrics, shown, true_labels(task, batch, row))
             number += 1
+
+
+def true_labels(task: Task, batch: HostBatch, row: int) -> str:
+    """Returns the label of an example, or its labels; '' if the task has none."""
+    if names := task.resume_facts.get('label_names'):
+        return str(names[batch['labels'][row]])
+    if names := task.resume_facts.get('labels'):
+        return ', '.join(names[index] for index in np.flatnonzero(batch['labels'][row])) or 'none'
+    return ''
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ from flax import traverse_util
 
 from errors import UserError
 from input_pipeline import library_tokenizer, vocabulary
-from runtime.checkpoints import RunRecord
+from runtime.run_record import RunRecord
 from tasks.task import Predictor
 from tools import predict_exported, saved_run
 from tools.arguments import Arguments, one_line_errors, run_tool
@@ -76,7 +76,7 @@ def files(predictor: Predictor, params: Any, run_record: RunRecord) -> dict[str,
     return {
         'model.jax': bytes(program),
         'parameters.npz': arrays.getvalue(),
-        'run.json': json.dumps(run_record, indent=2).encode(),
+        'run.json': json.dumps(run_record | {'jax': jax.__version__}, indent=2).encode(),
         'predict.py': program_text().encode(),
     }
 

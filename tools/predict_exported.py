@@ -1,7 +1,7 @@
 """Predicts with an exported model: `python predict.py "a text" "another one"`.
 
-Needs jax, numpy, flatbuffers (and tokenizers, if run.json has one), and the other files of its
-folder. In your own program:
+Needs numpy, flatbuffers, jax of the version in run.json or newer (and tokenizers, if run.json has
+one), and the other files of its folder. In your own program:
 
     from predict import load
     predict = load('DIR')
@@ -120,6 +120,14 @@ if __name__ == '__main__':
         predictions = load(Path(__file__).parent)(sys.argv[1:])
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    except jax.errors.JaxRuntimeError as error:
+        needed = json.loads((Path(__file__).parent / 'run.json').read_text()).get('jax', 'newer')
+        print(
+            f'error: jax {jax.__version__} cannot run the model ({str(error).splitlines()[0]}), '
+            f'which was exported with jax {needed}; expected that version or newer',
+            file=sys.stderr,
+        )
         sys.exit(2)
     for prediction in predictions:
         print(json.dumps(prediction, ensure_ascii=False))

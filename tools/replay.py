@@ -25,7 +25,7 @@ import tasks
 from configs.schema import Config
 from errors import UserError
 from input_pipeline.batches import batch_order, train_batches
-from runtime import backend, ledger, resume, warm_start
+from runtime import ledger, resume, warm_start
 from runtime.checkpoints import Checkpoints
 from tasks.task import Task
 from tools.arguments import Arguments, one_line_errors, run_tool
@@ -66,7 +66,6 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     before = max((s for s in steps if s < step), default=0)
     saved = open_run(str(workdir), before if before in steps else min(steps))
     ledger_rows = ledger.read(saved.folder / 'ledger')  # before the work, since it may be damaged
-    backend.check()
     task, layout = saved.task(), saved.layout()
     now = resume.Launch(
         tasks.task_name(saved.config), task.resume_facts, layout.mesh.size, saved.folder

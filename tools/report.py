@@ -21,6 +21,7 @@ import numpy as np
 from configs import schema
 from errors import UserError
 from reporting.summary import read_summary
+from runtime.checkpoints import Checkpoints
 from tasks.task import Predictor, Task
 from tools import curves, evaluate, saved_run
 from tools.arguments import Arguments, one_line_errors, run_tool
@@ -38,7 +39,7 @@ class Run(NamedTuple):
     """What the files of a workdir say of its run."""
 
     saved: SavedRun
-    summary: dict[str, Any]  # empty until it is finished
+    summary: dict[str, Any]  # of its last step; empty until it is finished
     curves: curves.Curves
 
     @property
@@ -56,7 +57,7 @@ class Run(NamedTuple):
             for at, value in curve
             if name.startswith('evaluation/') and at == step
         }
-        return dict(self.summary.get('eval', at_step))
+        return dict(self.summary['eval']) if self.summary.get('step') == step else at_step
 
 
 @one_line_errors
@@ -86,7 +87,8 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 def read(path: str, step: int | str | None) -> Run:
     """Reads a run. Raises UserError if it has no such checkpoint, or a file is damaged."""
     saved = saved_run.open_run(path, step)
-    return Run(saved, read_summary(saved.folder, saved.step), curves.read(saved.folder))
+    newest = Checkpoints(saved.folder, read_only=True).steps()[-1]
+    return Run(saved, read_summary(saved.folder, newest), curves.read(saved.folder))
 
 
 def sections(runs: dict[str, Run]) -> Iterator[tuple[str, str]]:
@@ -195,10 +197,10 @@ def closer_look(
     shares = [name for name in RIGHT if name in examples[0].metrics]
     mistakes = [x for x in examples if x.metrics[shares[0] if shares else task.best_metric] < 1]
     mistakes.sort(key=lambda example: -example.metrics['loss'])
-    head = ['loss', *(['true'] if labels else []), 'predicted', 'example']
+    head = ['loss', *(['true'] if examples[0].true else []), 'predicted', 'example']
     rows = []
     for example in mistakes[:SHOWN]:
-        true = [labels[example.label]] if labels else []
+        true = [example.true] if example.true else []
         cells = mistake_cells(example.shown, task.evaluation.text(example.number))
         rows.append([f'{example.metrics["loss"]:.3f}', *true, *cells])
     note = f'{len(mistakes):,} of {len(examples):,} examples are wrong'
@@ -212,9 +214,12 @@ def closer_look(
 
 def mistake_cells(shown: dict[str, Any], text: str) -> list[str]:
     """Returns the prediction and the example."""
-    predicted = ', '.join(repr(value) for value in shown.values())
-    if 'label' in shown:
-        predicted = f'{shown["label"]} ({shown["probabilities"][shown["label"]]:.1%})'
+    if 'probabilities' in shown:
+        labels = shown['labels'] if 'labels' in shown else [shown['label']]
+        predicted = ', '.join(f'{name} ({shown["probabilities"][name]:.1%})' for name in labels)
+        predicted = predicted or 'none'
+    else:
+        predicted = ', '.join(repr(value) for value in shown.values())
     return [predicted, shaded(shown['attention']) if 'attention' in shown else text]
 
 

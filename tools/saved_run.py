@@ -14,11 +14,11 @@ from errors import UserError
 from input_pipeline.examples import SHARE
 from reporting.log import quiet_libraries
 from runtime import backend, resume
-from runtime.checkpoints import Checkpoints, RunRecord
+from runtime.checkpoints import Checkpoints
 from runtime.command_line import existing_run
+from runtime.run_record import RunRecord
 from runtime.warm_start import restore_target
 from tasks.task import Predictor, Task
-from tools import curves
 from training.mesh import Layout, make_layout, make_mesh
 from training.state import TrainState
 
@@ -100,6 +100,7 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
     # Predictions and metrics are computed as in training: same flags, threads and precision. The
     # first two come before a record is read, which starts JAX.
     backend.prepare(resume.saved_cpu_threads(folder))
+    backend.check()
     checkpoints = Checkpoints(folder, read_only=True)
     steps = checkpoints.steps()
     if not steps:
@@ -114,18 +115,11 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
     jax.config.update('jax_default_matmul_precision', config.matmul_precision)
     run = SavedRun(folder, chosen, record, config)
     if step == 'best':
-        best = best_step(curves.read(folder), run.best_metric(), steps)
-        if best is None:
+        scores = checkpoints.scores(run.best_metric())
+        if max(scores.values()) == -math.inf:
             raise UserError(
                 f'--step=best: no checkpoint of {folder} was evaluated; expected one of its steps, '
                 f'{", ".join(map(str, steps))}'
             )
-        return open_run(workdir, best)
+        return open_run(workdir, max(scores, key=scores.__getitem__))  # of equals, the earliest
     return run
-
-
-def best_step(found: curves.Curves, metric: str, steps: list[int]) -> int | None:
-    """Returns the earliest of `steps` with the largest value of an evaluation metric."""
-    points = found.get(f'evaluation/{metric}', ())
-    values = {int(step): value for step, value in points if not math.isnan(value)}
-    return max((step for step in steps if step in values), key=values.__getitem__, default=None)

@@ -16,8 +16,8 @@ initialization, dropout and order (Dodge et al., 2020, arXiv:2002.06305; Bouthil
 arXiv:2103.03098).
 
 It ends with a table of the final metrics, the mean ± the sample standard deviation over seeds, and
-writes DIR/sweep.json. Exit code 0: all runs finished, 1: some failed, 2: bad input, 75: it was
-asked to stop, for example by Ctrl-C; the same command resumes.
+writes DIR/sweep.json. Exit code 0: all runs finished or, with --command, were handed over, 1: some
+failed, 2: bad input, 75: it was asked to stop, for example by Ctrl-C; the same command resumes.
 """
 
 import itertools
