@@ -82,11 +82,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns '; did you mean config.NAME?' for the option that `name` abbreviates or misspells."""
     options = list(known)
     section, _, last = name.rpartition('.')
-    initials = [
+
+    def place(option: str) -> tuple[bool, float, bool]:
+        outer = option.rpartition('.')[0]
+        likeness = difflib.SequenceMatcher(None, section, outer).ratio()
+        return outer == section, likeness, outer != 'seeds'
+
+    named = [
         option
         for option in options
-        if option.rpartition('.')[0] == section
-        and ''.join(word[0] for word in option.rpartition('.')[2].split('_')) == last
+        if (word := option.rpartition('.')[2]) == last
+        or ''.join(part[0] for part in word.split('_')) == last
     ]
-    nearest = initials or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    nearest = sorted(named, key=place)[-1:]
+    nearest = nearest or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     return f'; did you mean config.{nearest[0]}?' if nearest else ''

@@ -40,10 +40,11 @@ def start_report(
     # Every power of two up to `num_shards` divides it. Another sum needs the same devices.
     counts = [2**k for k in range(shards.bit_length())] if layout.reduction == 'tree' else [devices]
     exact = ' or '.join(', '.join(map(str, counts)).rsplit(', ', 1))
+    shown = 'exactly ' if jax.default_backend() == 'cpu' else ''  # no other platform was tested
     show(
         'shards',
         f'{shards} (the most devices this run can ever use), {layout.shards_per_device} on each '
-        f'device; resumes exactly on {exact} {"device" if counts == [1] else "devices"}',
+        f'device; resumes {shown}on {exact} {"device" if counts == [1] else "devices"}',
     )
     if not config.num_shards:
         show('', f'--config.num_shards=N in a new run allows more than {shards}')

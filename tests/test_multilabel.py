@@ -18,7 +18,6 @@ from configs.schema import Config
 from errors import UserError
 from tasks import multilabel
 from tasks.multilabel import DataConfig, ModelConfig
-from tests.test_export import exported
 from tools import evaluate, predict, saved_run
 from training.evaluation import make_totals
 
@@ -185,6 +184,3 @@ def test_run_trains_evaluates_and_predicts(
     assert predict.main(arguments) == 0
     header, row = (line.split('\t') for line in capsys.readouterr().out.splitlines())
     assert dict(zip(header, row, strict=True))['labels'] == 'food,service'
-    (together, _) = exported(workdir, tmp_path / 'out', ['great food slow service'])
-    assert together[0]['labels'] == ['food', 'service']
-    assert together[0]['probabilities'] == pytest.approx(shown['probabilities'], rel=1e-5)

@@ -60,11 +60,12 @@ def device_count(layout: str) -> int:
 
 def short_run(config: Config, shards: int, threads: int) -> list[str]:
     """Returns the config flags of this command, for a few steps and an evaluation at the end."""
-    every = ('num_steps', 'eval_every', 'checkpoint_every', 'log_every')
+    every, rule = ('num_steps', 'eval_every', 'checkpoint_every', 'log_every'), config.optimizer
+    decay_steps = rule.decay_steps or max(config.num_steps, rule.warmup_steps + 1)
     options = dict.fromkeys(every, STEPS.value) | {
         'num_shards': shards,
         'cpu_threads': threads,
-        'optimizer.decay_steps': config.optimizer.decay_steps or config.num_steps,
+        'optimizer.decay_steps': decay_steps,
     }
     given, args = [], iter(sys.argv[1:])
     for arg in args:
