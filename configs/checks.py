@@ -83,10 +83,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     options = list(known)
     section, _, last = name.rpartition('.')
 
-    def place(option: str) -> tuple[bool, float, bool]:
+    def likeness(option: str) -> tuple[float, bool]:
         outer = option.rpartition('.')[0]
-        likeness = difflib.SequenceMatcher(None, section, outer).ratio()
-        return outer == section, likeness, outer != 'seeds'
+        return difflib.SequenceMatcher(None, section, outer).ratio(), outer != 'seeds'
 
     named = [
         option
@@ -94,6 +93,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         if (word := option.rpartition('.')[2]) == last
         or ''.join(part[0] for part in word.split('_')) == last
     ]
-    nearest = sorted(named, key=place)[-1:]
+    nearest = sorted(named, key=likeness, reverse=True)[:1]
     nearest = nearest or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     return f'; did you mean config.{nearest[0]}?' if nearest else ''

@@ -63,9 +63,8 @@ class MetricsCsv(Logger):
     def __init__(self, file: epath.Path, start: int = 0) -> None:
         """Drops the rows of an earlier launch after step `start`, whose steps are repeated."""
         self._file, self._lines = file, ['step,name,value']
-        for line in (
-            file.read_bytes().decode(errors='replace').splitlines() if file.exists() else ()
-        ):
+        written = file.read_bytes() if file.exists() else b''
+        for line in written.decode(errors='replace').splitlines():
             step = line.partition(',')[0]
             if step.isdecimal() and int(step) <= start:
                 self._lines.append(line)

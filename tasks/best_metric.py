@@ -21,8 +21,7 @@ def with_best_metric(task: Task, config: Config) -> Task:
         rows = task.evaluation.batch(np.arange(1), config.data.bucket_lengths[-1])
         return task.eval_sums(task.init(key), jax.tree.map(jnp.asarray, rows))
 
-    key = jax.eval_shape(jax.random.key, 0)
-    shapes = jax.eval_shape(sums, key)
+    shapes = jax.eval_shape(sums, jax.eval_shape(jax.random.key, 0))
     known = task.metrics({name: np.ones(sum.shape) for name, sum in shapes.items()})
     if best not in known:
         raise UserError(f'config.best_metric: {not_among(best, known)}')

@@ -132,9 +132,8 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
     if data.class_weights or data.sampling_weights:
         raise UserError('config.data: expected no weights of labels, since a text may have several')
     count = len(data.text_features)
-    features = (*data.text_features, data.label_feature)
-    features = features[:count] if '.jsonl' in data.train.lower() else features
-    train, evaluation = read_splits(data, features, compared=count)
+    of_table = () if '.jsonl' in data.train.lower() else (data.label_feature,)
+    train, evaluation = read_splits(data, (*data.text_features, *of_table), compared=count)
     train, train_labels = read_labels(data, data.train, train)
     flat = [(row, label) for row, found in enumerate(train_labels) for label in found]
     if not flat:

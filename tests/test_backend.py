@@ -38,12 +38,11 @@ def launch(
     workdir: Path, *overrides: str, program: tuple[str, ...] = ('train.py',), **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Trains a small run of 6 steps on one device, in an environment with `extra` in it."""
-    env = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
     small = runs.command(workdir, num_steps=6, optimizer__decay_steps=24)[2:]
     return subprocess.run(
         [sys.executable, *program, *small, *overrides],
         cwd=runs.ROOT,
-        env=env | runs.environment(1) | {'XLA_FLAGS': ''} | extra,
+        env=runs.environment(1, **extra),
         capture_output=True,
         text=True,
         timeout=300,

@@ -156,7 +156,7 @@ def workdir(tmp_path: Path) -> epath.Path:
 HOLD = """
 import sys
 from etils import epath
-from runtime import backend, lock
+from runtime import lock
 with lock.exclusive_workdir(epath.Path(sys.argv[1])):
     print('held', flush=True)
     sys.stdin.read()

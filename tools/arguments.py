@@ -51,14 +51,13 @@ def run_tool(main: Callable[[Sequence[str]], int]) -> NoReturn:
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would complain when it flushes standard output at exit. SIGPIPE stays ignored, or a
-        # connection to a bucket could end the program, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
     except OSError as error:
         if error.filename is not None:
             raise  # not of standard output
+        # Python would complain when it flushes standard output at exit. SIGPIPE stays ignored, or a
+        # connection to a bucket could end the program, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        refuse(f'standard output: cannot be written ({error.strerror})')
+        if not isinstance(error, BrokenPipeError):
+            refuse(f'standard output: cannot be written ({error.strerror})')
+        code = 128 + signal.SIGPIPE
     sys.exit(code)

@@ -60,7 +60,8 @@ def device_count(layout: str) -> int:
 
 def short_run(config: Config, shards: int, threads: int) -> list[str]:
     """Returns the config flags of this command, for a few steps and an evaluation at the end."""
-    every, rule = ('num_steps', 'eval_every', 'checkpoint_every', 'log_every'), config.optimizer
+    every = ('num_steps', 'eval_every', 'checkpoint_every', 'log_every')
+    rule = config.optimizer
     decay_steps = rule.decay_steps or max(config.num_steps, rule.warmup_steps + 1)
     options = dict.fromkeys(every, STEPS.value) | {
         'num_shards': shards,

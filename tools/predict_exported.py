@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.export
@@ -109,25 +109,27 @@ def lengths(rows: Sequence[Sequence[int]]) -> np.ndarray:
     return np.array([len(row) for row in rows], np.int32)
 
 
+def refuse(problem: object) -> NoReturn:
+    """Ends the program with one line and exit code 2."""
+    print(f'error: {problem}', file=sys.stderr)
+    sys.exit(2)
+
+
 if __name__ == '__main__':
     if {'-h', '--help'} & set(sys.argv):
         print(__doc__)
         sys.exit()
     if not sys.argv[1:]:
-        print('error: expected texts, as in: python predict.py "a text"', file=sys.stderr)
-        sys.exit(2)
+        refuse('expected texts, as in: python predict.py "a text"')
     try:
         predictions = load(Path(__file__).parent)(sys.argv[1:])
     except ValueError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
     except jax.errors.JaxRuntimeError as error:
-        needed = json.loads((Path(__file__).parent / 'run.json').read_text()).get('jax', 'newer')
-        print(
-            f'error: jax {jax.__version__} cannot run the model ({str(error).splitlines()[0]}), '
-            f'which was exported with jax {needed}; expected that version or newer',
-            file=sys.stderr,
+        needed = json.loads((Path(__file__).parent / 'run.json').read_text())['jax']
+        refuse(
+            f'jax {jax.__version__} cannot run the model ({str(error).splitlines()[0]}), which was '
+            f'exported with jax {needed}; expected that version or newer'
         )
-        sys.exit(2)
     for prediction in predictions:
         print(json.dumps(prediction, ensure_ascii=False))

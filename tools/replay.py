@@ -26,10 +26,9 @@ from configs.schema import Config
 from errors import UserError
 from input_pipeline.batches import batch_order, train_batches
 from runtime import ledger, resume, warm_start
-from runtime.checkpoints import Checkpoints
 from tasks.task import Task
 from tools.arguments import Arguments, one_line_errors, run_tool
-from tools.saved_run import SavedRun, add_step_argument, open_run
+from tools.saved_run import SavedRun, add_step_argument, open_run, open_step
 from training import keys
 from training.mesh import Layout
 from training.optimizer import make_optimizer, make_schedule
@@ -62,9 +61,9 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
         raise UserError(
             f'--step={step}: expected 1 to {saved.config.num_steps}, the steps of the run'
         )
-    steps = Checkpoints(saved.folder, read_only=True).steps()
+    steps = saved.checkpoints.steps()
     before = max((s for s in steps if s < step), default=0)
-    saved = open_run(str(workdir), before if before in steps else min(steps))
+    saved = open_step(saved.folder, before if before in steps else min(steps))
     ledger_rows = ledger.read(saved.folder / 'ledger')  # before the work, since it may be damaged
     task, layout = saved.task(), saved.layout()
     now = resume.Launch(

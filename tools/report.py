@@ -21,7 +21,6 @@ import numpy as np
 from configs import schema
 from errors import UserError
 from reporting.summary import read_summary
-from runtime.checkpoints import Checkpoints
 from tasks.task import Predictor, Task
 from tools import curves, evaluate, saved_run
 from tools.arguments import Arguments, one_line_errors, run_tool
@@ -87,7 +86,7 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 def read(path: str, step: int | str | None) -> Run:
     """Reads a run. Raises UserError if it has no such checkpoint, or a file is damaged."""
     saved = saved_run.open_run(path, step)
-    newest = Checkpoints(saved.folder, read_only=True).steps()[-1]
+    newest = saved.checkpoints.steps()[-1]
     return Run(saved, read_summary(saved.folder, newest), curves.read(saved.folder))
 
 

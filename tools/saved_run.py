@@ -65,10 +65,14 @@ class SavedRun:
         count = min(shards, 2 ** (min(most or len(devices), len(devices)).bit_length() - 1))
         return make_layout(self.config, shards, make_mesh(devices[:count]))
 
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Returns the checkpoints of the run."""
+        return Checkpoints(self.folder, read_only=True)
+
     def state(self, init: Any, layout: Layout) -> TrainState:
         """Reads the state. Raises UserError if the checkpoint is damaged."""
-        target = restore_target(self.config, init, layout)
-        return Checkpoints(self.folder, read_only=True).read(self.step, target)
+        return self.checkpoints.read(self.step, restore_target(self.config, init, layout))
 
     def params(self, init: Any) -> Any:
         """Reads the parameters onto one device. Raises UserError if the checkpoint is damaged."""
@@ -109,11 +113,7 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
         raise UserError(
             f'--step={step}: {folder} has checkpoints of steps {", ".join(map(str, steps))}'
         )
-    chosen = step if isinstance(step, int) else steps[-1]
-    record = checkpoints.record(chosen)
-    config = tasks.config_from_record(record)
-    jax.config.update('jax_default_matmul_precision', config.matmul_precision)
-    run = SavedRun(folder, chosen, record, config)
+    run = open_step(folder, step if isinstance(step, int) else steps[-1])
     if step == 'best':
         scores = checkpoints.scores(run.best_metric())
         if max(scores.values()) == -math.inf:
@@ -121,5 +121,13 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
                 f'--step=best: no checkpoint of {folder} was evaluated; expected one of its steps, '
                 f'{", ".join(map(str, steps))}'
             )
-        return open_run(workdir, max(scores, key=scores.__getitem__))  # of equals, the earliest
+        return open_step(folder, max(scores, key=scores.__getitem__))  # of equals, the earliest
     return run
+
+
+def open_step(folder: epath.Path, step: int) -> SavedRun:
+    """Opens a checkpoint of a run that is open already. Raises UserError if it is damaged."""
+    record = Checkpoints(folder, read_only=True).record(step)
+    config = tasks.config_from_record(record)
+    jax.config.update('jax_default_matmul_precision', config.matmul_precision)
+    return SavedRun(folder, step, record, config)
