@@ -145,6 +145,7 @@ def compiled_alone(program: Callable[..., Tree], always: jax.Array, *args: Tree)
     branch, XLA fuses the two differently, and the last bits of a Transformer's gradient differ.
     `always` is bool[], true for any input, in a way that XLA cannot know.
     """
+    program = jax.jit(program)  # so both branches share one trace
 
     def never(*args: Tree) -> Tree:
         return jax.tree.map(jnp.zeros_like, jax.eval_shape(program, *args))
