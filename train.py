@@ -162,8 +162,10 @@ def train(
                 sys.exit(REQUEUE)
 
     metrics = metrics or evaluate(state.params)
-    speed, doubt = run_log.examples_per_second, task.doubt(metrics)
-    return summary.write_summary(workdir, state, layout, evaluation_data, metrics, speed, doubt)
+    for warning in (*task.warnings, *task.doubts(metrics)):
+        logging.warning('%s', warning)
+    speed = run_log.examples_per_second
+    return summary.write_summary(workdir, state, layout, evaluation_data, metrics, speed)
 
 
 if __name__ == '__main__':

@@ -37,19 +37,18 @@ def label_warnings(texts: Iterable[str], labels: np.ndarray, names: Sequence[str
         )
 
 
-def chance_warning(accuracy: float, labels: np.ndarray, names: Sequence[str]) -> str:
-    """Returns a warning about an accuracy that needs no text, or ''.
+def chance_warnings(accuracy: float, labels: np.ndarray, names: Sequence[str]) -> Iterator[str]:
+    """Yields a warning if an answer that needs no text reaches the accuracy.
 
     labels: int32[N], of the evaluation split.
     """
     counts = class_counts(labels, names)
     most = max(counts, key=counts.__getitem__)
-    if accuracy > (share := counts[most] / labels.size):
-        return ''
-    return (
-        f'accuracy {accuracy:.1%} is no better than answering {brief.repr(most)} to every text, '
-        f'which is right for {share:.1%} of the evaluation examples'
-    )
+    if accuracy <= (share := counts[most] / labels.size):
+        yield (
+            f'accuracy {accuracy:.1%} is no better than answering {brief.repr(most)} to every '
+            f'text, which is right for {share:.1%} of the evaluation examples'
+        )
 
 
 def shared_warnings(train: Iterable[Hashable], evaluation: Sequence[Hashable]) -> Iterator[str]:

@@ -30,15 +30,12 @@ def write_summary(
     data: str,
     metrics: Metrics,
     rate: float,
-    doubt: str,
 ) -> dict[str, Any]:
     """Writes the summary of a finished run to summary.json, logs it, and returns it.
 
     `metrics` are of the last evaluation, on data with the fingerprint `data`; `rate` is in
-    examples/s; `doubt` is what may be wrong with the metrics, or ''.
+    examples/s.
     """
-    if doubt:
-        logging.warning('%s', doubt)
     summary = {
         'step': int(state.step),
         'eval': metrics,

@@ -271,7 +271,7 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
         best_metric='accuracy',
         sampling_weights=find('sampling_weights', data.sampling_weights),
         details=lambda totals: confusion_lines(totals['confusion'], names),
-        doubt=lambda found: checks.chance_warning(found['accuracy'], evaluation.labels, names),
+        doubts=lambda found: checks.chance_warnings(found['accuracy'], evaluation.labels, names),
     )
     odd = checks.label_warnings(train.texts, train.labels, names)
     return dataclasses.replace(task, warnings=(*task.warnings, *odd))

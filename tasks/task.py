@@ -1,7 +1,7 @@
 """Defines what the trainer knows of a task: examples, and pure functions of parameters and rows."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -42,7 +42,7 @@ class Task:
     summary: str  # one line for the start of the log
     token_names: Sequence[str] = ()  # by id, of the parameters 'embedding'
     warnings: tuple[str, ...] = ()  # what is odd about the data, each in one line
-    doubt: Callable[[dict[str, float]], str] = lambda _: ''  # final metrics -> a warning, or ''
+    doubts: Callable[[dict[str, float]], Iterable[str]] = lambda _: ()  # metrics -> warnings
     sampling_weights: np.ndarray | None = None  # float64[N], how often training draws each example
     details: Callable[[Totals], list[str]] = lambda _: []
     """evaluation totals -> lines that tools.evaluate prints below the metrics."""
