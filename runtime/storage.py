@@ -37,8 +37,8 @@ def open_location(text: str, for_checkpoints: bool = False) -> epath.Path:
 
     Raises UserError for a name that is not the same bytes to Python as to TensorStore, which takes
     UTF-8: each would see another file. Raises UserError for a bucket that epath cannot read, that
-    refuses, lacks its package or, `for_checkpoints`, does not exist; Unavailable for one that does
-    not answer in time.
+    refuses, lacks its package or, `for_checkpoints`, does not exist; Unavailable for a network that
+    fails and for a bucket that does not answer in time.
     """
     if not in_bucket(text):
         path = epath.Path(text).expanduser().resolve()
@@ -80,7 +80,9 @@ def open_location(text: str, for_checkpoints: bool = False) -> epath.Path:
         raise Unavailable(f'{text}: no answer within {ANSWER_SECONDS:.0f} s; see docs/launch.md')
     if refusal := answers[0]:
         problem = ' '.join(str(refusal).split())[:300] or type(refusal).__name__
-        raise UserError(f'{text}: cannot be reached ({problem}); see docs/launch.md') from refusal
+        answered = getattr(refusal, 'code', None) in (401, 403, 404)  # trying again will not help
+        kind = UserError if answered else access_error(refusal) or UserError
+        raise kind(f'{text}: cannot be reached ({problem}); see docs/launch.md') from refusal
     return path
 
 

@@ -22,7 +22,7 @@ from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from configs.schema import DataConfig
-from errors import Unavailable, UserError
+from errors import KeyfoldError, Unavailable, UserError
 from input_pipeline import text_files
 from runtime import command_line, lock, processes, storage
 from runtime.checkpoints import Checkpoints
@@ -337,6 +337,21 @@ def test_bucket_that_does_not_answer_is_waited_for_in_bounds(
     store.before = ('.', lambda: time.sleep(1.0))
     with pytest.raises(Unavailable, match='no answer within 0 s'):
         command_line.usable_workdir(str(workdir))
+
+
+def test_network_that_fails_is_worth_another_try_and_a_missing_bucket_is_not(
+    store: Storage, workdir: epath.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Missing(Exception):
+        code = 404  # as Google's client raises it
+
+    Missing.__module__ = 'google.api_core.exceptions'
+    for error, kind in ((ConnectionRefusedError('refused'), Unavailable), (Missing(), UserError)):
+        exists = mock.Mock(side_effect=error)
+        monkeypatch.setattr(type(workdir), 'exists', exists)
+        with pytest.raises(KeyfoldError, match='cannot be reached') as raised:
+            storage.open_location(str(workdir))
+        assert type(raised.value) is kind
 
 
 def test_only_a_folder_of_a_gs_bucket_can_be_a_workdir(store: Storage, workdir: epath.Path) -> None:
