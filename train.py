@@ -39,7 +39,7 @@ from training import keys
 from training.early_stopping import EarlyStopping
 from training.evaluation import make_evaluate
 from training.mesh import make_layout, make_mesh
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer, make_schedule, updates_made
 from training.row import row_columns
 from training.state import abstract_state, make_create_state
 from training.step import make_train_step
@@ -129,7 +129,8 @@ def train(
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
     columns, writes = row_columns(task.sum_names), jax.process_index() == 0
     ledger = Ledger(workdir / 'ledger', columns, start, writes)
-    run_log = log.RunLog(default_loggers(workdir, start), task.metrics, schedule, config, ledger)
+    loggers, updates = default_loggers(workdir, start), updates_made(state.opt_state)
+    run_log = log.RunLog(loggers, task.metrics, schedule, config, ledger, updates)
     metrics = None
 
     with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):
@@ -153,8 +154,9 @@ def train(
                 ending = last or patience.ended
                 run_log.evaluation(step, metrics, task.samples(state.params), ending)
             if due or patience.ended:
+                run_log.flush()
                 # The ledger is written first, so that no checkpoint lacks its past.
-                checkpoints.save(state, run_record, metrics, (ledger.write_segment, run_log.flush))
+                checkpoints.save(state, run_record, metrics, ledger.write_segment)
             if patience.ended:
                 break
             if decision == STOP:

@@ -51,9 +51,14 @@ class RunLog:
         schedule: Callable[[int], Any],
         config: Config,
         ledger: Ledger,
+        updates: int = 0,
     ) -> None:
-        """Takes from `ledger` the rows of an interval that began before a resume."""
-        self._loggers, self._metrics, self._schedule = loggers, metrics, schedule
+        """Takes from `ledger` the rows of an interval that began before a resume.
+
+        `updates`: the steps so far that changed the parameters, by which `schedule` counts.
+        """
+        self._loggers, self._metrics = loggers, metrics
+        self._schedule, self._updates = schedule, updates
         self._config, self._saved = config, ''
         self._live = LiveLine(sys.stdout, ledger.start, config.num_steps, not jax.process_index())
         before = [(np.nan, row) for row in ledger.tail(config.log_every)]  # times are not kept
@@ -66,6 +71,7 @@ class RunLog:
         for row in rows:
             before, self._finished = self._finished, time.perf_counter()
             self._steps.append((self._finished - before, row))
+            self._updates += int(is_finite(row))
             step, every = int(row['step']), self._config.log_every
             if step % every == 0 or step == self._config.num_steps:
                 self._log_interval(step, list(self._steps)[-(step % every or every) :])
@@ -116,7 +122,7 @@ class RunLog:
             return
         totals = sums(finite)
         scalars = self._metrics(totals)
-        scalars['learning_rate'] = float(self._schedule(step - 1))
+        scalars['learning_rate'] = float(self._schedule(self._updates - 1))
         scalars['gradient_norm'] = float(np.mean(finite['grad_norm'], dtype=np.float64))
         if finite.size < len(steps):
             scalars['skipped_steps'] = float(len(steps) - finite.size)

@@ -118,12 +118,12 @@ class Checkpoints:
         state: TrainState,
         run_record: RunRecord,
         metrics: dict[str, float] | None = None,
-        before: Sequence[Callable[[], object]] = (),
+        before: Callable[[], object] = lambda: None,
     ) -> None:
         """Copies the state to the host and returns; writing and committing go on in threads.
 
-        `before` are called first; no checkpoint may lack what they write. A failure is logged, and
-        the next save tries again. With several processes it raises SaveFailed, since the others
+        Calls `before` first, whose files a checkpoint relies on. A failure is logged, and the next
+        save tries again. With several processes it raises SaveFailed, since the others
         would wait, or Unavailable if another one is gone.
         """
         self._finish()
@@ -140,8 +140,7 @@ class Checkpoints:
             run=ocp.args.JsonSave(seal(run_record | {'manifest': manifest})),
         )
         with self._failure_noted():
-            for write in before:
-                write()
+            before()
             self._scores[step] = score(manifest, self._metric)
             self._manager.save(step, args=items, force=True)
             self._saving = step

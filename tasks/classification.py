@@ -232,7 +232,7 @@ def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
         return confusion | {
             'correct': jnp.sum(weights * (predicted == labels)),
             'loss': jnp.sum(weights * losses),
-            'tokens': jnp.sum(weights * lengths),
+            'tokens': jnp.sum((weights > 0) * lengths),
             'weight': jnp.sum(weights),
         }
 

@@ -138,11 +138,11 @@ def test_failed_save_of_a_pod_ends_it_at_once_since_the_others_would_wait(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     keeper = Checkpoints(epath.Path(tmp_path))
-    keeper.save(small_state(layout(2), 1), HEADER, None, before=[full])
+    keeper.save(small_state(layout(2), 1), HEADER, None, before=full)
     assert keeper.check() is None  # one process trains on
     monkeypatch.setattr(checkpoints.jax, 'process_count', lambda: 2)
     with pytest.raises(SaveFailed, match=r'No space left on device.*earlier ones are intact'):
-        keeper.save(small_state(layout(2), 2), HEADER, None, before=[full])
+        keeper.save(small_state(layout(2), 2), HEADER, None, before=full)
 
 
 def test_save_that_lacks_a_process_does_not_blame_the_storage(
@@ -154,7 +154,7 @@ def test_save_that_lacks_a_process_does_not_blame_the_storage(
     monkeypatch.setattr(checkpoints.jax, 'process_count', lambda: 2)
     keeper = Checkpoints(epath.Path(tmp_path))
     with pytest.raises(Unavailable, match=r'another process does not answer \(Gloo'):
-        keeper.save(small_state(layout(2), 1), HEADER, None, before=[gone])
+        keeper.save(small_state(layout(2), 1), HEADER, None, before=gone)
 
 
 def kept_after(workdir: Path, layout: Any, launches: list[range]) -> list[list[int]]:

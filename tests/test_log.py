@@ -49,7 +49,7 @@ def run_log(workdir: Path, recorder: Recorder, start: int = 0, num_steps: int = 
     ledger = Ledger(epath.Path(workdir / 'ledger'), COLUMNS, start)
     return log.RunLog(
         [recorder], lambda sums: {'loss': sums['loss'] / sums['weight']}, lambda step: step / 100,
-        config, ledger,
+        config, ledger, start,
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_line_shows_means_of_the_interval_and_rates_without_evaluations(
         'step 20/100 loss 0.1641 learning_rate 0.19 examples/s 256 tokens/s 2,560 left 00:20',
         'step 20/100 evaluation loss 0.25',
         'step 25/100 evaluation loss 0.25',
-        'step 40/100 loss 0.477 learning_rate 0.39 skipped_steps 1 examples/s 256 '
+        'step 40/100 loss 0.477 learning_rate 0.38 skipped_steps 1 examples/s 256 '
         'tokens/s 2,560 left 00:15',
     ]
     assert recorder.points['train', 20] == {

@@ -1,4 +1,4 @@
-"""metrics.csv has the points of TensorBoard, each step once, through kills and resumes."""
+"""metrics.csv has the points of TensorBoard, each step once; other loggers may fail."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from reporting.loggers import MetricsCsv, default_loggers
+import train
+from reporting.loggers import Logger, MetricsCsv, default_loggers
+from tests.test_resume import small_config
 from tests.test_tensorboard import events
 
 
@@ -69,3 +71,17 @@ def test_only_process_0_writes_metrics(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(jax, 'process_index', lambda: 1)
     assert default_loggers(epath.Path(tmp_path), 0) == []
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_logger_that_raises_ends_the_run_and_is_not_taken_for_a_failed_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Offline(Logger):
+        def flush(self) -> None:
+            raise ConnectionError('service is down')
+
+    monkeypatch.setattr(train, 'default_loggers', lambda *_: [Offline()])
+    with pytest.raises(ConnectionError, match='service is down'):
+        train.train(small_config(), epath.Path(tmp_path))
+    assert 'could not be written' not in caplog.text

@@ -33,7 +33,7 @@ from training import keys
 from training.evaluation import make_evaluate
 from training.fingerprint import fingerprint
 from training.mesh import Layout
-from training.optimizer import make_optimizer, make_schedule, sum_of_squares
+from training.optimizer import make_optimizer, make_schedule, sum_of_squares, updates_made
 from training.row import row_columns
 from training.state import TrainState, make_create_state, state_fingerprint
 from training.step import make_train_step, make_update
@@ -336,6 +336,7 @@ def test_step_that_is_not_finite_counts_and_changes_nothing_else(
         before,
         jax.device_get((state.params, state.opt_state)),
     )
+    assert updates_made(state.opt_state) == 2
 
 
 def test_update_writes_over_the_state_and_copies_no_array(layout: MakeLayout) -> None:

@@ -39,6 +39,12 @@ def make_optimizer(
     )
 
 
+def updates_made(opt_state: optax.OptState) -> int:
+    """Returns how many steps changed the parameters, by which the schedule counts."""
+    (_, count), *_ = optax.tree_utils.tree_get_all_with_path(opt_state, 'count')
+    return int(count.addressable_data(0).max())  # a ZeRO slice has its own, all equal
+
+
 def is_matrix(params: Tree) -> Tree:
     """Returns True for kernels and embeddings, by name, because a ZeRO slice has lost its shape."""
     return jax.tree_util.tree_map_with_path(
