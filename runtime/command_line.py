@@ -64,10 +64,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if {'--help', '-h'} & set(argv):
             print(short_help(config))
             sys.exit()
+        require_options(argv, config)
         return flags.FLAGS(argv)
-    except KeyError as error:  # ml_collections raises it for a field that the config does not have
-        refuse(unknown_field(str(error), argv, config))
-    except (UserError, flags.Error, AttributeError, ValueError, TypeError) as error:
+    except (UserError, flags.Error, LookupError, AttributeError, ValueError, TypeError) as error:
         refuse(error)
 
 
@@ -133,13 +132,13 @@ def short_help(config: Config | None = None) -> str:
     return '\n'.join(lines)
 
 
-def unknown_field(error: str, argv: Sequence[str], config: Config | None) -> str:
-    """Names the first override that is no option, and the option with the nearest name."""
+def require_options(argv: Sequence[str], config: Config | None) -> None:
+    """Raises UserError for an override that is no option, and names the one that was meant."""
     known = [name for name, _, _ in options(config)] if config else []
-    given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('--config.')]
-    names = [name.removeprefix('config.') for name in given]
-    wrong = next((name for name in names if name not in known), error)
-    return f'--config.{wrong}: no such option{did_you_mean(wrong, known)}'
+    for argument in argv if config else ():
+        name = argument.lstrip('-').partition('=')[0].removeprefix('config.')
+        if argument.startswith('--config.') and name not in known:
+            raise UserError(f'--config.{name}: no such option{did_you_mean(name, known)}')
 
 
 def loaded_config(holder: flags.FlagHolder[Any]) -> Config:

@@ -34,6 +34,15 @@ MISTAKES = {
         r'--config.batchsize: no such option; did you mean config.batch_size?',
     ),
     'unknown section': (['--config.modle.dropout=0.1'], 'did you mean config.model.dropout?'),
+    'option without its section': (
+        ['--config.learning_rate=0.1'],
+        '--config.learning_rate: no such option; did you mean config.optimizer.learning_rate?',
+    ),
+    'option of an option': (
+        ['--config.data.train.x=1'],
+        '--config.data.train.x: no such option; did you mean config.data.train?',
+    ),
+    'section': (['--config.optimizer=1'], '--config.optimizer: no such option; did you mean'),
     'mistyped value': (
         ['--config.seed=many'],
         "config.seed = 'many': expected a whole number",

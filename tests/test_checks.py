@@ -205,6 +205,12 @@ def test_an_accuracy_that_one_answer_reaches_is_doubted(tmp_path: Path) -> None:
 # Texts
 
 
+def test_a_label_that_is_read_as_text_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, GOOD, text_features=('text', 'label')).startswith(
+        "config.data.text_features: 'label' is the label_feature"
+    )
+
+
 def test_texts_in_both_splits_and_texts_with_two_labels_are_counted(tmp_path: Path) -> None:
     train = [*GOOD, ('good film', 'neg')]
     warnings = make_task(tmp_path, train, [('good film', 'pos'), ('new film', 'neg')]).warnings
