@@ -99,8 +99,7 @@ def train(
     layout = make_layout(config, run_record['manifest']['num_shards'], mesh)
 
     # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
-    schedule = make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
         state = checkpoints.restore(abstract_state(create_state, config.prng_impl))
@@ -127,6 +126,7 @@ def train(
 
     train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
+    schedule = make_schedule(config.optimizer, config.num_steps)
     columns, writes = row_columns(task.sum_names), jax.process_index() == 0
     ledger = Ledger(workdir / 'ledger', columns, start, writes)
     run_log = log.RunLog(default_loggers(workdir, start), task.metrics, schedule, config, ledger)

@@ -41,7 +41,7 @@ from tools import compile_for, saved_run
 from training import keys
 from training.frozen import split
 from training.mesh import Layout
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer
 from training.state import TrainState, make_create_state, state_fingerprint
 from training.step import make_train_step
 
@@ -273,7 +273,7 @@ def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state_on_any_layout(
     options = OptimizerConfig(learning_rate=0.1, weight_decay=0.1, shard_state=True)
     for devices in (1, 8):
         on = dataclasses.replace(layout(devices), shard_state=zero, frozen=freeze)
-        optimizer = make_optimizer(options, make_schedule(options, 3))
+        optimizer = make_optimizer(options, 3)
         state = make_create_state(init, optimizer, on)(keys.root_keys(0, 'threefry2x32'))
         before = flat(state.params)
         state_paths = jax.tree_util.tree_leaves_with_path(state.opt_state)

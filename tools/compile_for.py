@@ -34,7 +34,7 @@ from tools import slices
 from tools.compiled import Compiled, compile_program
 from training import zero
 from training.mesh import Layout, make_layout, make_mesh
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer
 from training.state import abstract_state, make_create_state
 from training.step import make_eval_step, make_gradient, make_update
 
@@ -126,7 +126,7 @@ def head(config: Config, layout: Layout, parameters: int) -> str:
 
 def step_programs(config: Config, task: Task, layout: Layout) -> Iterator[Program]:
     """Yields the programs of a step and, last, that of an evaluation."""
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
     create_state = make_create_state(task.init, optimizer, layout)
     state = abstract_state(create_state, config.prng_impl)
     beside = sum(
