@@ -64,7 +64,7 @@ def in_tpu_slice() -> bool:
     that it is alone; TPU_SKIP_MDS_QUERY says that there is no such server.
     """
     env = os.environ
-    if 'tpu' not in (jax.config.jax_platforms or '').split(','):  # type: ignore[attr-defined]
+    if 'tpu' not in (jax.config.values['jax_platforms'] or '').split(','):
         return False
     hosts = env.get('TPU_PROCESS_ADDRESSES', env.get('TPU_WORKER_HOSTNAMES'))
     return 'TPU_SKIP_MDS_QUERY' not in env if hosts is None else ',' in hosts
