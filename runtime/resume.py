@@ -33,7 +33,7 @@ def saved_cpu_threads(workdir: epath.Path) -> int:
 def readable_record(workdir: epath.Path) -> RunRecord | None:
     """Returns the newest run record in `workdir` that can be read; JSON only, before JAX starts."""
     with contextlib.suppress(KeyfoldError):  # the restore reports it
-        for step in reversed(Checkpoints(workdir, read_only=True).steps()):
+        for step in reversed(Checkpoints(workdir).steps()):
             with contextlib.suppress(OSError, ValueError):
                 return read_record(workdir / 'checkpoints' / str(step))
     return None

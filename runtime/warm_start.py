@@ -107,7 +107,7 @@ def open_run(workdir: str) -> tuple[Callable[[TrainState], TrainState], RunRecor
     Raises UserError if there is none.
     """
     folder = open_location(workdir)
-    run = Checkpoints(folder, read_only=True)
+    run = Checkpoints(folder)
     if not (steps := folder.is_dir() and run.steps()):
         raise UserError(f'config.init.run = {workdir}: expected the workdir of a run')
     return functools.partial(run.read, steps[-1]), run.record(steps[-1])
