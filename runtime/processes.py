@@ -77,9 +77,8 @@ def meet() -> None:
     still be reading data or compiling.
     """
     mesh = jax.sharding.Mesh(np.array(jax.devices()), 'all')
-    ones = multihost_utils.host_local_array_to_global_array(
-        np.ones(jax.local_device_count()), mesh, jax.sharding.PartitionSpec('all')
-    )
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('all'))
+    ones = jax.make_array_from_process_local_data(split, np.ones(jax.local_device_count()))
     jax.block_until_ready(jnp.sum(ones))
     multihost_utils.sync_global_devices('met')
 
