@@ -39,7 +39,6 @@ from tests.test_resume import small_config
 from tests.test_transformer import ROWS, SIZES, VOCAB_SIZE, WIDTH, logits, start, transformer
 from tools import compile_for, saved_run
 from training import keys
-from training.frozen import split
 from training.mesh import Layout
 from training.optimizer import make_optimizer
 from training.state import TrainState, make_create_state, state_fingerprint
@@ -302,7 +301,7 @@ def test_frozen_parts_are_some_of_the_model_and_not_all(
 ) -> None:
     on = dataclasses.replace(layout(1), frozen=freeze)
     with pytest.raises(UserError, match=expected):
-        split({'embedding': jnp.zeros(1), 'logits': jnp.zeros(1)}, on)
+        on.split({'embedding': jnp.zeros(1), 'logits': jnp.zeros(1)})
 
 
 def test_run_to_start_from_is_a_folder_with_a_checkpoint(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from jax.sharding import PartitionSpec as P
 
 from training import reduction
 from training.fingerprint import fingerprint_of_slices
-from training.frozen import joined, split
 from training.mesh import DATA, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, sum_of_squares, update_if
 from training.row import Sums, Tree, make_row
@@ -52,9 +51,9 @@ def make_sliced_update(
         state: Tree, grads: Tree, sums: Sums, fingerprints: jax.Array
     ) -> tuple[Tree, jax.Array]:
         slices, facts = measure(state.params, grads, sums)
-        trained, frozen = split(slices, layout)
+        trained, frozen = layout.split(slices)
         trained, opt_state = apply(trained, state.opt_state, grads, facts)
-        rest = (joined(trained, frozen), state.step, facts.norm, sums, fingerprints)
+        rest = (trained | frozen, state.step, facts.norm, sums, fingerprints)
         params, step, row = finish(state.params, *rest)
         return state.replace(step=step, params=params, opt_state=opt_state), row
 
