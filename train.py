@@ -91,12 +91,11 @@ def train(
     processes.require_same(schema.to_dict(config) | command | pool, task.resume_facts)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
-    mesh = make_mesh()
     checkpoints = Checkpoints(workdir, config.keep_newest, config.keep_best, task.best_metric)
     saved = checkpoints.newest_record()
-    launch = resume.Launch(tasks.task_name(config), task.resume_facts, mesh.size, workdir)
+    launch = resume.Launch(tasks.task_name(config), task.resume_facts, workdir)
     config, run_record = resume.plan(config, launch, saved, allow_changes)
-    layout = make_layout(config, run_record['manifest']['num_shards'], mesh)
+    layout = make_layout(config, run_record['manifest']['num_shards'], make_mesh())
 
     # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
     optimizer = make_optimizer(config.optimizer, config.num_steps)

@@ -48,7 +48,6 @@ class Launch(NamedTuple):
 
     task: str  # name of its module
     resume_facts: dict[str, Any]  # of the task
-    devices: int
     workdir: epath.Path
 
 
@@ -62,8 +61,8 @@ def plan(
     anything that decides the bits has changed, unless `allow_changes`; then the manifest records
     it.
     """
-    num_shards, overrides = config.num_shards or launch.devices, []
     now = backend.environment() | {'code': backend.code()}
+    num_shards, overrides = config.num_shards or now['device_count'], []
     if saved is not None:
         found = changes(config, saved, now) + task_changes(saved['task'], launch.resume_facts)
         if found and not allow_changes:

@@ -66,9 +66,7 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     saved = open_step(saved.folder, before if before in steps else min(steps))
     ledger_rows = ledger.read(saved.folder / 'ledger')  # before the work, since it may be damaged
     task, layout = saved.task(), saved.layout()
-    now = resume.Launch(
-        tasks.task_name(saved.config), task.resume_facts, layout.mesh.size, saved.folder
-    )
+    now = resume.Launch(tasks.task_name(saved.config), task.resume_facts, saved.folder)
     config, _ = resume.plan(saved.config, now, saved.record, allow_changes=False)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     if before in steps:
