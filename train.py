@@ -91,16 +91,14 @@ def train(
     processes.require_same(schema.to_dict(config) | command | pool, task.resume_facts)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
-    mesh = make_mesh()
     checkpoints = Checkpoints(workdir, config.keep_newest, config.keep_best, task.best_metric)
     saved = checkpoints.newest_record()
-    launch = resume.Launch(tasks.task_name(config), task.resume_facts, mesh.size, workdir)
+    launch = resume.Launch(tasks.task_name(config), task.resume_facts, workdir)
     config, run_record = resume.plan(config, launch, saved, allow_changes)
-    layout = make_layout(config, run_record['manifest']['num_shards'], mesh)
+    layout = make_layout(config, run_record['manifest']['num_shards'], make_mesh())
 
     # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
-    schedule = make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
         state = checkpoints.restore(abstract_state(create_state, config.prng_impl))
@@ -127,6 +125,7 @@ def train(
 
     train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
+    schedule = make_schedule(config.optimizer, config.num_steps)
     columns, writes = row_columns(task.sum_names), jax.process_index() == 0
     ledger = Ledger(workdir / 'ledger', columns, start, writes)
     loggers, updates = default_loggers(workdir, start), updates_made(state.opt_state)

@@ -25,7 +25,7 @@ from runtime.checkpoints import Checkpoints
 from runtime.ledger import IN_FLIGHT
 from training import keys
 from training.mesh import make_layout, make_mesh
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer
 from training.state import make_create_state
 from training.step import make_train_step
 
@@ -99,8 +99,7 @@ def bare_loop(measured: Config) -> tuple[Callable[[], float], list[Row]]:
     """Returns a timer of the same steps with batches on the devices, and the sizes of the state."""
     task = tasks.make_task(measured)
     layout = make_layout(measured, measured.num_shards, make_mesh())
-    schedule = make_schedule(measured.optimizer, measured.num_steps)
-    optimizer = make_optimizer(measured.optimizer, schedule)
+    optimizer = make_optimizer(measured.optimizer, measured.num_steps)
     root = keys.root_keys(measured.seed, measured.prng_impl)
     state = make_create_state(task.init, optimizer, layout)(root)
     step = make_train_step(task.loss_sums, optimizer, measured.optimizer.clip_norm, layout)

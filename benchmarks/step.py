@@ -23,7 +23,7 @@ from runtime import backend
 from tasks.classification import ModelConfig, classifier_init, classifier_sums, make_model
 from training import keys, step
 from training.mesh import Layout, make_layout, make_mesh
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer
 from training.state import TrainState, make_create_state
 
 WIDTH, WORDS, AFFIXES, ROUNDS = 16, 13_523, (3000, 1500), 21
@@ -93,7 +93,7 @@ def mask_of_16_bits(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.
 def prepared(config: Config, layout: Layout, width: int = WIDTH) -> Callable[[], None]:
     """Returns a compiled training step with a state and a batch of its own, ready to be timed."""
     affixes, sums = affixes_of(config), classifier_sums(model_of(config))
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
+    optimizer = make_optimizer(config.optimizer, 1000)
     create = make_create_state(classifier_init(model_of(config), affixes), optimizer, layout)
     train_step = step.make_train_step(sums, optimizer, config.optimizer.clip_norm, layout)
     state = create(keys.root_keys(0, config.prng_impl))
@@ -103,7 +103,7 @@ def prepared(config: Config, layout: Layout, width: int = WIDTH) -> Callable[[],
 def prepared_plain(config: Config, layout: Layout) -> Callable[[], None]:
     """The same model, loss and optimizer in one jit: no ledger, no tree, the state donated."""
     affixes, sums = affixes_of(config), classifier_sums(model_of(config))
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
+    optimizer = make_optimizer(config.optimizer, 1000)
     if config.optimizer.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optimizer)
 

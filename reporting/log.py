@@ -15,8 +15,8 @@ from configs.schema import Config, to_dict
 from reporting.live_line import LiveLine, LogHandler
 from reporting.loggers import Logger
 from runtime.ledger import Ledger, is_finite
+from training.evaluation import Metrics
 
-Metrics = dict[str, float]
 Step = tuple[float, np.ndarray]  # seconds since the step before, and the row in the ledger
 RECENT = 50  # steps that the live line and the time left are computed from
 ENOUGH = 10  # known step times, of which most are no compilation
@@ -24,7 +24,6 @@ ENOUGH = 10  # known step times, of which most are no compilation
 
 def start_logging() -> None:
     """Logs lines with the time of day to standard output; processes but the first log warnings."""
-    quiet_libraries()
     level = logging.WARNING if jax.process_index() else logging.INFO
     layout, clock = '%(asctime)s %(message)s', '%H:%M:%S'
     handlers = [LogHandler(sys.stdout)]

@@ -44,8 +44,7 @@ def default_loggers(workdir: epath.Path, start: int) -> list[Logger]:
     """Returns the loggers of a run that resumes after step `start`; none on other processes."""
     if jax.process_index():
         return []
-    table, folder = workdir / 'metrics.csv', workdir / 'tensorboard'
-    return [MetricsCsv(table, start), TensorBoard(folder, start)]
+    return [MetricsCsv(workdir / 'metrics.csv', start), TensorBoard(workdir / 'tensorboard', start)]
 
 
 @contextlib.contextmanager

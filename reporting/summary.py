@@ -8,8 +8,9 @@ import jax
 from etils import epath
 
 from errors import SaveFailed
-from reporting.log import Metrics, scalars_text
+from reporting.log import scalars_text
 from runtime.storage import brief, write_whole
+from training.evaluation import Metrics
 from training.mesh import Layout
 from training.state import TrainState, root_key_hex, state_fingerprint
 

@@ -90,10 +90,7 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
             )
     flags = (f'{flag}={value}' if value else flag for flag, value in given.items())
     os.environ['XLA_FLAGS'] = ' '.join(flags)
-    devices = max(
-        jax.config.jax_num_cpu_devices,  # type: ignore[attr-defined]
-        int(count),
-    )
+    devices = max(jax.config.values['jax_num_cpu_devices'], int(count))
     os.environ['PJRT_NPROC'] = str(cpu_threads or max(usable_cores(), devices))
 
 
@@ -116,8 +113,8 @@ def check() -> None:
         devices = jax.local_device_count()
     except (AssertionError, RuntimeError) as error:  # the former from JAX_PLATFORMS=cuda alone
         raise UserError(
-            f'JAX_PLATFORMS = {jax.config.jax_platforms}: '  # type: ignore[attr-defined]
-            f'JAX cannot start it ({brief(error)}); install JAX for it, or unset JAX_PLATFORMS'
+            f'JAX_PLATFORMS = {jax.config.values["jax_platforms"]}: JAX cannot start it '
+            f'({brief(error)}); install JAX for it, or unset JAX_PLATFORMS'
         ) from error
     if (pool := cpu_threads()) and devices > pool:
         # XLA would enlarge its pool to the number of devices, and with it change the bits.
@@ -171,7 +168,7 @@ def enable_compilation_cache() -> None:
     """
     # By default JAX keeps only what took a second to compile, which leaves most of a start out.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    if jax.config.values['jax_compilation_cache_dir']:
         return
     home = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
     folder = home / 'keyfold' / processor_kind(os.environ['PJRT_NPROC'])
@@ -194,7 +191,7 @@ def environment() -> dict[str, Any]:
         'process_count': jax.process_count(),
         'processor': processor(),
         'cpu_threads': int(os.environ.get('PJRT_NPROC', 0)),
-        'matmul_precision': jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
+        'matmul_precision': jax.config.values['jax_default_matmul_precision'],
         'xla_flags': os.environ.get('XLA_FLAGS', ''),
         'compiler_options': COMPILER_OPTIONS,
     }

@@ -10,7 +10,6 @@ import functools
 import logging
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -38,12 +37,8 @@ class Checkpoints:
         keep_newest: int = 1,
         keep_best: int = 0,
         metric: str = '',
-        read_only: bool = False,
     ) -> None:
-        """`metric`: the evaluation metric, larger is better, by which the best are kept.
-
-        Unless `read_only`, raises UserError where an existing `checkpoints/` cannot be written.
-        """
+        """`metric`: the evaluation metric, larger is better, by which the best are kept."""
         self._directory, self._quarantine = workdir / 'checkpoints', workdir / 'damaged'
         self._keep_newest, self._keep_best, self._metric = keep_newest, keep_best, metric
         self._scores: dict[int, float] = {}  # step -> metric; -inf where it was not evaluated
@@ -51,10 +46,6 @@ class Checkpoints:
         self._committed: int | None = None  # the newest step known to be committed
         self._problem: SaveFailed | None = None  # of the last save
         self._saved = time.monotonic()  # when the last save began
-        if not read_only and not storage.in_bucket(workdir):
-            with storage.access_checked(self._directory):
-                if self._directory.exists():
-                    tempfile.TemporaryFile(dir=self._directory).close()
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, in order."""

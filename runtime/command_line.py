@@ -153,7 +153,8 @@ def loaded_config(holder: flags.FlagHolder[Any]) -> Config:
 def usable_workdir(workdir: str | None) -> epath.Path:
     """Returns the folder of a run. Raises UserError if it is a file, unreachable or not writable.
 
-    A bucket that is not writable is found when the run takes its lease there.
+    The same holds for `checkpoints/` in it, if that exists. A bucket that is not writable is found
+    when the run takes its lease there.
     """
     if not workdir:
         raise UserError('--workdir: expected the folder of the run, such as --workdir=runs/reviews')
@@ -161,14 +162,15 @@ def usable_workdir(workdir: str | None) -> epath.Path:
         raise UserError(f'--workdir={workdir}: expected a local folder or gs://BUCKET/FOLDER')
     path, remote = open_location(workdir, for_checkpoints=True), in_bucket(workdir)
     parent = path if remote else next(p for p in (path, *path.parents) if p.exists())
-    if parent.exists() and not parent.is_dir():
-        raise UserError(f'--workdir={workdir}: expected a folder, {parent} is a file')
-    try:
-        if not remote:
-            tempfile.TemporaryDirectory(dir=parent).cleanup()
-    except OSError as error:
-        problem = f'cannot write in {parent} ({error.strerror})'
-        raise UserError(f'--workdir={workdir}: {problem}') from error
+    for folder in (parent, path / 'checkpoints'):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f'--workdir={workdir}: expected a folder, {folder} is a file')
+        try:
+            if not remote and folder.exists():
+                tempfile.TemporaryDirectory(dir=folder).cleanup()
+        except OSError as error:
+            problem = f'cannot write in {folder} ({error.strerror})'
+            raise UserError(f'--workdir={workdir}: {problem}') from error
     return path
 
 

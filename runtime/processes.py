@@ -64,7 +64,7 @@ def in_tpu_slice() -> bool:
     that it is alone; TPU_SKIP_MDS_QUERY says that there is no such server.
     """
     env = os.environ
-    if 'tpu' not in (jax.config.jax_platforms or '').split(','):  # type: ignore[attr-defined]
+    if 'tpu' not in (jax.config.values['jax_platforms'] or '').split(','):
         return False
     hosts = env.get('TPU_PROCESS_ADDRESSES', env.get('TPU_WORKER_HOSTNAMES'))
     return 'TPU_SKIP_MDS_QUERY' not in env if hosts is None else ',' in hosts
@@ -77,9 +77,8 @@ def meet() -> None:
     still be reading data or compiling.
     """
     mesh = jax.sharding.Mesh(np.array(jax.devices()), 'all')
-    ones = multihost_utils.host_local_array_to_global_array(
-        np.ones(jax.local_device_count()), mesh, jax.sharding.PartitionSpec('all')
-    )
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('all'))
+    ones = jax.make_array_from_process_local_data(split, np.ones(jax.local_device_count()))
     jax.block_until_ready(jnp.sum(ones))
     multihost_utils.sync_global_devices('met')
 

@@ -24,16 +24,14 @@ def saved_cpu_threads(workdir: epath.Path) -> int:
 
     All checkpoints of a run record the same pool, so the newest that can be read decides.
     """
-    with contextlib.suppress(LookupError, TypeError, ValueError):
-        if record := readable_record(workdir):
-            return recorded_cpu_threads(record)
-    return 0
+    record = readable_record(workdir)
+    return recorded_cpu_threads(record) if record else 0
 
 
 def readable_record(workdir: epath.Path) -> RunRecord | None:
     """Returns the newest run record in `workdir` that can be read; JSON only, before JAX starts."""
     with contextlib.suppress(KeyfoldError):  # the restore reports it
-        for step in reversed(Checkpoints(workdir, read_only=True).steps()):
+        for step in reversed(Checkpoints(workdir).steps()):
             with contextlib.suppress(OSError, ValueError):
                 return read_record(workdir / 'checkpoints' / str(step))
     return None
@@ -42,7 +40,7 @@ def readable_record(workdir: epath.Path) -> RunRecord | None:
 def recorded_cpu_threads(run_record: RunRecord) -> int:
     """Returns the thread pool that a run record holds; older ones hold it as text, in `threads`."""
     manifest = run_record['manifest']
-    return int(manifest['cpu_threads'] if 'cpu_threads' in manifest else manifest['threads'])
+    return int(manifest.get('cpu_threads', manifest.get('threads')))
 
 
 class Launch(NamedTuple):
@@ -50,7 +48,6 @@ class Launch(NamedTuple):
 
     task: str  # name of its module
     resume_facts: dict[str, Any]  # of the task
-    devices: int
     workdir: epath.Path
 
 
@@ -64,8 +61,8 @@ def plan(
     anything that decides the bits has changed, unless `allow_changes`; then the manifest records
     it.
     """
-    num_shards, overrides = config.num_shards or launch.devices, []
     now = backend.environment() | {'code': backend.code()}
+    num_shards, overrides = config.num_shards or now['device_count'], []
     if saved is not None:
         found = changes(config, saved, now) + task_changes(saved['task'], launch.resume_facts)
         if found and not allow_changes:
@@ -153,7 +150,7 @@ def task_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Returns a short line for each fact of the task that changed, with its first difference."""
     found = []
     for name, then in saved.items():
-        new = now.get(name)
+        new, lengths = now.get(name), ''
         if then == new:
             continue
         if isinstance(then, list) and isinstance(new, list):
@@ -161,7 +158,5 @@ def task_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
             place = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
             lengths = f'{len(then)} -> {len(new)} entries, the first difference at {place}: '
             then, new = then[place : place + 1], new[place : place + 1]
-        else:
-            lengths = ''
         found.append(f'{name}: {lengths}{one_line(repr(then), 60)} -> {one_line(repr(new), 60)}')
     return found

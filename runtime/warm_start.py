@@ -29,7 +29,7 @@ from runtime.run_record import RunRecord
 from runtime.storage import open_location
 from training.fingerprint import on_host
 from training.mesh import Layout
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer
 from training.row import Tree
 from training.state import TrainState, abstract_state, make_create_state
 
@@ -107,7 +107,7 @@ def open_run(workdir: str) -> tuple[Callable[[TrainState], TrainState], RunRecor
     Raises UserError if there is none.
     """
     folder = open_location(workdir)
-    run = Checkpoints(folder, read_only=True)
+    run = Checkpoints(folder)
     if not (steps := folder.is_dir() and run.steps()):
         raise UserError(f'config.init.run = {workdir}: expected the workdir of a run')
     return functools.partial(run.read, steps[-1]), run.record(steps[-1])
@@ -115,8 +115,7 @@ def open_run(workdir: str) -> tuple[Callable[[TrainState], TrainState], RunRecor
 
 def restore_target(config: Config, init: Callable[[jax.Array], Tree], layout: Layout) -> TrainState:
     """Returns the shapes and shardings of a run's state; `init` makes its parameters."""
-    schedule = make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
     return abstract_state(make_create_state(init, optimizer, layout), config.prng_impl)
 
 

@@ -28,6 +28,7 @@ from etils import epath
 from errors import KeyfoldError, SaveFailed, Unavailable, UserError
 from runtime import checkpoints
 from runtime.checkpoints import Checkpoints, Damaged
+from runtime.command_line import usable_workdir
 from training import keys, state
 from training.state import TrainState
 
@@ -343,7 +344,7 @@ def test_error_without_a_known_cause_is_damage_only_if_every_file_can_be_read(
     loop.symlink_to(loop)
     assert 'Too many levels of symbolic links' in str(refused(workdir, layout))
     loop.unlink()
-    keeper = Checkpoints(epath.Path(workdir), read_only=True)
+    keeper = Checkpoints(epath.Path(workdir))
     with pytest.raises(Damaged, match='something is wrong with an array'):
         keeper.read(2, shapes(small_state(layout, 0)))
 
@@ -564,13 +565,12 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 def test_checkpoints_that_cannot_be_written_are_found_before_the_first_step(
     read_only: Path,
 ) -> None:
-    workdir = epath.Path(read_only)
-    with pytest.raises(KeyfoldError, match=rf'^{workdir}/checkpoints: cannot be .* written \('):
-        Checkpoints(workdir)
-    Checkpoints(workdir, read_only=True)
+    with pytest.raises(UserError, match=rf': cannot write in {read_only}/checkpoints \('):
+        usable_workdir(str(read_only))
+    assert Checkpoints(epath.Path(read_only)).steps() == []
 
 
 def test_file_in_the_place_of_checkpoints_is_found_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / 'checkpoints').write_text('')
-    with pytest.raises(KeyfoldError, match=r'checkpoints: cannot be .*Not a directory'):
-        Checkpoints(epath.Path(tmp_path))
+    with pytest.raises(UserError, match=r'expected a folder, .*/checkpoints is a file'):
+        usable_workdir(str(tmp_path))

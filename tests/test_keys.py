@@ -28,7 +28,7 @@ from tasks import classification
 from tasks.classification import DataConfig, ModelConfig
 from training import keys
 from training.mesh import DATA, Layout
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer
 from training.state import make_create_state
 from training.step import make_gradient, make_train_step
 
@@ -149,7 +149,7 @@ def test_all_keys_of_a_small_run_are_distinct(
     monkeypatch.setattr(jax.random, 'fold_in', recorded_fold_in)
     monkeypatch.setattr(flax.core.Scope, 'make_rng', recorded_make_rng)
     model = classifier(word_dropout=0.2, embedding_dropout=0.2, dropout=0.2)
-    optimizer = make_optimizer(OptimizerConfig(), make_schedule(OptimizerConfig(), 3))
+    optimizer = make_optimizer(OptimizerConfig(), 3)
     seed_key = keys.root_keys(0, 'threefry2x32')
     root = hex_words(seed_key[0])
     state = make_create_state(classification.classifier_init(model), optimizer, layout(8))(seed_key)

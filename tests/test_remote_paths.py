@@ -104,7 +104,7 @@ def disturbed(store: Storage) -> epath.Path:
     store.before = ('^$', bool)
     assert process.returncode == -signal.SIGKILL, output
     assert 'checkpoints/12/state/_METADATA' in objects(store, workdir)
-    assert Checkpoints(storage.open_location(str(workdir)), read_only=True).steps() == [0, 6]
+    assert Checkpoints(storage.open_location(str(workdir))).steps() == [0, 6]
     assert 'resumed after step 6' in finish_pod('2x1', workdir)
     return workdir
 

@@ -12,7 +12,6 @@ import types
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -270,7 +269,7 @@ def resumed(run: Path, **manifest: Any) -> list[str]:
     saved = read_record(epath.Path(run) / 'checkpoints' / '12')
     saved['manifest'] |= manifest
     config = small_config()
-    now = resume.Launch('classification', saved['task'], jax.device_count(), epath.Path(run))
+    now = resume.Launch('classification', saved['task'], epath.Path(run))
     planned, run_record = resume.plan(config, now, saved, allow_changes=False)
     assert planned == config
     assert run_record['manifest']['overrides'] == []
@@ -323,12 +322,15 @@ def test_resume_under_other_code_warns_once_with_the_files_that_changed(
     assert caplog.messages == ['code changed since the checkpoint: model/gone.py']
 
 
-def test_shards_stay_and_formats_and_devices_that_change_bits_are_refused() -> None:
-    now = resume.Launch('classification', {}, 8, epath.Path('run'))
+def test_shards_stay_and_formats_and_devices_that_change_bits_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, here = resume.Launch('classification', {}, epath.Path('run')), backend.environment()
 
     def planned(saved: dict[str, Any] | None, devices: int = 8, **changes: Any) -> dict[str, Any]:
+        monkeypatch.setattr(backend, 'environment', lambda: here | {'device_count': devices})
         config = small_config(**({'num_shards': 0} | changes))
-        return resume.plan(config, now._replace(devices=devices), saved, allow_changes=False)[1]
+        return resume.plan(config, now, saved, allow_changes=False)[1]
 
     saved = planned(None)
     for changes in ({'devices': 2}, {'num_shards': 8}):

@@ -82,7 +82,7 @@ class Trainer:
 def make_trainer(model: Any, config: OptimizerConfig, layout: Layout) -> Trainer:
     """Binds what train.py binds."""
     layout = dataclasses.replace(layout, shard_state=config.shard_state)
-    optimizer = make_optimizer(config, make_schedule(config, STEPS))
+    optimizer = make_optimizer(config, STEPS)
     step = make_train_step(
         classification.classifier_sums(model), optimizer, config.clip_norm, layout
     )
@@ -342,7 +342,7 @@ def test_step_that_is_not_finite_counts_and_changes_nothing_else(
 def test_update_writes_over_the_state_and_copies_no_array(layout: MakeLayout) -> None:
     """Copies made the update ten times slower than it has to be."""
     for config in (ADAMW, SGD):
-        optimizer = make_optimizer(config, make_schedule(config, STEPS))
+        optimizer = make_optimizer(config, STEPS)
         create = make_create_state(lambda _: {'kernel': jnp.ones((512, 512))}, optimizer, layout(1))
         state = create(keys.root_keys(0, 'threefry2x32'))
         sums = dict.fromkeys(SUM_NAMES, jnp.float32(1))
@@ -385,7 +385,7 @@ def test_zero_gradient_step_shrinks_weights_and_leaves_biases(
         'bias': np.array([3.0, 0.0]),
         'scale': np.array(4.0),
     }
-    optimizer = make_optimizer(config, make_schedule(config, STEPS))
+    optimizer = make_optimizer(config, STEPS)
 
     def loss_sums(params: Any, batch: Any, rngs: Any, _: Any) -> dict[str, jax.Array]:
         zero = sum(0.0 * leaf.sum() for leaf in jax.tree.leaves(params))

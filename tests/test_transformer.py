@@ -19,7 +19,7 @@ from tasks import classification
 from tasks.classification import DataConfig, ModelConfig
 from training import keys
 from training.mesh import Layout
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer
 from training.state import make_create_state, state_fingerprint
 from training.step import make_train_step
 
@@ -171,7 +171,7 @@ def test_same_bits_on_1_2_4_8_devices_with_attention_dropout(
     found = set()
     for devices in (1, 2, 4, 8):
         on = dataclasses.replace(layout(devices), shard_state=small)
-        optimizer = make_optimizer(config, make_schedule(config, 3))
+        optimizer = make_optimizer(config, 3)
         init = classification.classifier_init(model)
         state = make_create_state(init, optimizer, on)(keys.root_keys(0, 'threefry2x32'))
         sums = classification.classifier_sums(model)

@@ -39,9 +39,8 @@ from tests.test_resume import small_config
 from tests.test_transformer import ROWS, SIZES, VOCAB_SIZE, WIDTH, logits, start, transformer
 from tools import compile_for, saved_run
 from training import keys
-from training.frozen import split
 from training.mesh import Layout
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer
 from training.state import TrainState, make_create_state, state_fingerprint
 from training.step import make_train_step
 
@@ -273,7 +272,7 @@ def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state_on_any_layout(
     options = OptimizerConfig(learning_rate=0.1, weight_decay=0.1, shard_state=True)
     for devices in (1, 8):
         on = dataclasses.replace(layout(devices), shard_state=zero, frozen=freeze)
-        optimizer = make_optimizer(options, make_schedule(options, 3))
+        optimizer = make_optimizer(options, 3)
         state = make_create_state(init, optimizer, on)(keys.root_keys(0, 'threefry2x32'))
         before = flat(state.params)
         state_paths = jax.tree_util.tree_leaves_with_path(state.opt_state)
@@ -302,7 +301,7 @@ def test_frozen_parts_are_some_of_the_model_and_not_all(
 ) -> None:
     on = dataclasses.replace(layout(1), frozen=freeze)
     with pytest.raises(UserError, match=expected):
-        split({'embedding': jnp.zeros(1), 'logits': jnp.zeros(1)}, on)
+        on.split({'embedding': jnp.zeros(1), 'logits': jnp.zeros(1)})
 
 
 def test_run_to_start_from_is_a_folder_with_a_checkpoint(tmp_path: Path) -> None:

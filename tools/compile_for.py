@@ -32,11 +32,11 @@ from runtime import command_line, warm_start
 from tasks.task import Task
 from tools import slices
 from tools.compiled import Compiled, compile_program
+from training import zero
 from training.mesh import Layout, make_layout, make_mesh
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer
 from training.state import abstract_state, make_create_state
 from training.step import make_eval_step, make_gradient, make_update
-from training.zero import SlicedUpdate
 
 MIB, GIB = 2**20, 2**30
 WHAT_HELPS = {
@@ -126,7 +126,7 @@ def head(config: Config, layout: Layout, parameters: int) -> str:
 
 def step_programs(config: Config, task: Task, layout: Layout) -> Iterator[Program]:
     """Yields the programs of a step and, last, that of an evaluation."""
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
     create_state = make_create_state(task.init, optimizer, layout)
     state = abstract_state(create_state, config.prng_impl)
     beside = sum(
@@ -147,14 +147,15 @@ def step_programs(config: Config, task: Task, layout: Layout) -> Iterator[Progra
         args = (state.params, state.root_keys, state.step, rows)
         yield Program('gradient', width, gradient, args, beside)
     summed = jax.eval_shape(gradient, *args)
-    update = make_update(optimizer, config.optimizer.clip_norm, layout)
-    if isinstance(update, SlicedUpdate):  # between these two is a program of one device
+    if layout.shard_state:  # between these two is a program of one device
         grads, sums, prints = summed
-        yield Program('update, before', 0, update.measure, (state.params, grads, sums), beside)
-        slices, facts = jax.eval_shape(update.measure, state.params, grads, sums)
+        measure = zero.make_measure(layout)
+        yield Program('update, before', 0, measure, (state.params, grads, sums), beside)
+        slices, facts = jax.eval_shape(measure, state.params, grads, sums)
         rest = (slices, state.step, facts.norm, sums, prints)
-        yield Program('update, after', 0, update.finish, (state.params, *rest), beside)
+        yield Program('update, after', 0, zero.make_finish(layout), (state.params, *rest), beside)
     else:
+        update = make_update(optimizer, config.optimizer.clip_norm, layout)
         yield Program('update', 0, update, (state, *summed), 0)
     rows = batch(task.evaluation, config.eval_batch_size, width)
     evaluation = make_eval_step(task.eval_sums, layout)

@@ -31,7 +31,7 @@ from tools.arguments import Arguments, one_line_errors, run_tool
 from tools.saved_run import SavedRun, add_step_argument, open_run, open_step
 from training import keys
 from training.mesh import Layout
-from training.optimizer import make_optimizer, make_schedule
+from training.optimizer import make_optimizer
 from training.row import row_columns
 from training.state import TrainState, make_create_state, root_key_hex
 from training.step import make_gradient, make_update
@@ -66,11 +66,9 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     saved = open_step(saved.folder, before if before in steps else min(steps))
     ledger_rows = ledger.read(saved.folder / 'ledger')  # before the work, since it may be damaged
     task, layout = saved.task(), saved.layout()
-    now = resume.Launch(
-        tasks.task_name(saved.config), task.resume_facts, layout.mesh.size, saved.folder
-    )
+    now = resume.Launch(tasks.task_name(saved.config), task.resume_facts, saved.folder)
     config, _ = resume.plan(saved.config, now, saved.record, allow_changes=False)
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.num_steps))
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
     if before in steps:
         state = saved.state(task.init, layout)
         origin = f'checkpoint {before}'

@@ -68,7 +68,7 @@ class SavedRun:
     @property
     def checkpoints(self) -> Checkpoints:
         """Returns the checkpoints of the run."""
-        return Checkpoints(self.folder, read_only=True)
+        return Checkpoints(self.folder)
 
     def state(self, init: Any, layout: Layout) -> TrainState:
         """Reads the state. Raises UserError if the checkpoint is damaged."""
@@ -105,7 +105,7 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
     # first two come before a record is read, which starts JAX.
     backend.prepare(resume.saved_cpu_threads(folder))
     backend.check()
-    checkpoints = Checkpoints(folder, read_only=True)
+    checkpoints = Checkpoints(folder)
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f'{folder}: expected the workdir of a run, found no checkpoint')
@@ -127,7 +127,7 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
 
 def open_step(folder: epath.Path, step: int) -> SavedRun:
     """Opens a checkpoint of a run that is open already. Raises UserError if it is damaged."""
-    record = Checkpoints(folder, read_only=True).record(step)
+    record = Checkpoints(folder).record(step)
     config = tasks.config_from_record(record)
     jax.config.update('jax_default_matmul_precision', config.matmul_precision)
     return SavedRun(folder, step, record, config)

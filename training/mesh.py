@@ -49,6 +49,23 @@ class Layout:
         starts = [part[0].indices(global_rows)[0] for part in parts if part is not None]
         return slice(min(starts), min(starts) + len(starts) * (global_rows // self.mesh.size))
 
+    def split(self, params: Tree) -> tuple[Tree, Tree]:
+        """Returns (trained parts, frozen parts) of a model's parameters, or of slices of them.
+
+        Gradient, sums over devices and optimizer know the trained parts alone. Raises UserError for
+        a part that the model does not have, or if none is left to train.
+        """
+        if unknown := sorted(set(self.frozen) - params.keys()):
+            raise UserError(
+                f'config.init.freeze: {unknown[0]!r}, expected among {", ".join(sorted(params))}'
+            )
+        trained = {name: part for name, part in params.items() if name not in self.frozen}
+        if not trained:
+            raise UserError(
+                'config.init.freeze: all parts of the model, expected one or more to train'
+            )
+        return trained, {name: params[name] for name in self.frozen}
+
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Moves this process's rows of a batch to its devices, as part of the global batch."""
         with jax.transfer_guard('allow'):  # this transfer is intended, unlike any other in the loop

@@ -22,9 +22,7 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
-def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
-) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """Returns Adam or momentum, then decoupled weight decay, then the learning rate.
 
     With zero gradient a step multiplies a matrix by 1 - learning_rate * weight_decay (Loshchilov
@@ -35,7 +33,7 @@ def make_optimizer(
     return optax.chain(
         rule,
         optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
-        optax.scale_by_learning_rate(schedule),
+        optax.scale_by_learning_rate(make_schedule(config, num_steps)),
     )
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from training import fingerprint, keys, zero
-from training.frozen import split
 from training.mesh import COMPILER_OPTIONS, Layout
 from training.row import Tree
 
@@ -29,7 +28,7 @@ def make_create_state(
 
     def create_state(root_keys: keys.RootKeys) -> TrainState:
         params = init(keys.stream_key(root_keys, keys.Stream.PARAMS))
-        trained, _ = split(params, layout)
+        trained, _ = layout.split(params)
         if layout.shard_state:
             opt_state = jax.vmap(optimizer.init)(zero.to_slices(trained, layout.num_shards))
         else:

@@ -20,7 +20,6 @@ from jax.sharding import PartitionSpec as P
 
 from training import keys, reduction, zero
 from training.fingerprint import fingerprint, shared_fingerprint
-from training.frozen import joined, split
 from training.mesh import DATA, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, sum_of_squares, update_if
 from training.row import Sums, Tree, make_row
@@ -60,7 +59,7 @@ def make_gradient(
     """
 
     def loss(trained: Tree, frozen: Tree, *rest: Tree) -> tuple[jax.Array, Sums]:
-        sums = loss_sums(joined(trained, frozen), *rest)
+        sums = loss_sums(trained | frozen, *rest)
         return sums['loss'], sums
 
     def device_gradient(
@@ -71,7 +70,7 @@ def make_gradient(
         def shard_gradient(shard: jax.Array) -> tuple[Tree, Sums, jax.Array]:
             rows = reduction.select_shard(shards, shard - first)
             rngs = keys.shard_rngs(roots, step, shard)
-            given = (*split(params, layout), rows, rngs, step)
+            given = (*layout.split(params), rows, rngs, step)
             differentiate = jax.value_and_grad(loss, has_aux=True)
             (_, sums), grads = compiled_alone(differentiate, step >= 0, *given)
             words = jax.random.key_data(rngs['dropout'])
@@ -111,9 +110,9 @@ def make_update(
         norm = jnp.sqrt(sum_of_squares(grads)) / sums['weight']
         finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
         scale = gradient_scale(sums['weight'], norm, clip_norm)
-        trained, frozen = split(state.params, layout)
+        trained, frozen = layout.split(state.params)
         trained, opt_state = update_if(finite, optimizer, grads, scale, state.opt_state, trained)
-        params = joined(trained, frozen)
+        params = trained | frozen
         step = state.step + 1
         after = shared_fingerprint(params, DATA, layout.mesh.size)
         row = make_row(step, [*fingerprints, after], norm, sums)

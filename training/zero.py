@@ -11,7 +11,6 @@ scalar into a multiplication, for example), which changed the last bit of a para
 that look at whole leaves (LAMB, Adafactor) would see slices: use rules that work per element.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,7 +23,6 @@ from jax.sharding import PartitionSpec as P
 
 from training import reduction
 from training.fingerprint import fingerprint_of_slices
-from training.frozen import joined, split
 from training.mesh import DATA, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, sum_of_squares, update_if
 from training.row import Sums, Tree, make_row
@@ -38,59 +36,39 @@ class GradientFacts(NamedTuple):
     finite: jax.Array  # bool[], loss and norm
 
 
-@dataclasses.dataclass(frozen=True)
-class SlicedUpdate:
-    """Updates a state whose optimizer state is in slices, by three programs in a row.
-
-    In one program they would round differently on another number of devices.
-    """
-
-    layout: Layout
-    measure: Callable[..., tuple[Tree, GradientFacts]]
-    apply: Callable[..., tuple[Tree, Tree]]
-    finish: Callable[..., tuple[Tree, jax.Array, jax.Array]]
-
-    def __call__(
-        self, state: Tree, grads: Tree, sums: Sums, fingerprints: jax.Array
-    ) -> tuple[Tree, jax.Array]:
-        """Returns the next state and the row of the step; donates the state."""
-        slices, facts = self.measure(state.params, grads, sums)
-        trained, frozen = split(slices, self.layout)
-        trained, opt_state = self.apply(trained, state.opt_state, grads, facts)
-        rest = (joined(trained, frozen), state.step, facts.norm, sums, fingerprints)
-        params, step, row = self.finish(state.params, *rest)
-        return state.replace(step=step, params=params, opt_state=opt_state), row
-
-
 def make_sliced_update(
     optimizer: optax.GradientTransformation, clip_norm: float, layout: Layout
-) -> SlicedUpdate:
-    """Returns (state, summed gradient in slices, sums, fingerprints) -> (next state, row)."""
+) -> Callable[..., tuple[Tree, jax.Array]]:
+    """Returns (state, summed gradient in slices, sums, fingerprints) -> (next state, row).
+
+    Three programs in a row: one would round differently on another number of devices. It donates
+    the state.
+    """
+    measure, finish = make_measure(layout), make_finish(layout)
+    apply = make_apply(optimizer, clip_norm, layout)
+
+    def update(
+        state: Tree, grads: Tree, sums: Sums, fingerprints: jax.Array
+    ) -> tuple[Tree, jax.Array]:
+        slices, facts = measure(state.params, grads, sums)
+        trained, frozen = layout.split(slices)
+        trained, opt_state = apply(trained, state.opt_state, grads, facts)
+        rest = (trained | frozen, state.step, facts.norm, sums, fingerprints)
+        params, step, row = finish(state.params, *rest)
+        return state.replace(step=step, params=params, opt_state=opt_state), row
+
+    return update
+
+
+def make_measure(layout: Layout) -> Callable[..., tuple[Tree, GradientFacts]]:
+    """Returns (parameters, summed gradient, sums) -> (parameter slices, facts)."""
 
     def measure(params: Tree, grads: Tree, sums: Sums) -> tuple[Tree, GradientFacts]:
         norm = jnp.sqrt(squared_norm(grads, layout)) / sums['weight']
         finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
         return local_slices(params, layout), GradientFacts(sums['weight'], norm, finite)
 
-    def finish(
-        old: Tree,
-        slices: Tree,
-        step: jax.Array,
-        norm: jax.Array,
-        sums: Sums,
-        fingerprints: jax.Array,
-    ) -> tuple[Tree, jax.Array, jax.Array]:
-        after = fingerprint_of_slices(slices, DATA)
-        row = make_row(step + 1, [*fingerprints, after], norm, sums)
-        return gathered(slices, old), step + 1, row
-
-    sliced, whole = P(DATA), P()
-    return SlicedUpdate(
-        layout,
-        jit_on_mesh(measure, layout, (whole, sliced, whole), (sliced, whole)),
-        make_apply(optimizer, clip_norm, layout),
-        jit_on_mesh(finish, layout, (whole, sliced, *4 * [whole]), whole, donate=(0,)),
-    )
+    return jit_on_mesh(measure, layout, (P(), P(DATA), P()), (P(DATA), P()))
 
 
 def make_apply(
@@ -113,18 +91,33 @@ def make_apply(
 
     on_device = jax.jit(apply, donate_argnums=(0, 1))
 
-    def on_local_devices(slices: Tree, opt_state: Tree, *rest: Tree) -> tuple[Tree, Tree]:
-        leaves, structure = jax.tree.flatten((slices, opt_state, *rest))
-        parts = list(zip(*map(on_each_device, leaves), strict=True))
-        news = [jax.tree.leaves(on_device(*jax.tree.unflatten(structure, p))) for p in parts]
-        leaves, structure = jax.tree.flatten((slices, opt_state))
-        joined = [
-            jax.make_array_from_single_device_arrays(old.shape, layout.sharded, list(arrays))
-            for old, *arrays in zip(leaves, *news, strict=True)
-        ]
-        return jax.tree.unflatten(structure, joined)
+    def on_mesh(old: jax.Array, *parts: jax.Array) -> jax.Array:
+        return jax.make_array_from_single_device_arrays(old.shape, layout.sharded, list(parts))
+
+    def on_local_devices(*given: Tree) -> tuple[Tree, Tree]:
+        parts = jax.tree.map(on_each_device, given)
+        by_device = jax.tree.transpose(jax.tree.structure(given), None, parts)
+        return jax.tree.map(on_mesh, given[:2], *(on_device(*args) for args in by_device))
 
     return on_local_devices
+
+
+def make_finish(layout: Layout) -> Callable[..., tuple[Tree, jax.Array, jax.Array]]:
+    """Returns (old parameters, new slices, step, norm, sums, fingerprints) -> (new, step, row)."""
+
+    def finish(
+        old: Tree,
+        slices: Tree,
+        step: jax.Array,
+        norm: jax.Array,
+        sums: Sums,
+        fingerprints: jax.Array,
+    ) -> tuple[Tree, jax.Array, jax.Array]:
+        after = fingerprint_of_slices(slices, DATA)
+        row = make_row(step + 1, [*fingerprints, after], norm, sums)
+        return whole_leaves(slices, old), step + 1, row
+
+    return jit_on_mesh(finish, layout, (P(), P(DATA), *4 * [P()]), P(), donate=(0,))
 
 
 def on_each_device(array: jax.Array) -> list[jax.Array]:
@@ -160,7 +153,7 @@ def scattered_sum(tree: Tree, layout: Layout) -> Tree:
     return unpacked(own.reshape(layout.shards_per_device, -1), slices)
 
 
-def gathered(own: Tree, like: Tree) -> Tree:
+def whole_leaves(own: Tree, like: Tree) -> Tree:
     """Exchanges each device's slices [S/n, k] and returns whole leaves, shaped as in `like`."""
     rows = packed(own)
     whole = reduction.gathered(rows.reshape(-1, reduction.LANES), DATA)
