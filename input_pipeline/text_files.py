@@ -33,13 +33,16 @@ _UNSTORABLE = re.compile('[\0\ud800-\udfff]')
 _WHOLLY_QUOTED = re.compile('(^|[\t\r\n])"([^"\t\r\n]|"")*"([\t\r\n]|$)')
 
 
-def read(data: DataConfig, file: str, texts: Sequence[str], label: str, bad: Report) -> Rows:
+def read(
+    data: DataConfig, file: str, texts: Sequence[str], label: str, label_separator: str, bad: Report
+) -> Rows:
     """Reads columns of a table, or keys of JSON objects; 'a.b' is key b of the object at key a.
 
-    A JSON label is a string, a number, true or false. `file` is a path, or a pattern with * for
-    several files, which are read in order of their names. `bad` gets the problem of each row that
-    cannot be read, and the row is left out. Raises UserError for a file that cannot be read: one
-    line that starts with the file and, if possible, the number of the line at fault.
+    A JSON label is a string, a number, true or false; with a `label_separator`, a text or a list
+    holds any number of labels. `file` is a path, or a pattern with * for several files, which are
+    read in order of their names. `bad` gets the problem of each row that cannot be read, and the
+    row is left out. Raises UserError for a file that cannot be read: one line that starts with the
+    file and, if possible, the number of the line at fault.
     """
     places, found, labels = [], [], []
     wanted = [*texts, *([label] if label else [])]
@@ -61,7 +64,7 @@ def read(data: DataConfig, file: str, texts: Sequence[str], label: str, bad: Rep
         for where, values in records:
             try:
                 row = tuple(map(cell_text, itertools.repeat(where), texts, values))
-                labels += [cell_text(where, label, values[-1], numbers=True)] if label else []
+                labels += [cell_labels(where, label, values[-1], label_separator)] if label else []
             except UserError as error:
                 bad(str(error))
             else:
@@ -215,6 +218,19 @@ def _require(where: str, kind: str, wanted: Sequence[str], present: Sequence[str
             raise UserError(
                 f'{where}: {kind} {not_among(name, present)}{hint * (kind == "column")}'
             )
+
+
+def cell_labels(where: str, name: str, value: object, separator: str) -> list[str]:
+    """Returns one label or, with a `separator`, those in a text or a list.
+
+    Raises UserError for values that are no labels.
+    """
+    if not separator:
+        return [cell_text(where, name, value, numbers=True)]
+    parts = value.split(separator) if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        raise UserError(f'{where}: {name!r} is {brief.repr(value)}, expected a list or some text')
+    return [text for part in parts if (text := cell_text(where, name, part, numbers=True))]
 
 
 def cell_text(where: str, name: str, value: object, numbers: bool = False) -> str:

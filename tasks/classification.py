@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -114,7 +114,9 @@ def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[st
         )
         return train, evaluation, reviews.LABEL_NAMES
     train_rows, eval_rows = read_splits(data, data.text_features, data.label_feature)
-    label_names = train_rows.classes or class_names(train_rows.labels, train_rows.place)
+    label_names = train_rows.classes or class_names(
+        [label for (label,) in train_rows.labels], train_rows.place
+    )
     if len(label_names) == 1:
         raise UserError(
             f'{data.train}: only label {brief.repr(label_names[0])}, expected two or more'
@@ -127,13 +129,19 @@ def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
 
     Raises UserError for a label that is not among `label_names`.
     """
+    require_labels(rows, label_names)
     index = {name: position for position, name in enumerate(label_names)}
-    for position, label in enumerate(rows.labels):
-        if label not in index:
-            raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
     joined = [SEPARATOR.join(texts) for texts in rows.texts]
-    labels = np.array([index[label] for label in rows.labels], np.int32)
+    labels = np.array([index[label] for (label,) in rows.labels], np.int32)
     return LabelledSplit(joined, labels, rows.skipped)
+
+
+def require_labels(rows: Rows, label_names: Collection[str]) -> None:
+    """Raises UserError for a label that is not among `label_names`."""
+    known = set(label_names)
+    for position, labels in enumerate(rows.labels):
+        for label in set(labels) - known:
+            raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
 
 
 def affix_letters(data: DataConfig) -> list[slice]:

@@ -98,7 +98,7 @@ def read_pairs(data: DataConfig) -> tuple[Pairs, Pairs, tuple[str, ...]]:
         sizes = data.num_train, data.num_eval, data.split_seed, data.bucket_lengths[-1]
         return *addition.make_additions(data.operand_digits, *sizes), ()
     features = (data.source_feature, data.target_feature)
-    train, evaluation = read_splits(data, features, every=True, compared=1)  # a source has one side
+    train, evaluation = read_splits(data, features, pairs=True)
     return train.texts, evaluation.texts, train.skipped + evaluation.skipped
 
 
