@@ -152,42 +152,30 @@ def forcing_schedule(options: ModelConfig) -> Callable[[jax.Array], jax.Array] |
     return probability
 
 
-def seq2seq_loss_sums(
-    model: Seq2Seq, probability: Callable[[jax.Array], jax.Array] | None
-) -> Callable[[Params, Batch, Rngs, jax.Array], Sums]:
-    """Returns the function that computes `token_sums` in training."""
+def seq2seq_sums(
+    model: Seq2Seq, probability: Callable[[jax.Array], jax.Array] | None = None
+) -> Callable[..., Sums]:
+    """Returns the sums of `token_sums`, which in training feed the true token by a schedule.
 
-    def loss_sums(params: Params, batch: Batch, rngs: Rngs, step: jax.Array) -> Sums:
-        logits = model.apply(
-            {'params': params},
-            batch['sources'],
-            batch['source_lengths'],
-            batch['targets'],
-            probability(step) if probability else None,
-            train=True,
-            rngs=rngs,
-        )
-        return token_sums(jnp.asarray(logits), batch)
+    Without rngs nothing is drawn: that is evaluation, with teacher forcing, which also counts pairs
+    and the pairs decoded without a mistake.
+    """
 
-    return loss_sums
-
-
-def seq2seq_eval_sums(model: Seq2Seq) -> Callable[[Params, Batch], Sums]:
-    """Returns what sums tokens with teacher forcing, pairs, and pairs decoded without a mistake."""
-
-    def eval_sums(params: Params, batch: Batch) -> Sums:
-        sources = batch['sources'], batch['source_lengths']
-        targets, weights = batch['targets'], batch['weights']
-        logits = model.apply({'params': params}, *sources, targets, train=False)
+    def sums(params: Params, batch: Batch, rngs: Rngs | None = None, step: Any = None) -> Sums:
+        sources, targets = (batch['sources'], batch['source_lengths']), batch['targets']
+        train = rngs is not None
+        forcing = probability(step) if train and probability else None
+        logits = model.apply({'params': params}, *sources, targets, forcing, train=train, rngs=rngs)
+        of_tokens = token_sums(jnp.asarray(logits), batch)
+        if train:
+            return of_tokens
         decoded = model.apply({'params': params}, *sources, targets.shape[1], method='greedy')
         # Both are padded after EOS. An unknown unit is never right: it does not spell the text.
         exact = jnp.all((decoded == targets) & (targets != model.unk_id), axis=1)
-        return token_sums(jnp.asarray(logits), batch) | {
-            'exact': jnp.sum(weights * exact),
-            'pairs': jnp.sum(weights),
-        }
+        weights = batch['weights']
+        return of_tokens | {'exact': jnp.sum(weights * exact), 'pairs': jnp.sum(weights)}
 
-    return eval_sums
+    return sums
 
 
 def token_sums(logits: jax.Array, batch: Batch) -> Sums:
@@ -242,8 +230,8 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
         train=train,
         evaluation=evaluation,
         init=seq2seq_init(model),
-        loss_sums=seq2seq_loss_sums(model, forcing_schedule(options)),
-        eval_sums=seq2seq_eval_sums(model),
+        loss_sums=seq2seq_sums(model, forcing_schedule(options)),
+        eval_sums=seq2seq_sums(model),
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=seq2seq_metrics,
         best_metric='exact_match',
