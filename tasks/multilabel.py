@@ -104,9 +104,7 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
         sum_names=('exact_match', 'loss', 'tokens', 'weight'),
         metrics=multilabel_metrics,
         best_metric='micro_f1',
-        details=lambda totals: score_lines(
-            names, tuple(totals[name] for name in COUNTS), ('micro', 'macro', 'weighted')
-        ),
+        details=lambda totals: score_lines(names, *(totals[name] for name in COUNTS)),
     )
     task.resume_facts['labels'] = task.resume_facts.pop('label_names')
     return task
