@@ -153,13 +153,13 @@ def table_rows(
 ) -> Records:
     """Yields the cells `wanted` of each row. Without a `header`, the first row is one."""
     if header:
-        _require('config.data.columns', 'column', wanted, header)
+        _require_columns('config.data.columns', wanted, header)
     names = {name.casefold() for name in header}
     for line, row in table:
         where, cells = f'{file}:{line}', [cell.strip() for cell in row]
         if not header:
             header, names = cells, {name.casefold() for name in cells}
-            _require(where, 'column', wanted, header)
+            _require_columns(where, wanted, header)
         elif {cell.casefold() for cell in cells} == names:
             bad(f'{where}: the header line again, expected data (were two files joined?)')
         elif len(row) != len(header):
@@ -203,20 +203,19 @@ def _value(where: str, record: dict[str, object], name: str) -> object:
         child = {str(index): item for index, item in enumerate(child)}
     if name not in record and inner and isinstance(child, dict):
         return _value(f'{where}, in {outer!r}', child, inner)
-    _require(where, 'key', [name], list(record))
+    if name not in record:
+        raise UserError(f'{where}: key {not_among(name, record)}')
     return record[name]
 
 
-def _require(where: str, kind: str, wanted: Sequence[str], present: Sequence[str]) -> None:
+def _require_columns(where: str, wanted: Sequence[str], header: Sequence[str]) -> None:
     for name in wanted:
-        if present.count(name) > 1:
-            raise UserError(f'{where}: {kind} {name!r} occurs twice, expected once')
-        if name not in present:
-            hint = (
-                '; without a header line set config.data.columns, for another separator .delimiter'
-            )
+        if header.count(name) > 1:
+            raise UserError(f'{where}: column {name!r} occurs twice, expected once')
+        if name not in header:
             raise UserError(
-                f'{where}: {kind} {not_among(name, present)}{hint * (kind == "column")}'
+                f'{where}: column {not_among(name, header)}; without a header line set '
+                'config.data.columns, for another separator .delimiter'
             )
 
 
