@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from configs import schema
-from configs.checks import Check, at_least, fraction, names, one_of
+from configs.checks import at_least, fraction, names, one_of
 from configs.schema import Config, option
 from errors import UserError
 from input_pipeline import checks, reviews
@@ -27,14 +27,6 @@ from tasks.encoder import TransformerOptions, make_transformer, require_position
 from tasks.label_weights import label_weights, weights_of_examples
 from tasks.scores import averages, confusion_lines, label_counts
 from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task, Totals
-
-
-def prefix_and_suffix() -> Check:
-    """Expects (prefix length, suffix length), or ()."""
-    return (
-        lambda value: not value or (len(value) == 2 and min(value) >= 1),
-        'two whole numbers >= 1, such as (4,3), or ()',
-    )
 
 
 @dataclasses.dataclass
@@ -60,7 +52,10 @@ class DataConfig(schema.DataConfig):
     affixes: tuple[int, ...] = option(
         (),
         'letters of the prefix and suffix to embed, also of unknown words; () embeds none',
-        prefix_and_suffix(),
+        (
+            lambda value: not value or (len(value) == 2 and min(value) >= 1),
+            'two whole numbers >= 1, such as (4,3), or ()',
+        ),
     )
     class_weights: tuple[str, ...] = option(
         (),

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from configs import schema
-from configs.checks import Check, at_least, fraction, one_of
+from configs.checks import at_least, fraction, one_of
 from configs.schema import Config, option
 from input_pipeline import addition, checks
 from input_pipeline.encoded import unknown_share
@@ -23,19 +23,6 @@ from model.seq2seq import Seq2Seq
 from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task
 
 SAMPLES = 5  # examples shown at each evaluation
-
-
-def probability() -> Check:
-    """Expects a probability, certainty included."""
-    return lambda value: 0 <= value <= 1, 'a number in [0, 1]'
-
-
-def digit_counts() -> Check:
-    """Expects the digits of two operands."""
-    return (
-        lambda value: len(value) == 2 and 1 <= value[0] <= value[1] <= 4,
-        'two whole numbers from 1 to 4, the smaller first, such as (2,3)',
-    )
 
 
 @dataclasses.dataclass
@@ -56,7 +43,12 @@ class DataConfig(schema.DataConfig):
         'error', 'tfds, files: a side longer than the last bucket', one_of('error', 'cut')
     )
     operand_digits: tuple[int, ...] = option(
-        (2, 3), 'addition: digits of the smaller and of the larger operand', digit_counts()
+        (2, 3),
+        'addition: digits of the smaller and of the larger operand',
+        (
+            lambda value: len(value) == 2 and 1 <= value[0] <= value[1] <= 4,
+            'two whole numbers from 1 to 4, the smaller first, such as (2,3)',
+        ),
     )
     num_train: int = option(85_000, 'addition: training pairs', at_least(1))
     num_eval: int = option(5_000, 'addition: evaluation pairs, none in training', at_least(1))
@@ -80,7 +72,9 @@ class ModelConfig(schema.ModelConfig):
         one_of('constant', 'linear', 'inverse_sigmoid'),
     )
     forcing_floor: float = option(
-        1.0, 'probability of feeding the true token that the schedule ends at', probability()
+        1.0,
+        'probability of feeding the true token that the schedule ends at',
+        (lambda value: 0 <= value <= 1, 'a number in [0, 1]'),
     )
     forcing_steps: int = option(
         1000,
