@@ -100,12 +100,9 @@ def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[st
     Label names that the source does not declare are those of the training split.
     """
     if data.source == 'reviews':
-        try:
-            splits = reviews.make_reviews(data.num_train, data.num_eval)
-        except ValueError as error:
-            raise UserError(f'config.data.num_train = {data.num_train}: {error}') from error
         train, evaluation = (
-            LabelledSplit(texts, np.array(labels, np.int32)) for texts, labels in splits
+            LabelledSplit(texts, np.array(labels, np.int32))
+            for texts, labels in reviews.make_reviews(data.num_train, data.num_eval)
         )
         return train, evaluation, reviews.LABEL_NAMES
     train_rows, eval_rows = read_splits(data, data.text_features, data.label_feature)
