@@ -19,7 +19,6 @@ from configs.checks import (
     converted,
     did_you_mean,
     fraction,
-    not_empty,
     one_of,
     stream_seed,
     uint32,
@@ -62,12 +61,12 @@ class DataConfig:
     train: str = option(
         'train',
         'tfds: training split; files: path of .tsv, .csv or .jsonl, also .gz; * for several files',
-        not_empty(),
+        (bool, 'some text'),
     )
     evaluation: str = option(
         'validation',
         'tfds: evaluation split; files: path; both: share of the training rows, such as 10%',
-        not_empty(),
+        (bool, 'some text'),
     )
     columns: tuple[str, ...] = option(
         (), 'files: names of the columns of tables without a header line, in order', resumable=True

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import itertools
 import re
 import reprlib
 from collections.abc import Callable, Collection, Sequence
@@ -22,7 +23,7 @@ class Rows(NamedTuple):
     """Holds one split, read whole: N examples in the source's order."""
 
     texts: list[tuple[str, ...]]  # the text features asked for; '' is possible
-    labels: list[str]  # empty if no label was asked for
+    labels: list[list[str]]  # of each example, one unless separated; empty if not asked for
     classes: tuple[str, ...]  # the labels that the source declares, in order; () if it does not
     place: Callable[[int], str]  # example -> where it is, for messages
     skipped: tuple[str, ...] = ()  # the problems of bad rows that were left out
@@ -32,21 +33,22 @@ def read_splits(
     data: DataConfig,
     texts: Sequence[str],
     label: str = '',
-    every: bool = False,
-    compared: int | None = None,
+    label_separator: str = '',
+    pairs: bool = False,
 ) -> tuple[Rows, Rows]:
     """Reads the training and the evaluation split, as `read_rows` does.
 
-    The evaluation split may be a share of the training split, such as '10%'. A hash of the first
-    `compared` texts, by default of all, decides which rows it gets, so rows that are equal there
-    stay together, and a row stays where it is when others are added. '10%:SPLIT' also holds out
-    10%, but evaluates on SPLIT.
+    The evaluation split may be a share of the training split, such as '10%'. A hash of the texts,
+    or of a pair's source, decides which rows it gets, so rows that are equal there stay together,
+    and a row stays where it is when others are added. '10%:SPLIT' also holds out 10%, but evaluates
+    on SPLIT.
     """
-    train, evaluation = read_rows(data, data.train, texts, label, every), data.evaluation
+    train = read_rows(data, data.train, texts, label, label_separator, pairs)
+    evaluation = data.evaluation
     if share := SHARE.fullmatch(evaluation):
         parts: tuple[list[int], list[int]] = [], []
         for row, found in enumerate(train.texts):
-            content = '\0'.join(found[:compared]).encode()
+            content = '\0'.join(found[:1] if pairs else found).encode()
             number = int.from_bytes(hashlib.sha256(content).digest()[:8], 'big')
             parts[number < float(share[1]) / 100 * 2**64].append(row)
         if not all(parts):
@@ -58,7 +60,8 @@ def read_splits(
         if not share[2]:
             return train, held_out._replace(skipped=())
         evaluation = share[2]
-    return train, read_rows(data, evaluation, texts, label, every, set(train.labels))
+    classes = set(itertools.chain.from_iterable(train.labels))
+    return train, read_rows(data, evaluation, texts, label, label_separator, pairs, classes)
 
 
 def read_rows(
@@ -66,14 +69,16 @@ def read_rows(
     split: str,
     texts: Sequence[str],
     label: str = '',
-    every: bool = False,
+    label_separator: str = '',
+    pairs: bool = False,
     classes: Collection[str] = (),
 ) -> Rows:
     """Reads the features `texts` and `label` of a split from the source that the config names.
 
-    A row needs some text in one of the features or, with `every`, in each of them, and a label
-    that is among the `classes` or not a missing one. Bad rows are refused or skipped, as
-    `data.bad_rows` says. Raises UserError for data that is missing, malformed or empty.
+    A row has one label or, with a `label_separator`, any number. It needs some text in one of the
+    features or, in `pairs`, in each of them, and labels that are among the `classes` or not missing
+    ones. Bad rows are refused or skipped, as `data.bad_rows` says. Raises UserError for data that
+    is missing, malformed or empty.
     """
     problems: list[str] = []
 
@@ -86,50 +91,36 @@ def read_rows(
     if data.source == 'tfds':
         from input_pipeline import tfds_source
 
-        rows = tfds_source.read(data.name, split, texts, label, data.data_dir)
+        rows = tfds_source.read(data, split, texts, label, label_separator)
     else:
         from input_pipeline import text_files
 
-        rows = text_files.read(data, split, texts, label, bad)
-    missing = {''} if rows.classes else missing_labels(rows.labels) - set(classes)
+        rows = text_files.read(data, split, texts, label, label_separator, bad)
+    found = [name for labels in rows.labels for name in labels]
+    missing = {''} if rows.classes else missing_labels(found) - set(classes)
 
     def problem(row: int) -> str:
         named = zip(texts, rows.texts[row], strict=True)
         empty = [repr(name) for name, text in named if not any(visible(text))]
-        if empty and (every or len(empty) == len(texts)):
+        if empty and (pairs or len(empty) == len(texts)):
             return f'{" and ".join(empty)} is empty, expected some text'
-        if label and rows.labels[row] in missing:
-            return missing_label(label, rows.labels[row])
+        if wrong := missing.intersection(rows.labels[row] if label else ()):
+            return (
+                f'{label!r} is {min(wrong)!a}, which marks a missing label; expected a class (give '
+                "it another name, or set config.data.bad_rows='skip')"
+            )
         return ''
 
-    return usable(data, split, rows._replace(skipped=tuple(problems)), problem)
-
-
-def usable(data: DataConfig, split: str, rows: Rows, problem: Callable[[int], str]) -> Rows:
-    """Leaves out the rows of a split that have a problem ('' for none), and notes it.
-
-    Raises UserError for the first one unless `data.bad_rows` says to skip, or if no row is left.
-    """
-    good, skipped = [], [*rows.skipped]
+    good = []
     for row in range(len(rows.texts)):
-        if found := problem(row):
-            skipped.append(f'{rows.place(row)}: {found}')
-            if data.bad_rows == 'stop':
-                raise UserError(skipped[-1])
+        if reason := problem(row):
+            bad(f'{rows.place(row)}: {reason}')
         else:
             good.append(row)
     if not good:
-        reason = f'no usable row; the first problem: {skipped[0]}' if skipped else 'no examples'
+        reason = f'no usable row; the first problem: {problems[0]}' if problems else 'no examples'
         raise UserError(f'{split}: {reason}, expected one or more rows of data')
-    return _selected(rows, good, tuple(skipped))
-
-
-def missing_label(feature: str, label: str) -> str:
-    """Returns the problem of a row whose label stands for none."""
-    return (
-        f'{feature!r} is {label!a}, which marks a missing label; expected a class (give it another '
-        "name, or set config.data.bad_rows='skip')"
-    )
+    return _selected(rows, good, tuple(problems))
 
 
 def _selected(rows: Rows, keep: Sequence[int], skipped: tuple[str, ...]) -> Rows:

@@ -19,6 +19,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from errors import UserError
+
 LABEL_NAMES = ('negative', 'positive')
 MAX_REVIEWS = 200_000  # The grammar has more, but hardly any short ones remain by then.
 MAX_WORDS = 40
@@ -144,10 +146,13 @@ def make_reviews(num_train: int, num_eval: int, seed: int = 0) -> tuple[Split, S
     """Generates ((train texts, train labels), (eval texts, eval labels)) without duplicates.
 
     The evaluation sentences come first, so for one seed they are the same with any `num_train`.
-    Raises ValueError for sizes that the grammar cannot give.
+    Raises UserError for sizes that the grammar cannot give.
     """
-    if min(num_train, num_eval) < 0 or num_train + num_eval > MAX_REVIEWS:
-        raise ValueError(f'{num_train} + {num_eval} reviews asked for, not 0 to {MAX_REVIEWS}')
+    if num_train + num_eval > MAX_REVIEWS:
+        raise UserError(
+            f'config.data.num_train + num_eval = {num_train + num_eval}: expected at most '
+            f'{MAX_REVIEWS} reviews'
+        )
     writer = _Writer(seed)
     seen: set[str] = set()
     evaluation = _split(writer, num_eval, seen)
@@ -166,7 +171,7 @@ def _split(writer: _Writer, size: int, seen: set[str]) -> Split:
         fresh = (new for new in drawn if new.text not in seen and new.text.count(' ') < MAX_WORDS)
         review = next(fresh, None)
         if review is None:
-            raise ValueError(f'the grammar has no new review left after {len(seen)}')
+            raise UserError(f'config.data: the grammar has no new review left after {len(seen)}')
         seen.add(review.text)
         positives -= review.positive
         texts.append(review.text)

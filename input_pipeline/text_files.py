@@ -33,13 +33,16 @@ _UNSTORABLE = re.compile('[\0\ud800-\udfff]')
 _WHOLLY_QUOTED = re.compile('(^|[\t\r\n])"([^"\t\r\n]|"")*"([\t\r\n]|$)')
 
 
-def read(data: DataConfig, file: str, texts: Sequence[str], label: str, bad: Report) -> Rows:
+def read(
+    data: DataConfig, file: str, texts: Sequence[str], label: str, label_separator: str, bad: Report
+) -> Rows:
     """Reads columns of a table, or keys of JSON objects; 'a.b' is key b of the object at key a.
 
-    A JSON label is a string, a number, true or false. `file` is a path, or a pattern with * for
-    several files, which are read in order of their names. `bad` gets the problem of each row that
-    cannot be read, and the row is left out. Raises UserError for a file that cannot be read: one
-    line that starts with the file and, if possible, the number of the line at fault.
+    A JSON label is a string, a number, true or false; with a `label_separator`, a text or a list
+    holds any number of labels. `file` is a path, or a pattern with * for several files, which are
+    read in order of their names. `bad` gets the problem of each row that cannot be read, and the
+    row is left out. Raises UserError for a file that cannot be read: one line that starts with the
+    file and, if possible, the number of the line at fault.
     """
     places, found, labels = [], [], []
     wanted = [*texts, *([label] if label else [])]
@@ -61,7 +64,7 @@ def read(data: DataConfig, file: str, texts: Sequence[str], label: str, bad: Rep
         for where, values in records:
             try:
                 row = tuple(map(cell_text, itertools.repeat(where), texts, values))
-                labels += [cell_text(where, label, values[-1], numbers=True)] if label else []
+                labels += [cell_labels(where, label, values[-1], label_separator)] if label else []
             except UserError as error:
                 bad(str(error))
             else:
@@ -150,13 +153,13 @@ def table_rows(
 ) -> Records:
     """Yields the cells `wanted` of each row. Without a `header`, the first row is one."""
     if header:
-        _require('config.data.columns', 'column', wanted, header)
+        _require_columns('config.data.columns', wanted, header)
     names = {name.casefold() for name in header}
     for line, row in table:
         where, cells = f'{file}:{line}', [cell.strip() for cell in row]
         if not header:
             header, names = cells, {name.casefold() for name in cells}
-            _require(where, 'column', wanted, header)
+            _require_columns(where, wanted, header)
         elif {cell.casefold() for cell in cells} == names:
             bad(f'{where}: the header line again, expected data (were two files joined?)')
         elif len(row) != len(header):
@@ -200,21 +203,33 @@ def _value(where: str, record: dict[str, object], name: str) -> object:
         child = {str(index): item for index, item in enumerate(child)}
     if name not in record and inner and isinstance(child, dict):
         return _value(f'{where}, in {outer!r}', child, inner)
-    _require(where, 'key', [name], list(record))
+    if name not in record:
+        raise UserError(f'{where}: key {not_among(name, record)}')
     return record[name]
 
 
-def _require(where: str, kind: str, wanted: Sequence[str], present: Sequence[str]) -> None:
+def _require_columns(where: str, wanted: Sequence[str], header: Sequence[str]) -> None:
     for name in wanted:
-        if present.count(name) > 1:
-            raise UserError(f'{where}: {kind} {name!r} occurs twice, expected once')
-        if name not in present:
-            hint = (
-                '; without a header line set config.data.columns, for another separator .delimiter'
-            )
+        if header.count(name) > 1:
+            raise UserError(f'{where}: column {name!r} occurs twice, expected once')
+        if name not in header:
             raise UserError(
-                f'{where}: {kind} {not_among(name, present)}{hint * (kind == "column")}'
+                f'{where}: column {not_among(name, header)}; without a header line set '
+                'config.data.columns, for another separator .delimiter'
             )
+
+
+def cell_labels(where: str, name: str, value: object, separator: str) -> list[str]:
+    """Returns one label or, with a `separator`, those in a text or a list.
+
+    Raises UserError for values that are no labels.
+    """
+    if not separator:
+        return [cell_text(where, name, value, numbers=True)]
+    parts = value.split(separator) if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        raise UserError(f'{where}: {name!r} is {brief.repr(value)}, expected a list or some text')
+    return [text for part in parts if (text := cell_text(where, name, part, numbers=True))]
 
 
 def cell_text(where: str, name: str, value: object, numbers: bool = False) -> str:

@@ -30,17 +30,11 @@ class KeysOnlyAttention(nn.Module):
         return nn.softmax(scores)
 
 
-class TextClassifier(nn.Module):
-    """Computes the class logits of padded word sequences.
-
-    The contents of padded positions do not change a bit of the logits: the LSTM reads each
-    direction from the true ends, and attention gives padding a weight of exactly zero.
-    """
+class Classifier(nn.Module):
+    """Holds the fields of every classifier of texts, and the dropout that they share."""
 
     vocab_size: int
-    affix_sizes: tuple[int, ...]
     num_classes: int
-    embedding_size: int
     hidden_size: int
     word_dropout: float
     embedding_dropout: float
@@ -49,6 +43,22 @@ class TextClassifier(nn.Module):
     first_word_id: int
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+
+    def drop_words(self, token_ids: jax.Array, train: bool) -> jax.Array:
+        """Returns int32[B, T], in training with some words unknown. token_ids: int32[B, T]."""
+        layer = WordDropout(self.word_dropout, self.unk_id, self.first_word_id, name='word_dropout')
+        return layer(token_ids, deterministic=not train)
+
+
+class TextClassifier(Classifier, kw_only=True):
+    """Computes the class logits of padded word sequences.
+
+    The contents of padded positions do not change a bit of the logits: the LSTM reads each
+    direction from the true ends, and attention gives padding a weight of exactly zero.
+    """
+
+    affix_sizes: tuple[int, ...]
+    embedding_size: int
 
     @nn.compact
     def __call__(
@@ -69,17 +79,13 @@ class TextClassifier(nn.Module):
         def dropout(rate: float, name: str, values: jax.Array) -> jax.Array:
             return Dropout(rate, name=name)(values, deterministic=not train)
 
-        token_ids = WordDropout(
-            self.word_dropout, self.unk_id, self.first_word_id, name='word_dropout'
-        )(token_ids, deterministic=not train)
-
         def embedded(ids: jax.Array, size: int, name: str) -> jax.Array:
             start = nn.initializers.normal(0.1)
             return nn.Embed(
                 size, self.embedding_size, embedding_init=start, dtype=self.dtype, name=name
             )(ids)
 
-        words = embedded(token_ids, self.vocab_size, 'embedding')
+        words = embedded(self.drop_words(token_ids, train), self.vocab_size, 'embedding')
         for n, size in enumerate(self.affix_sizes):
             assert affix_ids is not None
             words = words + embedded(affix_ids[..., n], size, f'affix_embedding_{n}')

@@ -52,16 +52,10 @@ class DecoderCell(nn.Module):
         self.logits = nn.Dense(self.vocab_size, dtype=self.dtype)
 
     def step(self, state: LSTMState, token: jax.Array, train: bool) -> tuple[LSTMState, jax.Array]:
-        """Returns (state, logits float32[B, V]). token: int32[B]."""
+        """Returns (state, logits float32[B, V]) after this token int32[B]. Draws no sample."""
         state, hidden = self.lstm(state, self.embedding(token))
         hidden = self.lstm_dropout(hidden, deterministic=not train)
         return state, self.logits(hidden).astype(jnp.float32)
-
-    def forced(
-        self, state: LSTMState, token: jax.Array, train: bool
-    ) -> tuple[LSTMState, jax.Array]:
-        """Always reads the true token (teacher forcing). Draws no sample."""
-        return self.step(state, token, train)
 
     def sampled(
         self,
@@ -131,7 +125,7 @@ class Seq2Seq(nn.Module):
         self.decoder = nn.scan(
             DecoderCell,
             methods={
-                'forced': over_time | {'in_axes': (1, nn.broadcast)},
+                'step': over_time | {'in_axes': (1, nn.broadcast)},
                 'sampled': over_time | {'in_axes': (1, nn.broadcast, nn.broadcast)},
                 'greedy': over_time | {'in_axes': 0},
             },
@@ -166,7 +160,7 @@ class Seq2Seq(nn.Module):
         first = jnp.full(targets.shape[:1], self.bos_id, jnp.int32)
         before = jnp.concatenate([first[:, None], targets[:, :-1]], axis=1)
         if forcing is None:
-            return self.decoder.forced(state, before, train)[1]
+            return self.decoder.step(state, before, train)[1]
         return self.decoder.sampled((state, first), before, forcing, train)[1]
 
     def greedy(self, sources: jax.Array, source_lengths: jax.Array, width: int) -> jax.Array:

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.dropout import Dropout, WordDropout
+from model.classifier import Classifier
+from model.dropout import Dropout
 
 
 class Block(nn.Module):
@@ -61,26 +62,17 @@ class Block(nn.Module):
         return tokens
 
 
-class Transformer(nn.Module):
+class Transformer(Classifier, kw_only=True):
     """Computes the class logits of padded token sequences, from the mean of the last layer.
 
-    The contents of padded positions do not change a bit of the logits.
+    The contents of padded positions do not change a bit of the logits. With `remat`, only the
+    inputs of each block are kept for the backward pass.
     """
 
-    vocab_size: int
-    num_classes: int
-    hidden_size: int
     num_layers: int
     num_heads: int
     num_positions: int  # the most tokens of a text
     norm: str  # 'pre' or 'post'
-    word_dropout: float
-    embedding_dropout: float
-    dropout: float
-    unk_id: int
-    first_word_id: int
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False  # keep the inputs of each block for the backward pass, and nothing inside
 
     @nn.compact
     def __call__(self, token_ids: jax.Array, lengths: jax.Array, *, train: bool) -> jax.Array:
@@ -98,9 +90,7 @@ class Transformer(nn.Module):
                 size, self.hidden_size, embedding_init=init, dtype=self.dtype, name=name
             )
 
-        token_ids = WordDropout(
-            self.word_dropout, self.unk_id, self.first_word_id, name='word_dropout'
-        )(token_ids, deterministic=not train)
+        token_ids = self.drop_words(token_ids, train)
         mask = jnp.arange(token_ids.shape[1]) < lengths[:, None]
         tokens = embedding(self.vocab_size, 0.3, 'embedding')(token_ids)
         tokens += embedding(self.num_positions, 0.1, 'positions')(jnp.arange(token_ids.shape[1]))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from configs import schema
-from configs.checks import Check, at_least, fraction, names, one_of
+from configs.checks import at_least, fraction, names, one_of
 from configs.schema import Config, option
 from errors import UserError
 from input_pipeline import checks, reviews
@@ -27,14 +27,6 @@ from tasks.encoder import TransformerOptions, make_transformer, require_position
 from tasks.label_weights import label_weights, weights_of_examples
 from tasks.scores import averages, confusion_lines, label_counts
 from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task, Totals
-
-
-def prefix_and_suffix() -> Check:
-    """Expects (prefix length, suffix length), or ()."""
-    return (
-        lambda value: not value or (len(value) == 2 and min(value) >= 1),
-        'two whole numbers >= 1, such as (4,3), or ()',
-    )
 
 
 @dataclasses.dataclass
@@ -60,7 +52,10 @@ class DataConfig(schema.DataConfig):
     affixes: tuple[int, ...] = option(
         (),
         'letters of the prefix and suffix to embed, also of unknown words; () embeds none',
-        prefix_and_suffix(),
+        (
+            lambda value: not value or (len(value) == 2 and min(value) >= 1),
+            'two whole numbers >= 1, such as (4,3), or ()',
+        ),
     )
     class_weights: tuple[str, ...] = option(
         (),
@@ -105,16 +100,15 @@ def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[st
     Label names that the source does not declare are those of the training split.
     """
     if data.source == 'reviews':
-        try:
-            splits = reviews.make_reviews(data.num_train, data.num_eval)
-        except ValueError as error:
-            raise UserError(f'config.data.num_train = {data.num_train}: {error}') from error
         train, evaluation = (
-            LabelledSplit(texts, np.array(labels, np.int32)) for texts, labels in splits
+            LabelledSplit(texts, np.array(labels, np.int32))
+            for texts, labels in reviews.make_reviews(data.num_train, data.num_eval)
         )
         return train, evaluation, reviews.LABEL_NAMES
     train_rows, eval_rows = read_splits(data, data.text_features, data.label_feature)
-    label_names = train_rows.classes or class_names(train_rows.labels, train_rows.place)
+    label_names = train_rows.classes or class_names(
+        [label for (label,) in train_rows.labels], train_rows.place
+    )
     if len(label_names) == 1:
         raise UserError(
             f'{data.train}: only label {brief.repr(label_names[0])}, expected two or more'
@@ -127,13 +121,19 @@ def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
 
     Raises UserError for a label that is not among `label_names`.
     """
+    require_labels(rows, label_names)
     index = {name: position for position, name in enumerate(label_names)}
-    for position, label in enumerate(rows.labels):
-        if label not in index:
-            raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
     joined = [SEPARATOR.join(texts) for texts in rows.texts]
-    labels = np.array([index[label] for label in rows.labels], np.int32)
+    labels = np.array([index[label] for (label,) in rows.labels], np.int32)
     return LabelledSplit(joined, labels, rows.skipped)
+
+
+def require_labels(rows: Rows, label_names: Collection[str]) -> None:
+    """Raises UserError for a label that is not among `label_names`."""
+    known = set(label_names)
+    for position, labels in enumerate(rows.labels):
+        for label in set(labels) - known:
+            raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
 
 
 def affix_letters(data: DataConfig) -> list[slice]:

@@ -2,16 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from configs import schema
 from configs.checks import at_least, one_of
 from configs.schema import option
 from errors import UserError
 from model.transformer import Transformer
-
-if TYPE_CHECKING:
-    from tasks.classification import ModelConfig
 
 
 @dataclasses.dataclass
@@ -43,16 +40,16 @@ def require_positions(options: TransformerOptions, width: int) -> None:
 
 
 def make_transformer(
-    options: 'ModelConfig', affixes: int, shared: Mapping[str, Any]
+    options: TransformerOptions, affixes: int, shared: Mapping[str, Any]
 ) -> Transformer:
     """Makes the model of a config, with the fields `shared` with the LSTM.
 
     Raises UserError for sizes that do not fit together.
     """
-    if options.hidden_size % options.num_heads:
+    if shared['hidden_size'] % options.num_heads:
         raise UserError(
             f'config.model.num_heads = {options.num_heads}: expected a divisor of '
-            f'config.model.hidden_size = {options.hidden_size}'
+            f'config.model.hidden_size = {shared["hidden_size"]}'
         )
     if affixes:
         raise UserError('config.data.affixes: expected (), since a Transformer has none')

@@ -27,26 +27,20 @@ def averages(right: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> dict
 
 
 def score_lines(
-    names: Sequence[str],
-    counts: tuple[np.ndarray, np.ndarray, np.ndarray],
-    kinds: Sequence[str] = ('macro', 'weighted'),
+    names: Sequence[str], right: np.ndarray, predicted: np.ndarray, true: np.ndarray
 ) -> list[str]:
     """Returns the lines of a table: a row for each label, and for each kind of average."""
-    means, true = averages(*counts), counts[2]
+    of_labels, means = scores(right, predicted, true), averages(right, predicted, true)
     rows = [
-        *zip(names, scores(*counts).T, true, strict=True),
-        *((f'{kind} average', means[kind], true.sum()) for kind in kinds),
+        *zip(names, of_labels.T, true, strict=True),
+        *((f'{kind} average', mean, true.sum()) for kind, mean in means.items()),
     ]
     width = max(len(name) for name, *_ in rows)
-    head = f'{"":{width}}  precision    recall        f1  examples'
-    cells = [''.join(f'{value:9.4f} ' for value in values) for _, values, _ in rows]
-    return [
-        head,
-        *(
-            f'{name:{width}}  {line}{count:9,.0f}'
-            for (name, _, count), line in zip(rows, cells, strict=True)
-        ),
-    ]
+    lines = [f'{"":{width}}  precision    recall        f1  examples']
+    for name, values, count in rows:
+        cells = ''.join(f'{value:9.4f} ' for value in values)
+        lines.append(f'{name:{width}}  {cells}{count:9,.0f}')
+    return lines
 
 
 def label_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -60,7 +54,7 @@ def confusion_lines(counts: np.ndarray, labels: Sequence[str]) -> list[str]:
     cells = max(*map(len, labels), len(f'{counts.max():,.0f}'))
     rows = [labels, *([f'{count:,.0f}' for count in row] for row in counts)]
     return [
-        *score_lines(labels, label_counts(counts)),
+        *score_lines(labels, *label_counts(counts)),
         '',
         'true'.ljust(width) + '  predicted',
         *(

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from configs import schema
-from configs.checks import Check, at_least, fraction, one_of
+from configs.checks import at_least, fraction, one_of
 from configs.schema import Config, option
 from input_pipeline import addition, checks
 from input_pipeline.encoded import unknown_share
@@ -23,19 +23,6 @@ from model.seq2seq import Seq2Seq
 from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task
 
 SAMPLES = 5  # examples shown at each evaluation
-
-
-def probability() -> Check:
-    """Expects a probability, certainty included."""
-    return lambda value: 0 <= value <= 1, 'a number in [0, 1]'
-
-
-def digit_counts() -> Check:
-    """Expects the digits of two operands."""
-    return (
-        lambda value: len(value) == 2 and 1 <= value[0] <= value[1] <= 4,
-        'two whole numbers from 1 to 4, the smaller first, such as (2,3)',
-    )
 
 
 @dataclasses.dataclass
@@ -56,7 +43,12 @@ class DataConfig(schema.DataConfig):
         'error', 'tfds, files: a side longer than the last bucket', one_of('error', 'cut')
     )
     operand_digits: tuple[int, ...] = option(
-        (2, 3), 'addition: digits of the smaller and of the larger operand', digit_counts()
+        (2, 3),
+        'addition: digits of the smaller and of the larger operand',
+        (
+            lambda value: len(value) == 2 and 1 <= value[0] <= value[1] <= 4,
+            'two whole numbers from 1 to 4, the smaller first, such as (2,3)',
+        ),
     )
     num_train: int = option(85_000, 'addition: training pairs', at_least(1))
     num_eval: int = option(5_000, 'addition: evaluation pairs, none in training', at_least(1))
@@ -80,7 +72,9 @@ class ModelConfig(schema.ModelConfig):
         one_of('constant', 'linear', 'inverse_sigmoid'),
     )
     forcing_floor: float = option(
-        1.0, 'probability of feeding the true token that the schedule ends at', probability()
+        1.0,
+        'probability of feeding the true token that the schedule ends at',
+        (lambda value: 0 <= value <= 1, 'a number in [0, 1]'),
     )
     forcing_steps: int = option(
         1000,
@@ -98,7 +92,7 @@ def read_pairs(data: DataConfig) -> tuple[Pairs, Pairs, tuple[str, ...]]:
         sizes = data.num_train, data.num_eval, data.split_seed, data.bucket_lengths[-1]
         return *addition.make_additions(data.operand_digits, *sizes), ()
     features = (data.source_feature, data.target_feature)
-    train, evaluation = read_splits(data, features, every=True, compared=1)  # a source has one side
+    train, evaluation = read_splits(data, features, pairs=True)
     return train.texts, evaluation.texts, train.skipped + evaluation.skipped
 
 
@@ -152,42 +146,30 @@ def forcing_schedule(options: ModelConfig) -> Callable[[jax.Array], jax.Array] |
     return probability
 
 
-def seq2seq_loss_sums(
-    model: Seq2Seq, probability: Callable[[jax.Array], jax.Array] | None
-) -> Callable[[Params, Batch, Rngs, jax.Array], Sums]:
-    """Returns the function that computes `token_sums` in training."""
+def seq2seq_sums(
+    model: Seq2Seq, probability: Callable[[jax.Array], jax.Array] | None = None
+) -> Callable[..., Sums]:
+    """Returns the sums of `token_sums`, which in training feed the true token by a schedule.
 
-    def loss_sums(params: Params, batch: Batch, rngs: Rngs, step: jax.Array) -> Sums:
-        logits = model.apply(
-            {'params': params},
-            batch['sources'],
-            batch['source_lengths'],
-            batch['targets'],
-            probability(step) if probability else None,
-            train=True,
-            rngs=rngs,
-        )
-        return token_sums(jnp.asarray(logits), batch)
+    Without rngs nothing is drawn: that is evaluation, with teacher forcing, which also counts pairs
+    and the pairs decoded without a mistake.
+    """
 
-    return loss_sums
-
-
-def seq2seq_eval_sums(model: Seq2Seq) -> Callable[[Params, Batch], Sums]:
-    """Returns what sums tokens with teacher forcing, pairs, and pairs decoded without a mistake."""
-
-    def eval_sums(params: Params, batch: Batch) -> Sums:
-        sources = batch['sources'], batch['source_lengths']
-        targets, weights = batch['targets'], batch['weights']
-        logits = model.apply({'params': params}, *sources, targets, train=False)
+    def sums(params: Params, batch: Batch, rngs: Rngs | None = None, step: Any = None) -> Sums:
+        sources, targets = (batch['sources'], batch['source_lengths']), batch['targets']
+        train = rngs is not None
+        forcing = probability(step) if train and probability else None
+        logits = model.apply({'params': params}, *sources, targets, forcing, train=train, rngs=rngs)
+        of_tokens = token_sums(jnp.asarray(logits), batch)
+        if train:
+            return of_tokens
         decoded = model.apply({'params': params}, *sources, targets.shape[1], method='greedy')
         # Both are padded after EOS. An unknown unit is never right: it does not spell the text.
         exact = jnp.all((decoded == targets) & (targets != model.unk_id), axis=1)
-        return token_sums(jnp.asarray(logits), batch) | {
-            'exact': jnp.sum(weights * exact),
-            'pairs': jnp.sum(weights),
-        }
+        weights = batch['weights']
+        return of_tokens | {'exact': jnp.sum(weights * exact), 'pairs': jnp.sum(weights)}
 
-    return eval_sums
+    return sums
 
 
 def token_sums(logits: jax.Array, batch: Batch) -> Sums:
@@ -242,8 +224,8 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
         train=train,
         evaluation=evaluation,
         init=seq2seq_init(model),
-        loss_sums=seq2seq_loss_sums(model, forcing_schedule(options)),
-        eval_sums=seq2seq_eval_sums(model),
+        loss_sums=seq2seq_sums(model, forcing_schedule(options)),
+        eval_sums=seq2seq_sums(model),
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=seq2seq_metrics,
         best_metric='exact_match',

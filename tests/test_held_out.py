@@ -19,13 +19,13 @@ from tools.saved_run import SavedRun
 Cells = list[tuple[str, str]]  # text, label
 
 
-def split(folder: Path, cells: Cells, share: str, every: bool = False) -> tuple[Rows, Rows]:
+def split(folder: Path, cells: Cells, share: str, pairs: bool = False) -> tuple[Rows, Rows]:
     """Reads a file of these cells, and returns the training rows and those held out."""
     file = folder / 'all.jsonl'
     file.write_text('\n'.join(json.dumps({'text': text, 'label': label}) for text, label in cells))
     data = DataConfig(source='files', train=str(file), evaluation=share)
-    if every:
-        return read_splits(data, ('text', 'label'), every=True, compared=1)
+    if pairs:
+        return read_splits(data, ('text', 'label'), pairs=True)
     return read_splits(data, ('text',), 'label')
 
 
@@ -44,9 +44,9 @@ def test_share_is_held_out_and_every_row_is_in_one_split(
     train, held_out = split(tmp_path, CELLS, share)
     assert len(held_out.texts) == pytest.approx(expected, abs=40)
     together = [*zip(train.texts, train.labels), *zip(held_out.texts, held_out.labels)]  # noqa: B905
-    assert sorted(((text,), label) for text, label in CELLS) == sorted(together)
+    assert sorted(((text,), [label]) for text, label in CELLS) == sorted(together)
     assert held_out.place(0).endswith(
-        f':{1 + CELLS.index((held_out.texts[0][0], held_out.labels[0]))}'
+        f':{1 + CELLS.index((held_out.texts[0][0], held_out.labels[0][0]))}'
     )
 
 
@@ -63,7 +63,8 @@ def test_rows_keep_their_split_when_the_file_grows_or_is_shuffled(tmp_path: Path
 def test_which_rows_are_held_out_is_fixed_for_all_releases(tmp_path: Path) -> None:
     _, held_out = split(tmp_path, CELLS[:60], '10%')
     assert [
-        CELLS.index((t[0], label)) for t, label in zip(held_out.texts, held_out.labels, strict=True)
+        CELLS.index((text, label))
+        for (text,), (label,) in zip(held_out.texts, held_out.labels, strict=True)
     ] == [25, 37, 48, 55, 59]
 
 
@@ -82,14 +83,16 @@ def test_class_of_the_training_split_is_a_class_in_evaluation_too(tmp_path: Path
         (tmp_path / f'{name}.tsv').write_text('text\tlabel\n' + ''.join(rows))
     train, evaluation = (str(tmp_path / f'{name}.tsv') for name in files)
     data = DataConfig(source='files', train=train, evaluation=evaluation)
-    assert read_splits(data, ('text',), 'label')[1].labels == 3 * files['dev']
+    assert read_splits(data, ('text',), 'label')[1].labels == [
+        [label] for label in 3 * files['dev']
+    ]
     with pytest.raises(UserError, match="'-1', which marks a missing label"):
         read_splits(dataclasses.replace(data, train=evaluation), ('text',), 'label')
 
 
 def test_pairs_of_one_source_are_on_one_side(tmp_path: Path) -> None:
     cells = [(f'film {n % 100}', f'Film {n}') for n in range(300)]
-    train, held_out = split(tmp_path, cells, '30%', every=True)
+    train, held_out = split(tmp_path, cells, '30%', pairs=True)
     assert len(train.texts) + len(held_out.texts) == 300
     assert not texts(train) & texts(held_out)
 

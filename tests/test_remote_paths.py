@@ -402,7 +402,7 @@ def test_text_files_are_read_from_a_bucket(workdir: epath.Path, tmp_path: Path) 
 
     def read(folder: epath.Path | Path) -> list[object]:
         parts = [
-            text_files.read(DataConfig(), str(folder / name), ['text'], 'label', pytest.fail)
+            text_files.read(DataConfig(), str(folder / name), ['text'], 'label', '', pytest.fail)
             for name in ('train.tsv', 'dev.jsonl')
         ]
         return [(part.texts, part.labels) for part in parts]

@@ -41,7 +41,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
         means['weighted'], [(4 * 2 / 3 + 3 / 4) / 8, 3 / 8, (4 * 4 / 7 + 3 * 2 / 7) / 8]
     )
     np.testing.assert_allclose(means['micro'], 3 / 8)
-    lines = [line.split() for line in score_lines('abcde', counts)]
+    lines = [line.split() for line in score_lines('abcde', *counts)]
     assert lines[1] == ['a', '0.6667', '0.5000', '0.5714', '4']
     assert lines[6] == ['macro', 'average', '0.2292', '0.2083', '0.2143', '8']
 

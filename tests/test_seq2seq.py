@@ -221,7 +221,7 @@ def draw_in_trainer(
     """All that the trainer's own step draws, from logits that say nothing."""
     config = Seq2SeqConfig(embedding_size=8, hidden_size=8, dropout=dropout, forcing_floor=0.5)
     model = seq2seq.make_model(config, UNITS, UNITS)
-    sums = seq2seq.seq2seq_loss_sums(model, seq2seq.forcing_schedule(config))
+    sums = seq2seq.seq2seq_sums(model, seq2seq.forcing_schedule(config))
     params = jax.tree.map(jnp.zeros_like, make_variables(model)['params'])
     drawn.clear()
     gradient = make_gradient(sums, layout)
@@ -261,7 +261,7 @@ def test_evaluation_draws_nothing(
 ) -> None:
     model = make_model(dropout=0.5, word_dropout=0.5, embedding_dropout=0.5)
     params = jax.device_put(make_variables(model)['params'], layout(2).replicated)
-    step = make_eval_step(seq2seq.seq2seq_eval_sums(model), layout(2))
+    step = make_eval_step(seq2seq.seq2seq_sums(model), layout(2))
     jax.block_until_ready(step(params, layout(2).put(make_batch())))
     jax.effects_barrier()
     assert not drawn
@@ -339,7 +339,7 @@ def test_exact_match_wants_the_whole_text_and_no_unknown_unit() -> None:
     model = make_model()
     params = make_variables(model)['params']
     params['decoder']['logits']['bias'] = jnp.zeros(VOCAB).at[UNK].set(-100.0)
-    sums, rows = seq2seq.seq2seq_eval_sums(model), make_batch()
+    sums, rows = seq2seq.seq2seq_sums(model), make_batch()
     sources = rows['sources'], rows['source_lengths']
     rows['targets'] = np.array(model.apply({'params': params}, *sources, WIDTH, method='greedy'))
     total = float(sums(params, rows)['exact'])
