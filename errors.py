@@ -1,12 +1,12 @@
 """What can go wrong, by name, each with its exit code.
 
 A `KeyfoldError` reaches people as one line: what was found, what is expected, what to do. Any other
-exception is a bug: it ends in a traceback and exit code 1.
+exception is a bug: a traceback and exit code 1.
 """
 
 
 class KeyfoldError(Exception):
-    """Base of all errors that are written for people."""
+    """Base class of user-facing errors."""
 
     exit_code = 1
 
@@ -18,11 +18,11 @@ class UserError(KeyfoldError):
 
 
 class Damaged(UserError):
-    """A checkpoint whose files can be read and are not what was written."""
+    """A checkpoint is readable, but not what was written."""
 
 
 class Unavailable(KeyfoldError):
-    """Another process or a remote store did not answer. Trying again may help."""
+    """Another process or the storage failed, or resources ran out. Trying again may help."""
 
 
 class NonFinite(KeyfoldError):

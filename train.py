@@ -56,7 +56,7 @@ def main(_: Sequence[str]) -> None:
     """Checks the command, fixes the environment that bits depend on, and trains."""
     config = command_line.loaded_config(CONFIG)
     workdir = command_line.usable_workdir(WORKDIR.value)
-    gc.freeze()  # or every collection would search through all that was imported
+    gc.freeze()  # or garbage collections would rescan everything imported
     stop = StopRequest()
     stop.listen(STOP_TIMEOUT.value)
     profile = Profile(PROFILE.value, workdir)
@@ -81,13 +81,13 @@ def train(
 ) -> dict[str, Any]:
     """Brings the run in `workdir` to its last step. Returns the contents of its summary.json.
 
-    Raises SystemExit, with the newest step saved, when it is asked to stop early.
+    Saves the newest step and raises SystemExit when asked to stop early.
     """
     stop, profile = stop or StopRequest(), profile or Profile()
     task = tasks.make_task(config, warm_start.origin_record(config, workdir))
     evaluation_data = task.resume_facts['evaluation_data']
     command = {'workdir': str(workdir), 'allow_changes': allow_changes}
-    pool = {'cpu_threads': backend.cpu_threads()}  # the config may leave it open
+    pool = {'cpu_threads': backend.cpu_threads()}  # may be 0 in the config
     processes.require_same(schema.to_dict(config) | command | pool, task.resume_facts)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
@@ -102,14 +102,14 @@ def train(
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
         state = checkpoints.restore(abstract_state(create_state, config.prng_impl))
-        saved = checkpoints.record(int(state.step))  # of an older one, if that was damaged
+        saved = checkpoints.record(int(state.step))  # restore may fall back to an older one
     else:
         roots = keys.root_keys(config.seed, config.prng_impl, vars(config.seeds))
         of_record = tasks.predictor_from_record
         state = warm_start.started(create_state(roots), config, task.token_names, layout, of_record)
     start, padding = int(state.step), padding_share(task.train.lengths, config)
     start_report(config, layout, state, workdir, task.summary, task.warnings, padding)
-    # The record also has the evaluations by which a run may stop early.
+    # The record also holds the evaluations that decide early stopping.
     patience = EarlyStopping(task.best_metric, config.patience, evaluation_data, saved, run_record)
     ended = start >= config.num_steps or patience.ended
     if ended and (finished := summary.finished(workdir, start, evaluation_data)):

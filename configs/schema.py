@@ -1,10 +1,9 @@
 """Every option of a run that all tasks share: its default, its meaning and its check.
 
-A run is a file beside this one with `get_config() -> Config`. An option is assumed to affect a
-run's bits, so a resume must not change it unless it is declared `resumable`: a resumable option
-leaves finished steps as they are, or (`seed`, `seeds`, `cpu_threads`) is ignored on a resume, with
-a warning. A task adds the options of its data and model in tasks/, in subclasses of `DataConfig`
-and `ModelConfig`.
+A run is a file beside this one with `get_config() -> Config`. Options are assumed to affect a run's
+bits, so a resume may change only those declared `resumable`. These leave finished steps as they
+are; `seed`, `seeds` and `cpu_threads` are ignored on a resume, with a warning. A task adds the
+options of its data and model in tasks/, in subclasses of `DataConfig` and `ModelConfig`.
 """
 
 import dataclasses
@@ -40,8 +39,8 @@ def option(
 ) -> Any:
     """Declares a dataclass field with its meaning, its check, and whether a resume may change it.
 
-    Everything else follows from this declaration: type checks, help, docs and the resume rule. If
-    `chosen`, '' or 0 leaves the choice to a new run, and a resume keeps it.
+    Value check, --help and the resume rule follow from this declaration. If `chosen`, '' or 0 lets
+    the first launch decide, and a resume keeps that.
     """
     metadata = {'meaning': meaning, 'check': check, 'resumable': resumable, 'chosen': chosen}
     return dataclasses.field(default=default, metadata=metadata)
@@ -65,7 +64,7 @@ class DataConfig:
     )
     evaluation: str = option(
         'validation',
-        'tfds: evaluation split; files: path; both: share of the training rows, such as 10%',
+        'tfds: evaluation split; files: path; either: share of training rows to hold out, 10%',
         (bool, 'some text'),
     )
     columns: tuple[str, ...] = option(
@@ -140,8 +139,8 @@ class OptimizerConfig:
 class InitConfig:
     """What a new run starts from, other than its root key (runtime/warm_start.py)."""
 
-    weights: str = option('', 'model.safetensors of the BERT family; its encoder')
-    run: str = option('', 'workdir of another run; its parameters and tokenizer')
+    weights: str = option('', 'BERT-family model.safetensors to take the encoder from')
+    run: str = option('', 'workdir of a run whose parameters and tokenizer start this one')
     vectors: str = option('', 'word vectors as text: .txt, .vec, also .gz')
     freeze: tuple[str, ...] = option(
         (), "parts of the model that are not trained, such as ('embedding',)"
@@ -160,7 +159,7 @@ class SeedsConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class Config:
-    """One run. Its task is the module in tasks/ that the classes of `data` and `model` are from."""
+    """Configures a run. Its task is the module of tasks/ that defines `data` and `model`."""
 
     seed: int = option(
         0, 'makes the root key of a new run; a resumed run keeps its own', uint32(), resumable=True
@@ -199,7 +198,7 @@ class Config:
     eval_every: int = option(200, 'steps between evaluations', at_least(1), resumable=True)
     checkpoint_every: int = option(200, 'steps between checkpoints', at_least(1), resumable=True)
     checkpoint_minutes: float = option(
-        0.0, 'most minutes between checkpoints (0 = any number)', at_least(0), resumable=True
+        0.0, 'maximum minutes between checkpoints (0 = no limit)', at_least(0), resumable=True
     )
     log_every: int = option(50, 'steps between log lines', at_least(1), resumable=True)
     keep_newest: int = option(2, 'newest checkpoints to keep', at_least(1), resumable=True)
@@ -208,13 +207,13 @@ class Config:
     )
     best_metric: str = option(
         '',
-        "evaluation metric of the best checkpoint: its largest value, of 'loss' the smallest "
+        "evaluation metric that ranks checkpoints: larger is better, except for 'loss' "
         "('' = the task's choice)",
         resumable=True,
     )
     patience: int = option(
         0,
-        'evaluations without a better best_metric after which training stops (0 = never)',
+        'stop after this many evaluations without improvement (0 = never)',
         at_least(0),
         resumable=True,
     )
@@ -226,7 +225,7 @@ class Config:
 
 
 def is_section(value: object) -> bool:
-    """Returns whether a value of a config holds options itself; a class does not."""
+    """Returns whether a value is an instance that holds options."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
@@ -250,7 +249,7 @@ def options(config: Config) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]
 def check(config: Config) -> None:
     """Checks every option, after lossless conversions in place, such as 20.0 to 20.
 
-    Raises UserError for names that are no options, or for the first unusable value.
+    Raises UserError for unknown options or the first invalid value.
     """
     known = [name for name, _, _ in options(config)]
     if unknown := [
@@ -300,8 +299,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 def fill(config: Config, values: dict[str, Any]) -> Config:
     """Sets the options of `config` to `values`, as `to_dict` gave them, and returns it.
 
-    An option that `values` lacks was added since and keeps its default. Raises UserError for a name
-    that this code does not have.
+    Options missing in `values` are newer and keep their default. Raises UserError for a name that
+    this code does not have.
     """
     known = {name: default for name, default, _ in options(config)}
     values = renamed(values, known)

@@ -1,8 +1,8 @@
 """Decides which examples make up a batch: a pure function of (root key, step).
 
-Each epoch is a new permutation of the examples, and epochs follow each other without a gap. A
-window is W batches' worth of examples: it is sorted by length and cut into W batches, which are
-shuffled. A batch may span two epochs, so no example is dropped.
+Each epoch is a new permutation (or weighted draw) of the examples; epochs follow each other without
+a gap. A window of W batches' examples is sorted by length and cut into W batches, which are
+shuffled. So a batch may span two epochs.
 """
 
 import functools
@@ -23,7 +23,7 @@ PREFETCHED = 8  # batches kept ready
 class Examples(Protocol):
     """Describes a split that can return any of its examples as rows of a padded batch."""
 
-    lengths: np.ndarray  # int32[N], which padding follows
+    lengths: np.ndarray  # int32[N], without padding
 
     def __len__(self) -> int:
         """Returns the number of examples."""
@@ -44,13 +44,13 @@ def batch_order(
 ) -> Callable[[int], np.ndarray]:
     """Returns step -> int64[batch_size], the examples of the global batch of a step (from 0).
 
-    `epoch_words(epoch)` seeds NumPy's Philox, whose raw output is the same in every version.
-    Sorting by that output makes the permutation, from which `weights` (float64[N]) draw.
+    `epoch_words(epoch)` seeds NumPy's Philox, whose raw output is the same in every version. Its
+    argsort is the permutation, from which `weights` (float64[N]) sample.
     """
 
     def bits(epoch: int, block: int, count: int) -> np.ndarray:
         key = int.from_bytes(epoch_words(epoch).astype('<u4').tobytes(), 'little')
-        # A block has 2**192 numbers to itself.
+        # Block 0: the epoch; 1 + w: window w.
         return np.random.Philox(key=key, counter=block << 192).random_raw(count)
 
     @functools.lru_cache(maxsize=2)

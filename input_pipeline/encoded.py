@@ -1,4 +1,4 @@
-"""Holds examples as ids, and makes padded batches of any of them."""
+"""Stores encoded examples, and pads any of them into a batch."""
 
 import array
 import hashlib
@@ -15,7 +15,7 @@ class Ragged:
     """Holds sequences of ids of any lengths in one flat array."""
 
     def __init__(self, sequences: Iterable[list[int]]) -> None:
-        """Joins N sequences, each with its own length, as they come, without a list of them."""
+        """Consumes N sequences one by one, without holding a list of them."""
         ids, lengths = array.array('i'), array.array('i')
         for sequence in sequences:
             ids.fromlist(sequence)
@@ -36,7 +36,7 @@ def unknown_share(texts: Sequence[list[int]], unk: int) -> float:
 
 
 def fingerprint(*arrays: np.ndarray) -> str:
-    """Returns the SHA-256, in hex, of integer arrays as int32, one after another."""
+    """Returns the hex SHA-256 of integer arrays, concatenated as int32."""
     digest = hashlib.sha256()
     for part in arrays:
         digest.update(np.ascontiguousarray(part, '<i4').data)
@@ -97,7 +97,7 @@ class LabelledTexts:
         }
 
     def text(self, row: int) -> str:
-        """Returns an example as it is written."""
+        """Returns an example's original text."""
         return self._texts[row]
 
     def fingerprint(self) -> str:

@@ -1,6 +1,6 @@
 """Turns texts into ids, and ids into text: words between white space, or single characters.
 
-For other tokenizers see input_pipeline/library_tokenizer.py. An exported model includes both.
+For other tokenizers see input_pipeline/library_tokenizer.py. An exported model includes both files.
 """
 
 import collections
@@ -43,7 +43,7 @@ class Vocabulary:
         units: Units = str.split,
         letters: slice = ALL_LETTERS,
     ) -> 'Vocabulary':
-        """Makes a vocabulary of units seen at least `min_frequency` times; ties by spelling."""
+        """Makes a vocabulary of units seen at least `min_frequency` times; ties alphabetically."""
         counts = collections.Counter(itertools.chain.from_iterable(map(units, texts)))
         parts: collections.Counter[str] = collections.Counter()
         for word, count in counts.items():
@@ -76,7 +76,7 @@ class Vocabulary:
         return space.join(self.names[index] for index in until_end)
 
     def facts(self, prefix: str = '') -> dict[str, object]:
-        """Returns the JSON that `restored` makes the vocabulary from."""
+        """Returns the JSON for library_tokenizer.restored."""
         return {f'{prefix}vocabulary': list(self.words)}
 
     def file_text(self) -> str:

@@ -53,8 +53,8 @@ class Classifier(nn.Module):
 class TextClassifier(Classifier, kw_only=True):
     """Computes the class logits of padded word sequences.
 
-    The contents of padded positions do not change a bit of the logits: the LSTM reads each
-    direction from the true ends, and attention gives padding a weight of exactly zero.
+    The contents of padded positions do not change a bit of the logits: each LSTM direction starts
+    at a true end, and attention gives padding a weight of exactly zero.
     """
 
     affix_sizes: tuple[int, ...]
@@ -71,9 +71,9 @@ class TextClassifier(Classifier, kw_only=True):
     ) -> jax.Array:
         """Returns logits float32[B, C]. token_ids: int32[B, T], lengths: int32[B].
 
-        affix_ids: int32[B, T, A], starts and ends of the words, if the model has embeddings of A
-        of them. A word is the sum of its vector and theirs (Bojanowski et al., 2017, sum all its
-        n-grams). Draws from the 'dropout' stream if `train`, otherwise from nothing.
+        affix_ids: int32[B, T, A], prefixes and suffixes of the words, if the model embeds A of
+        them. Their vectors are added to the word's (Bojanowski et al., 2017, add all n-grams).
+        Draws from the 'dropout' stream only if `train`.
         """
 
         def dropout(rate: float, name: str, values: jax.Array) -> jax.Array:

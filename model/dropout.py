@@ -24,7 +24,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, deterministic: bool) -> jax.Array:
-        """Returns an array of the inputs' shape and floating dtype, which may be any."""
+        """Returns an array of the inputs' shape and (floating) dtype."""
         if deterministic or not levels(self.rate):
             return inputs
         dropped = drop_mask(self.make_rng('dropout'), self.rate, inputs.shape)
@@ -51,7 +51,7 @@ class WordDropout(nn.Module):
 
 
 def levels(rate: float) -> int:
-    """Returns a rate below 1 in 256ths, rounded: 0 to 255, and 0 only for a rate of 0."""
+    """Rounds a rate below 1 to 256ths: 0 to 255, 0 only for rate 0."""
     return min(max(round(rate * LEVELS), rate > 0), LEVELS - 1)
 
 
@@ -63,6 +63,6 @@ def drop_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     size, exact = math.prod(shape), levels(rate)
     width = next(bits for bits in (1, 2, 4, 8) if exact * 2**bits % LEVELS == 0)
     words = jax.random.bits(key, (-(-size * width // 32),), jnp.uint32)
-    words = jax.lax.optimization_barrier(words)  # else XLA may draw a word again for each element
+    words = jax.lax.optimization_barrier(words)  # else XLA may recompute a word per element
     numbers = (words[:, None] >> jnp.arange(0, 32, width, dtype=jnp.uint32)) & (2**width - 1)
     return (numbers.reshape(-1)[:size] < exact * 2**width // LEVELS).reshape(shape)

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from arrays import Metrics
 from configs.schema import Config, to_dict
 from reporting.live_line import LiveLine, LogHandler
 from reporting.loggers import Logger
 from runtime.ledger import Ledger, is_finite
-from training.evaluation import Metrics
 
 Step = tuple[float, np.ndarray]  # seconds since the step before, and the row in the ledger
 RECENT = 50  # steps that the live line and the time left are computed from

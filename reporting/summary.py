@@ -7,10 +7,10 @@ from typing import Any
 import jax
 from etils import epath
 
+from arrays import Metrics
 from errors import SaveFailed
 from reporting.log import scalars_text
 from runtime.storage import brief, write_whole
-from training.evaluation import Metrics
 from training.mesh import Layout
 from training.state import TrainState, root_key_hex, state_fingerprint
 

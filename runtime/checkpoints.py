@@ -38,7 +38,7 @@ class Checkpoints:
         keep_best: int = 0,
         metric: str = '',
     ) -> None:
-        """`metric`: the evaluation metric, larger is better, by which the best are kept."""
+        """`metric`: the evaluation metric that ranks the best; larger is better."""
         self._directory, self._quarantine = workdir / 'checkpoints', workdir / 'damaged'
         self._keep_newest, self._keep_best, self._metric = keep_newest, keep_best, metric
         self._scores: dict[int, float] = {}  # step -> metric; -inf where it was not evaluated
@@ -52,9 +52,9 @@ class Checkpoints:
         with storage.access_checked(self._directory):
             if storage.in_bucket(self._directory):
                 return sorted(ocp.utils.checkpoint_steps(self._directory))
-            for _ in range(2):  # a folder that is missing once is not missing
+            for _ in range(2):  # a network mount may miss it once
                 with contextlib.suppress(FileNotFoundError):
-                    # A rename commits. Orbax would leave out what it cannot look at.
+                    # A rename commits, so names suffice; Orbax would skip unreadable ones.
                     names = [path.name for path in self._directory.iterdir()]
                     return sorted(int(name) for name in names if name.isdecimal())
         return []
@@ -81,7 +81,7 @@ class Checkpoints:
         return restored
 
     def read(self, step: int, target: TrainState) -> TrainState:
-        """Returns the state of a step. Raises as `record`, and UserError for another model."""
+        """Returns the state of a step. Raises as `record`; UserError also for another model."""
         manifest, checkpoint = self.record(step)['manifest'], self._directory / str(step)
         refuse_other_model(manifest['structure'], structure(target))
         # Version 0.1 saved one root key for all streams.
@@ -97,7 +97,7 @@ class Checkpoints:
             root = state.pop('root_key')
             roots = keys.RootKeys(*(jnp.copy(root) for _ in keys.Stream))
             state = TrainState(root_keys=roots, **state)
-        with damage_proved(checkpoint):  # all have a state: its slices can be gathered
+        with damage_proved(checkpoint):  # every process has restored: slices can be gathered
             found = (root_key_hex(state), state_fingerprint(state))
             if found != (manifest['root_key'], manifest['state_fingerprint']):
                 expected = manifest['state_fingerprint']
@@ -111,7 +111,7 @@ class Checkpoints:
         metrics: dict[str, float] | None = None,
         before: Callable[[], object] = lambda: None,
     ) -> None:
-        """Copies the state to the host and returns; writing and committing go on in threads.
+        """Copies the state to the host and returns; threads write and commit it.
 
         Calls `before` first, whose files a checkpoint relies on. A failure is logged, and the next
         save tries again. With several processes it raises SaveFailed, since the others
@@ -143,7 +143,7 @@ class Checkpoints:
         return self._committed
 
     def minutes_since_save(self) -> float:
-        """Returns the minutes since the last save, or the start, began."""
+        """Returns minutes since the last save (or the start) began."""
         return (time.monotonic() - self._saved) / 60
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self._directory, options=options)
 
     def scores(self, metric: str) -> dict[int, float]:
-        """Returns an evaluation metric by step, in order, of all checkpoints that can be read."""
+        """Returns step -> metric for all readable checkpoints, in order."""
         found = {}
         for step in self.steps():
             with contextlib.suppress(KeyfoldError):  # without a score, it is kept
@@ -200,7 +200,7 @@ class Checkpoints:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
         """Tells Orbax which checkpoints to keep: the newest, the best, and unreadable ones.
 
-        Of equal ones the earliest is the best, as for `--step best`.
+        The earliest wins ties, as for `--step best`.
         """
         steps = [checkpoint.step for checkpoint in checkpoints]
         evaluated = [step for step in steps if self._scores.get(step, -math.inf) > -math.inf]
@@ -219,14 +219,14 @@ class Checkpoints:
                     return read(step)
                 except Damaged as error:
                     problem = str(error)
-            logging.warning('%s; moved to %s, using the one before', problem, self._quarantine)
+            logging.warning('%s; moving it to %s', problem, self._quarantine)
             with processes.agreed(self._quarantine), storage.access_checked(self._quarantine):
                 if jax.process_index() == 0:
                     self._move(step, problem)
         with storage.access_checked(self._quarantine), contextlib.suppress(FileNotFoundError):
             if any(self._quarantine.iterdir()):
                 raise UserError(
-                    f'{self._quarantine}: none of the checkpoints is whole; repair one and move '
+                    f'{self._quarantine}: no intact checkpoint is left; repair one and move '
                     f'it back to {self._directory}, or start over in another workdir'
                 )
         return None
@@ -247,7 +247,7 @@ def score(manifest: dict[str, Any], metric: str) -> float:
 
 
 def without_closed_loops(unraisable: Any) -> None:
-    """Prints what Python cannot raise, but not for each array of a restore that has failed.
+    """Prints unraisable errors, except the one per array of a failed restore.
 
     TensorStore's threads still answer for these after Orbax has closed the event loop.
     """
@@ -257,7 +257,7 @@ def without_closed_loops(unraisable: Any) -> None:
 
 @contextlib.contextmanager
 def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
-    """Turns an error inside into Damaged where that is proved, else into UserError or Unavailable.
+    """Turns an error inside into Damaged if proven, else into UserError or Unavailable.
 
     Orbax raises alike for a file that is cut and for one it could not open. Damage is proved if no
     error in the chain is one of access and every file can be read. If one process raises, all do.
@@ -267,7 +267,7 @@ def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
             yield
         except Exception as error:
             problem, kind = error, storage.access_error(error)
-            try:  # first, since Orbax may say "File exists" of a folder that it cannot look at
+            try:  # decides, since Orbax may report "File exists" for a folder it cannot stat
                 storage.read_through(checkpoint)
             except Exception as unreadable:  # OSError, or an exception of a bucket's client
                 problem, kind = unreadable, storage.access_error(unreadable) or UserError

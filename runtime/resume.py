@@ -20,7 +20,7 @@ WARNED = ('versions', 'platform', 'device_kind', 'processor', 'xla_flags')
 
 
 def saved_cpu_threads(workdir: epath.Path) -> int:
-    """Returns the thread pool of the run in `workdir`, or 0 if it holds none.
+    """Returns the thread-pool size of the run in `workdir`, or 0.
 
     All checkpoints of a run record the same pool, so the newest that can be read decides.
     """
@@ -56,10 +56,9 @@ def plan(
 ) -> tuple[Config, RunRecord]:
     """Returns the config to train with, and the run record for this launch's checkpoints.
 
-    A new run takes `num_shards` from the config or, by default, from the number of devices; a
-    saved run keeps its seeds and, by default, its shards. Raises UserError, with a diff, if
-    anything that decides the bits has changed, unless `allow_changes`; then the manifest records
-    it.
+    A new run takes `num_shards` from the config or, by default, from the number of devices; a saved
+    run keeps its seeds and, by default, its shards. Raises UserError, listing the changes, if an
+    option, task facts or threads changed, unless `allow_changes`; then the manifest records them.
     """
     now = backend.environment() | {'code': backend.code()}
     num_shards, overrides = config.num_shards or now['device_count'], []
@@ -91,7 +90,7 @@ def plan(
 
 
 def changes(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
-    """Returns 'name: then -> now' for all that would lead this launch away from the saved run.
+    """Returns 'name: then -> now' for every change that would alter the run.
 
     `now` is this launch's part of the manifest. Warns of changes that may alter roundings but are
     allowed, such as another processor or edited code. Raises UserError for another key format.
@@ -112,12 +111,12 @@ def changes(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
     ]
     if config.cpu_threads not in (0, threads):
         warnings.append(
-            f'config.cpu_threads = {config.cpu_threads} has no effect: this run has {threads} '
+            f'config.cpu_threads = {config.cpu_threads} has no effect: this run has had {threads} '
             'threads since its first launch'
         )
     warnings += [
         f'{name}: {manifest[name]} when the checkpoint was written, now {now[name]}. Batches and '
-        'masks stay the same, numbers agree to rounding (rung 4)'
+        'masks stay the same; other numbers agree to rounding (rung 4, docs/reproducibility.md)'
         for name in WARNED
         if manifest[name] != now[name]
     ]
@@ -127,7 +126,7 @@ def changes(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
         logging.warning('%s', warning)
     shards = {'num_shards': manifest['num_shards']}  # the config may have left them open
     found = schema.trajectory_changes(config, then | shards)
-    if now['platform'] == 'cpu' and now['cpu_threads'] != threads:  # not started by train.py
+    if now['platform'] == 'cpu' and now['cpu_threads'] != threads:  # e.g. a tool
         found.append(
             f'cpu_threads: {threads} -> {now["cpu_threads"]} (the size of the CPU thread pool '
             'changes roundings)'

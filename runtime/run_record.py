@@ -17,7 +17,7 @@ def seal(run_record: RunRecord) -> RunRecord:
 
 
 def read_record(checkpoint: epath.Path) -> RunRecord:
-    """Returns a checkpoint's run record. Raises ValueError if a bit of it has changed."""
+    """Returns a checkpoint's run record. Raises ValueError if it was altered."""
     run_record = json.loads((checkpoint / 'run' / 'metadata').read_bytes())
     if not isinstance(run_record, dict) or seal(run_record) != run_record:
         raise ValueError('the run record (config, vocabulary, manifest) is not as written')

@@ -20,6 +20,7 @@ import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 
+from arrays import Tree
 from configs import schema
 from configs.schema import Config
 from errors import UserError
@@ -30,7 +31,6 @@ from runtime.storage import open_location
 from training.fingerprint import on_host
 from training.mesh import Layout
 from training.optimizer import make_optimizer
-from training.row import Tree
 from training.state import TrainState, abstract_state, make_create_state
 
 Arrays = Mapping[str, np.ndarray]  # by path, such as 'layer_0/query/kernel'

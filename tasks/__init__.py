@@ -6,8 +6,8 @@ A task is a module here with
     make_task(config, facts=None) -> Task    raises UserError for unusable data
     make_predictor(config, resume_facts) -> Predictor
 
-No table lists the tasks. A config names its task by the module that its sections are from, and a
-run record holds that module's name.
+No table lists the tasks. A config's task is the module that defines its sections; a run record
+holds that module's name.
 """
 
 import importlib.util
@@ -43,7 +43,7 @@ def load(name: str) -> ModuleType:
 def make_task(config: Config, origin: Json | None = None) -> Task:
     """Makes the task of a config. Raises UserError for unusable data.
 
-    `origin`: the run record of config.init.run, whose tokenizer and options of it the task takes.
+    `origin`: the run record of config.init.run; the task takes its tokenizer and options.
     """
     name = task_name(config)
     if origin and (found := origin['manifest'].get('task', name)) != name:

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from arrays import Totals
 from configs.schema import Config
 from errors import UserError
 from input_pipeline.examples import not_among
-from tasks.task import Task, Totals
+from tasks.task import Task
 
 
 def with_best_metric(task: Task, config: Config) -> Task:

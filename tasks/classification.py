@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from arrays import Batch, Params, Rngs, Sums, Totals
 from configs import schema
 from configs.checks import at_least, fraction, names, one_of
 from configs.schema import Config, option
@@ -26,7 +27,7 @@ from model.classifier import TextClassifier
 from tasks.encoder import TransformerOptions, make_transformer, require_positions
 from tasks.label_weights import label_weights, weights_of_examples
 from tasks.scores import averages, confusion_lines, label_counts
-from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task, Totals
+from tasks.task import Json, Predictor, Task
 
 
 @dataclasses.dataclass
@@ -45,13 +46,13 @@ class DataConfig(schema.DataConfig):
     num_train: int = option(10_000, 'reviews: training sentences', at_least(1))
     num_eval: int = option(1_500, 'reviews: evaluation sentences', at_least(1))
     tokenizer: str = tokenizer_option('', " ('' = basic for files, otherwise words)")
-    vocab_size: int = option(8000, 'wordpiece, bpe: most tokens', at_least(300))
+    vocab_size: int = option(8000, 'wordpiece, bpe: vocabulary size', at_least(300))
     min_frequency: int = option(
         3, 'tokens seen less often in the training split are unknown', at_least(1)
     )
     affixes: tuple[int, ...] = option(
         (),
-        'letters of the prefix and suffix to embed, also of unknown words; () embeds none',
+        'lengths of the prefix and suffix to embed, also of unknown words; () = none',
         (
             lambda value: not value or (len(value) == 2 and min(value) >= 1),
             'two whole numbers >= 1, such as (4,3), or ()',
@@ -59,17 +60,17 @@ class DataConfig(schema.DataConfig):
     )
     class_weights: tuple[str, ...] = option(
         (),
-        "weights in the loss by label, 1 unless named; 'balanced' gives all labels the same total",
+        "loss weight by label, default 1; 'balanced' gives every label the same total",
         label_weights(),
     )
     sampling_weights: tuple[str, ...] = option(
-        (), 'how often training draws the examples of a label, given alike', label_weights()
+        (), 'how often training draws a label, same format as class_weights', label_weights()
     )
 
 
 @dataclasses.dataclass
 class ModelConfig(TransformerOptions):
-    """Declares the word-dropout classifier; tasks/encoder.py adds what a Transformer has."""
+    """Declares the word-dropout classifier; tasks/encoder.py adds the Transformer's options."""
 
     embedding_size: int = option(64, 'lstm: size of a word embedding', at_least(1))
     hidden_size: int = option(64, 'size of each LSTM direction, attention and head', at_least(1))
@@ -90,14 +91,14 @@ class LabelledSplit(NamedTuple):
 
     texts: list[str]
     labels: np.ndarray  # int32[N], indices of the label names
-    skipped: tuple[str, ...] = ()  # the problems of bad rows that were left out
+    skipped: tuple[str, ...] = ()  # why each skipped row is bad
     weights: np.ndarray | None = None  # [N] in the loss, instead of 1
 
 
 def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[str, ...]]:
     """Reads the training split, the evaluation split and the label names of a config.
 
-    Label names that the source does not declare are those of the training split.
+    If the source declares no label names, those of the training split are used.
     """
     if data.source == 'reviews':
         train, evaluation = (
@@ -145,10 +146,9 @@ def affix_letters(data: DataConfig) -> list[slice]:
 
 
 def make_vocabularies(data: DataConfig, texts: Sequence[str]) -> list[Vocabulary]:
-    """Makes the tokenizer of a config and, by its words, the vocabularies of affixes.
+    """Makes the tokenizer and, from its words, the affix vocabularies.
 
-    Writes the default tokenizer into a config that leaves it open. Raises UserError for a file
-    that is no tokenizer.
+    Sets an empty `data.tokenizer` to its default. Raises UserError for a file that is no tokenizer.
     """
     data.tokenizer = data.tokenizer or ('basic' if data.source == 'files' else 'words')
     vocabulary = make_vocabulary(data.tokenizer, texts, data.min_frequency, data.vocab_size)
@@ -191,7 +191,7 @@ def make_model(
 
 
 def inputs(rows: Batch) -> dict[str, Any]:
-    """Selects what the model reads of a batch."""
+    """Selects the model's inputs from a batch."""
     return {name: rows[name] for name in ('token_ids', 'lengths', 'affix_ids') if name in rows}
 
 
@@ -211,9 +211,9 @@ def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array],
 def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[..., Sums]:
     """Returns the sums over rows of cross entropy, right answers, tokens and weights.
 
-    Without rngs nothing is dropped: that is evaluation, which also counts the whole numbers
-    confusion float32[true label, predicted label]. Label smoothing spreads a share s of the
-    target over all classes and leaves 1 - s to the label (Szegedy et al., 2016).
+    Without rngs it evaluates: no dropout, and also the counts confusion float32[true label,
+    predicted label]. Label smoothing spreads a share of the target over all classes (Szegedy et
+    al., 2016).
     """
 
     def sums(
@@ -240,7 +240,7 @@ def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
 
 
 def classifier_metrics(totals: Totals) -> dict[str, float]:
-    """Returns mean loss and accuracy per example; in evaluation also averages of the labels' F1."""
+    """Returns mean loss and accuracy; in evaluation also macro and weighted F1."""
     metrics = {
         'loss': totals['loss'] / totals['weight'],
         'accuracy': totals['correct'] / totals['weight'],
@@ -254,7 +254,7 @@ def classifier_metrics(totals: Totals) -> dict[str, float]:
 def make_task(config: Config, facts: Json | None = None) -> Task:
     """Makes the task of a config. Raises UserError for data that cannot be used.
 
-    It takes the tokenizer of the run whose `facts` are given.
+    Given a run's `facts`, it reuses that run's tokenizer.
     """
     data = config.data
     assert isinstance(data, DataConfig)
@@ -294,7 +294,7 @@ def labelled_task(
     assert isinstance(options, ModelConfig)
     if data.source != 'reviews' and data.label_feature in data.text_features:
         raise UserError(
-            f'config.data.text_features: {data.label_feature!r} is the label_feature, expected '
+            f'config.data.text_features: {data.label_feature!r} is the label; expected '
             'features that do not give the answer away'
         )
     max_length = data.bucket_lengths[-1]
@@ -348,7 +348,7 @@ def make_predictor(
     resume_facts: Json,
     probabilities: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
 ) -> Predictor:
-    """Makes what predicts labels, their probabilities and, of an LSTM, the attention on words."""
+    """Makes a predictor of labels, probabilities and, for an LSTM, its attention."""
     assert isinstance(config.model, ModelConfig)
     assert isinstance(config.data, DataConfig)
     vocabulary, *affixes = vocabularies = restored_vocabularies(config.data, resume_facts)
@@ -382,7 +382,7 @@ def make_predictor(
         }
         for weights in attention:
             pieces = [piece for _, piece in vocabulary.tokens(text)[: width - 2]]
-            # A mark has the first weight and the last; what was cut has none.
+            # First and last weights belong to marks; cut pieces have none.
             shown['attention'] = list(zip(pieces, weights[1:], strict=False))
         return shown
 

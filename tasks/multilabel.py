@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from arrays import Batch, Params, Rngs, Sums, Totals
 from configs.checks import one_of
 from configs.schema import Config, option
 from errors import UserError
@@ -22,7 +23,7 @@ from input_pipeline.library_tokenizer import SEPARATOR
 from tasks import classification
 from tasks.classification import LabelledSplit, inputs, require_labels
 from tasks.scores import averages, score_lines
-from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task, Totals
+from tasks.task import Json, Predictor, Task
 
 COUNTS = ('right', 'predicted', 'true')  # of each label
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from arrays import Batch, Params, Rngs, Sums
 from configs import schema
 from configs.checks import at_least, fraction, one_of
 from configs.schema import Config, option
@@ -20,7 +21,7 @@ from input_pipeline.pairs import EncodedPairs, Pairs, encode_sources
 from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
 from input_pipeline.vocabulary import PAD, Vocabulary
 from model.seq2seq import Seq2Seq
-from tasks.task import Batch, Json, Params, Predictor, Rngs, Sums, Task
+from tasks.task import Json, Predictor, Task
 
 SAMPLES = 5  # examples shown at each evaluation
 

@@ -7,13 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from arrays import Batch, Params, Rngs, Sums, Totals
 from input_pipeline.batches import Examples
 
-Batch = dict[str, jax.Array]  # every array [B, ...]
-Rngs = dict[str, jax.Array]  # Linen's, by stream
-Sums = dict[str, jax.Array]  # float32[] sums over examples
-Params = Any  # a tree of arrays, as Linen makes it
-Totals = Any  # name -> a sum over examples: a number, or in evaluation an array of them
 Json = dict[str, Any]  # the facts of a run, its record, or a prediction
 
 
@@ -27,20 +23,19 @@ class Task:
     loss_sums: Callable[[Params, Batch, Rngs, jax.Array], Sums]
     """(parameters, rows, rngs, step) -> float32[] sums over the rows, each weighted by 'weights'.
 
-    'loss' / 'weight' is minimized, 'tokens' counts real tokens; `step` is the number of finished
-    steps.
+    'loss' / 'weight' is minimized, 'tokens' counts unpadded tokens; `step`: finished steps.
     """
     eval_sums: Callable[[Params, Batch], Sums]
     """(parameters, rows) -> the same sums and perhaps more. Draws no random number."""
-    sum_names: tuple[str, ...]  # the names of the loss sums, sorted
-    metrics: Callable[[Totals], dict[str, float]]  # totals of either sums -> metrics
+    sum_names: tuple[str, ...]  # the names of the loss sums
+    metrics: Callable[[Totals], dict[str, float]]  # training or evaluation totals -> metrics
     best_metric: str  # evaluation metric, larger is better, by which checkpoints are kept
     resume_facts: Json
-    """JSON that goes into every checkpoint, must not change on resume, and lets `make_predictor`
-    work without the data."""
+    """JSON for every checkpoint: must not change on resume, must hold 'evaluation_data', and
+    suffices for `make_predictor`."""
     files: dict[str, str]  # name -> text of files in the workdir, for people and tools
     summary: str  # one line for the start of the log
-    token_names: Sequence[str] = ()  # by id, of the parameters 'embedding'
+    token_names: Sequence[str] = ()  # token of each row of params['embedding']
     warnings: tuple[str, ...] = ()  # what is odd about the data, each in one line
     doubts: Callable[[dict[str, float]], Iterable[str]] = lambda _: ()  # metrics -> warnings
     sampling_weights: np.ndarray | None = None  # float64[N], how often training draws each example

@@ -13,12 +13,13 @@ from configs.schema import Config, check, options
 
 PROJECT = Path(__file__).parents[1]
 CORE = (
-    'errors', 'configs', 'model', 'input_pipeline', 'training', 'runtime', 'reporting', 'tasks',
-    'train',
+    'arrays', 'errors', 'configs', 'model', 'input_pipeline', 'training', 'runtime', 'reporting',
+    'tasks', 'train',
 )  # fmt: skip
 AROUND = ('tools', 'launch', 'benchmarks')  # import what they like; nobody imports them
-BOTTOM = {'errors', 'configs.checks', 'configs.schema'}
+BOTTOM = {'arrays', 'errors', 'configs.checks', 'configs.schema'}
 MAY_IMPORT = {
+    'arrays': set[str](),
     'errors': set[str](),
     'configs': {'errors', 'configs.checks'},
     'model': {'model'},

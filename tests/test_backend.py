@@ -238,7 +238,7 @@ def test_resume_takes_the_pool_of_the_run_whatever_config_and_machine_say(tmp_pa
     longer = ('--config.num_steps=12', '--config.cpu_threads=7')
     done = launch(tmp_path, *longer, PJRT_NPROC='5', JAX_NUM_CPU_DEVICES='2')
     assert done.returncode == 0, done
-    assert 'config.cpu_threads = 7 has no effect: this run has 3 threads' in done.stdout
+    assert 'config.cpu_threads = 7 has no effect: this run has had 3 threads' in done.stdout
     assert manifest(tmp_path)['cpu_threads'] == 3
 
 

@@ -163,10 +163,10 @@ def test_no_whole_checkpoint_stops_the_run_instead_of_starting_over(finished: Tr
     tmp_path, _ = finished
     for run_record in tmp_path.glob('checkpoints/*/run/metadata'):
         run_record.write_text('{}')
-    with pytest.raises(UserError, match=r'none of the checkpoints is whole'):
+    with pytest.raises(UserError, match=r'no intact checkpoint is left'):
         train.train(small_config(), epath.Path(tmp_path))
     assert len(list((tmp_path / 'damaged').iterdir())) >= 2
-    with pytest.raises(UserError, match=r'none of the checkpoints is whole'):  # nor later
+    with pytest.raises(UserError, match=r'no intact checkpoint is left'):  # nor later
         train.train(small_config(), epath.Path(tmp_path))
     assert list((tmp_path / 'ledger').iterdir())
 

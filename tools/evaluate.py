@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from arrays import Metrics, Totals
 from errors import UserError
 from input_pipeline.batches import eval_batches
 from input_pipeline.encoded import HostBatch
-from tasks.task import Predictor, Task, Totals
+from tasks.task import Predictor, Task
 from tools import saved_run
 from tools.arguments import Arguments, one_line_errors, run_tool
 from tools.saved_run import SavedRun
-from training.evaluation import Metrics, make_totals
+from training.evaluation import make_totals
 
 
 @one_line_errors

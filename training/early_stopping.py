@@ -7,8 +7,7 @@ import logging
 
 import numpy as np
 
-from training.evaluation import Metrics
-from training.row import Tree
+from arrays import Metrics, Tree
 
 Evaluations = list[tuple[int, float]]  # step, and a metric of which more is better
 

@@ -5,12 +5,9 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from arrays import Metrics, Totals, Tree
 from training.mesh import Layout
-from training.row import Tree
 from training.step import EvalSums, make_eval_step
-
-Metrics = dict[str, float]
-Totals = Tree  # name -> float64[] or float64[...], summed over all examples
 
 
 def make_evaluate(
@@ -19,7 +16,7 @@ def make_evaluate(
     layout: Layout,
     batches: Callable[[], Iterator[dict[str, np.ndarray]]],
 ) -> Callable[[Tree], Metrics]:
-    """Returns the function params -> metrics over all `batches()`, as `make_totals` does."""
+    """Returns the function params -> metrics; `batches` as in `make_totals`."""
     totals = make_totals(eval_sums, layout, batches)
     return lambda params: {n: float(value) for n, value in metrics(totals(params)).items()}
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from training.row import Tree
+from arrays import Tree
 
 
 def fingerprint(tree: Tree, start: jax.Array | int = 0) -> jax.Array:

@@ -9,8 +9,8 @@
 
 Initialization uses the PARAMS stream itself, and the DATA stream folds in the epoch instead of step
 and shard. The format is part of every checkpoint: streams are append-only, and a golden test pins
-the bits. The root keys never advance, so all randomness follows from (root keys, step). This is the
-only module that derives keys; docs/keys.md explains the order of the folds.
+the bits. The root keys never advance, so all randomness follows from (root keys, step). Only this
+module and Linen derive keys; docs/keys.md explains the order of the folds.
 """
 
 import enum
@@ -52,7 +52,7 @@ class RootKeys(NamedTuple):
 def root_keys(seed: int, impl: str, seeds: Mapping[str, int] | None = None) -> RootKeys:
     """Makes the root keys of a new run from 0 <= seed < 2**32.
 
-    `seeds` gives single streams a seed of their own, by name; -1 stands for `seed`.
+    `seeds` maps a stream to its own seed; -1 means `seed`.
     """
     own = [(seeds or {}).get(stream, -1) for stream in RootKeys._fields]
     # `dtype`, since newer versions of JAX deprecate `impl`.

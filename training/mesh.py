@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from arrays import Tree
 from configs.schema import Config
 from errors import UserError
-from training.row import Tree
 
 DATA = 'data'
 
@@ -76,7 +76,7 @@ class Layout:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes the mesh: `devices`, or those of all processes, on one axis, ordered by process."""
+    """Makes a one-axis mesh of `devices` (default: all), ordered by process."""
     ordered = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
     # Auto axes, since Linen's modules do not run on the Explicit axes that jax.make_mesh makes.
     return Mesh(np.array(ordered), (DATA,), axis_types=(jax.sharding.AxisType.Auto,))
@@ -112,7 +112,7 @@ def jit_on_mesh(
     out_specs: Tree,
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Tree]:
-    """Compiles `program` by shard_map: every device runs the same code, whatever their number.
+    """Compiles `program` with shard_map: the same code on every device and layout.
 
     With check_vma=False the program owns every collective. Otherwise shard_map itself would sum
     the gradients of replicated parameters, in an order that depends on the number of devices.

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from arrays import Tree
 from configs.schema import OptimizerConfig
-from training.row import Tree
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -26,8 +26,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     """Returns Adam or momentum, then decoupled weight decay, then the learning rate.
 
     With zero gradient a step multiplies a matrix by 1 - learning_rate * weight_decay (Loshchilov
-    and Hutter, 2019). Biases do not decay. The step clips, because it knows the norm of the whole
-    gradient.
+    and Hutter, 2019). Nothing else decays. The step clips, since a ZeRO slice lacks the whole norm.
     """
     rule = optax.scale_by_adam() if config.name == 'adamw' else optax.trace(config.momentum)
     return optax.chain(
@@ -53,9 +52,9 @@ def is_matrix(params: Tree) -> Tree:
 def sum_of_squares(tree: Tree) -> jax.Array:
     """Returns float32[]: the squares of all values of float32 leaves, added up.
 
-    The eight pieces of a leaf are added element by element before the rest is reduced, because
-    XLA's CPU backend reduces one value after another. The barrier keeps YNNPACK, which reduces
-    faster but would copy every piece first, to the sum of what is left.
+    A leaf is split into eight equal pieces and a rest. The pieces are added elementwise before one
+    reduction, because XLA's CPU backend reduces serially. The barrier leaves YNNPACK only that
+    reduction, since it would copy every piece.
     """
 
     def of_leaf(leaf: jax.Array) -> jax.Array:
@@ -67,7 +66,7 @@ def sum_of_squares(tree: Tree) -> jax.Array:
 
 
 def gradient_scale(weight: jax.Array, norm: jax.Array, clip_norm: float) -> jax.Array:
-    """Returns float32[]: the summed gradient times this is the mean gradient, clipped.
+    """Returns the float32[] factor from the summed gradient to the clipped mean.
 
     weight: float32[], of all examples; norm: float32[], of the mean gradient. If it is larger than
     `clip_norm`, the mean gradient is rescaled to that norm; 0 disables clipping (Pascanu et al.,
@@ -89,9 +88,8 @@ def update_if(
     """Returns the next parameters and optimizer state if `finite`, otherwise the same ones.
 
     A branch, not a `where` on every array: with `where` XLA computes the new moments twice, once
-    for the state and once for the parameters, from a copy of the old ones. A branch updates
-    donated arrays in place. It also keeps the update a computation of its own, which nothing
-    around it is fused into.
+    for the state and once for the parameters, from a copy of the old ones. A branch updates donated
+    arrays in place. It also keeps XLA from fusing anything around it into the update.
     """
 
     def update(params: Tree, opt_state: optax.OptState) -> tuple[Tree, optax.OptState]:

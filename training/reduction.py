@@ -1,4 +1,4 @@
-"""Sums over shards whose bits do not depend on the number of devices.
+"""Adds over shards, to the same bits on any number of devices.
 
 Floating-point addition is not associative, so the shards' partial sums are added in one fixed
 binary tree over the shard index: ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)). A device adds its own
@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from training.row import Tree
+from arrays import Tree
 
-LANES, ROWS = 128, 8  # a TPU vector register; XLA moves slices of whole ones as a true all-gather
+LANES, ROWS = 128, 8  # a TPU vector register; slices are padded to whole ones
 
 
 def tree_sum_local(partial: Callable[[jax.Array], Tree], first: jax.Array, count: int) -> Tree:
@@ -63,10 +63,10 @@ def sum_scattered(vector: jax.Array, axis: str, devices: int) -> jax.Array:
 
 
 def gathered(part: jax.Array, axis: str) -> jax.Array:
-    """Concatenates the float32[N, ...] of all devices, on every device.
+    """Concatenates all devices' `part` (float32[N, ...]) on every device.
 
-    It moves them as whole numbers, because XLA on TPU turns a small all-gather into an all-reduce
-    with zeros, and -0.0 + 0.0 is 0.0.
+    Gathers them as integers: XLA on TPU may turn a small all-gather into an all-reduce with zeros,
+    and -0.0 + 0.0 is 0.0.
     """
     words = lax.all_gather(lax.bitcast_convert_type(part, jnp.uint32), axis, tiled=True)
     return lax.bitcast_convert_type(words, jnp.float32)

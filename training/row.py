@@ -1,17 +1,14 @@
-"""Packs a step's row of the ledger, as exact bits. Also defines the types that a step shares."""
-
-from typing import Any
+"""Packs a step's row of the ledger, as exact bits."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-Tree = Any  # a tree of arrays: parameters, gradients, optimizer state, their shapes or specs
-Sums = dict[str, jax.Array]  # float32[] sums over examples; 'loss' / 'weight' is minimized
+from arrays import Sums
 
 
 def row_columns(sum_names: tuple[str, ...]) -> dict[str, str]:
-    """Returns the words of a row, name -> NumPy type.
+    """Returns the columns of a row, name -> NumPy type.
 
     They are the number of finished steps, the fingerprints of the batch, of its dropout keys and of
     the parameters after the step, the gradient norm before clipping, and the loss sums.

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from arrays import Tree
 from training import fingerprint, keys, zero
 from training.mesh import COMPILER_OPTIONS, Layout
-from training.row import Tree
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Holds what a step takes and returns, which is exactly what a checkpoint saves."""
+    """Holds what a step takes and returns: the `state` item of a checkpoint."""
 
     step: jax.Array  # int32[], finished steps
     params: Tree
@@ -58,7 +58,7 @@ def state_fingerprint(state: TrainState) -> str:
 
 
 def root_key_hex(state: TrainState) -> str:
-    """Returns the root key in hexadecimal; where streams differ, those of all, joined by '-'."""
+    """Returns the root key in hex, or all four, joined by '-', if they differ."""
     words = map(keys.key_words, state.root_keys)
     roots = [''.join(f'{word:08x}' for word in key) for key in words]
     return '-'.join(roots if len(set(roots)) > 1 else roots[:1])

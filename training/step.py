@@ -3,9 +3,9 @@
 Shapes: S shards, n devices, B global batch. A device processes its S/n consecutive shards in
 sequence, each with its own keys. On one device this is gradient accumulation.
 
-Gradient and update are two programs. In one program XLA would fuse the update into the end of the
-gradient, differently for each number of devices, and the last bits of the parameters would differ.
-For the same reason a shard's gradient is compiled alone, whether it is in a loop or not.
+Gradient and update are separate programs. In one program XLA would fuse the update into the end of
+the gradient, differently for each number of devices, and the last bits of the parameters would
+differ. For the same reason a shard's gradient is compiled alone, looped or not.
 """
 
 import itertools
@@ -18,15 +18,15 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 
+from arrays import Batch, Rngs, Sums, Tree
 from training import keys, reduction, zero
 from training.fingerprint import fingerprint, shared_fingerprint
 from training.mesh import DATA, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, sum_of_squares, update_if
-from training.row import Sums, Tree, make_row
+from training.row import make_row
 from training.state import TrainState
 
-Batch = dict[str, jax.Array]  # every array [B, ...]
-LossSums = Callable[[Tree, Batch, dict[str, jax.Array], jax.Array], Sums]  # (..., rngs, step)
+LossSums = Callable[[Tree, Batch, Rngs, jax.Array], Sums]  # (..., step)
 EvalSums = Callable[[Tree, Batch], Sums]
 
 
@@ -87,7 +87,7 @@ def make_gradient(
             grads = zero.scattered_sum(grads, layout)
             return grads, *reduce_scalars(sums, fingerprints, layout)
         grads, sums = reduce_over_devices((grads, sums), layout)
-        return grads, sums, lax.psum(fingerprints, DATA)  # whole numbers: any order is exact
+        return grads, sums, lax.psum(fingerprints, DATA)  # integers: any order is exact
 
     grads_spec = P(DATA) if layout.shard_state else P()
     in_specs = (P(), P(), P(), P(DATA))
@@ -138,11 +138,11 @@ def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Tree, Batch
 
 
 def compiled_alone(program: Callable[..., Tree], always: jax.Array, *args: Tree) -> Tree:
-    """Returns program(*args), compiled as a computation that nothing around it is fused into.
+    """Returns program(*args), compiled so that nothing around it is fused in.
 
     A device with one shard has no loop around its program, one with several has. Without the
     branch, XLA fuses the two differently, and the last bits of a Transformer's gradient differ.
-    `always` is bool[], true for any input, in a way that XLA cannot know.
+    `always`: bool[], always true, which XLA cannot prove.
     """
     program = jax.jit(program)  # so both branches share one trace
 
@@ -162,7 +162,7 @@ def local_shards(batch: Batch, count: int) -> tuple[Batch, jax.Array]:
 
 
 def reduce_over_devices(tree: Tree, layout: Layout) -> Tree:
-    """Sums a tree of float32 arrays over devices, in one message per device and direction."""
+    """Sums a tree of float32 arrays over devices, packed into one vector."""
     if layout.mesh.size == 1:
         return tree  # the flat vector would cost two copies
     leaves, structure = jax.tree.flatten(tree)
@@ -174,7 +174,7 @@ def reduce_over_devices(tree: Tree, layout: Layout) -> Tree:
     else:
         vector = reduction.sum_devices(vector, DATA, layout.mesh.size)
     # The barrier makes XLA cut the vector first and shape the parts afterwards. Otherwise XLA on
-    # TPU reshapes the whole vector for one leaf: two columns, padded to tiles of 128, take 64 times
+    # TPU reshapes the whole vector per leaf: with two columns, padded to 128, that takes 64 times
     # the memory.
     parts = lax.optimization_barrier(jnp.split(vector, ends)[:-1])
     shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]

@@ -21,11 +21,12 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from arrays import Sums, Tree
 from training import reduction
 from training.fingerprint import fingerprint_of_slices
 from training.mesh import DATA, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, sum_of_squares, update_if
-from training.row import Sums, Tree, make_row
+from training.row import make_row
 
 
 class GradientFacts(NamedTuple):
