@@ -232,7 +232,7 @@ def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
         return confusion | {
             'correct': jnp.sum(weights * (predicted == labels)),
             'loss': jnp.sum(weights * losses),
-            'tokens': jnp.sum((weights > 0) * lengths),
+            'tokens': jnp.sum((weights > 0) * lengths, dtype=jnp.float32),
             'weight': jnp.sum(weights),
         }
 

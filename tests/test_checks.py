@@ -207,7 +207,7 @@ def test_an_accuracy_that_one_answer_reaches_is_doubted(tmp_path: Path) -> None:
 
 def test_a_label_that_is_read_as_text_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, GOOD, text_features=('text', 'label')).startswith(
-        "config.data.text_features: 'label' is the label_feature"
+        "config.data.text_features: 'label' is the label; expected"
     )
 
 

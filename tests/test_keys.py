@@ -238,15 +238,15 @@ def trainer_masks(layout: Layout, root: keys.RootKeys, step: int) -> np.ndarray:
     """
 
     def loss_sums(
-        params: jax.Array, rows: dict[str, jax.Array], rngs: Any, _: jax.Array
+        params: Any, rows: dict[str, jax.Array], rngs: Any, _: jax.Array
     ) -> dict[str, jax.Array]:
-        return {'loss': params[rows['shard'][0]] @ mask(rngs)}
+        return {'loss': params['masked'][rows['shard'][0]] @ mask(rngs)}
 
     gradient = make_gradient(loss_sums, layout)
     batch = layout.put({'shard': np.arange(layout.num_shards, dtype=np.int32)})
-    params = jnp.zeros((layout.num_shards, 64))
+    params = {'masked': jnp.zeros((layout.num_shards, 64))}
     root, step_, params = jax.device_put((root, jnp.int32(step), params), layout.replicated)
-    return np.asarray(gradient(params, root, step_, batch)[0])
+    return np.asarray(gradient(params, root, step_, batch)[0]['masked'])
 
 
 @pytest.mark.parametrize('devices', [1, 2, 4, 8])

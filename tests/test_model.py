@@ -177,7 +177,7 @@ def test_loss_sums_add_over_rows_and_follow_their_weights(
     rest = sums(batch | {'weights': batch['weights'] * (np.arange(ROWS) >= 5)})
     for name, value in whole.items():
         np.testing.assert_allclose(first[name] + rest[name], value, rtol=1e-5)
-    assert whole['tokens'] == pytest.approx(float(batch['weights'] @ batch['lengths']), rel=1e-5)
+    assert whole['tokens'] == batch['lengths'][batch['weights'] > 0].sum()
     assert whole['weight'] == pytest.approx(float(batch['weights'].sum()), rel=1e-5)
 
 

@@ -93,13 +93,13 @@ import sys
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest)
-from input_pipeline.tfds_source import UserError, read
+from input_pipeline.tfds_source import DataConfig, UserError, read
 assert 'tensorflow_datasets' not in sys.modules  # Slow to import, and not always needed.
-arguments = 'train', ['premise'], 'label', sys.argv[1]
-assert len(read('reviews', *arguments).texts) == 3
+arguments = 'train', ['premise'], 'label', ''
+assert len(read(DataConfig(name='reviews', data_dir=sys.argv[1]), *arguments).texts) == 3
 assert 'tensorflow' not in sys.modules
 try:
-    read('revews', *arguments)
+    read(DataConfig(name='revews', data_dir=sys.argv[1]), *arguments)
 except UserError as error:
     assert "the nearest are ['reviews'" in str(error)
 """
