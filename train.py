@@ -32,7 +32,7 @@ from reporting.profile import Profile
 from reporting.start_report import start_report
 from runtime import backend, command_line, processes, resume, warm_start
 from runtime.checkpoints import Checkpoints
-from runtime.ledger import Ledger, checked
+from runtime.ledger import Ledger
 from runtime.lock import exclusive_workdir
 from runtime.preemption import STOP, StopRequest
 from training import keys
@@ -109,8 +109,8 @@ def train(
         state = warm_start.started(create_state(roots), config, task.token_names, layout, of_record)
     start, padding = int(state.step), padding_share(task.train.lengths, config)
     start_report(config, layout, state, workdir, task.summary, task.warnings, padding)
-    # The record also holds the evaluations that decide early stopping.
-    patience = EarlyStopping(task.best_metric, config.patience, evaluation_data, saved, run_record)
+    patience = EarlyStopping(task.best_metric, config.patience, evaluation_data, saved)
+    run_record['evaluations'] = patience.evaluations  # which grow
     ended = start >= config.num_steps or patience.ended
     if ended and (finished := summary.finished(workdir, start, evaluation_data)):
         return finished
@@ -126,8 +126,8 @@ def train(
     train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
     schedule = make_schedule(config.optimizer, config.num_steps)
-    columns, writes = row_columns(task.sum_names), jax.process_index() == 0
-    ledger = Ledger(workdir / 'ledger', columns, start, writes)
+    columns, policy = row_columns(task.sum_names), config.optimizer.on_nonfinite
+    ledger = Ledger(workdir / 'ledger', columns, start, policy, writes=jax.process_index() == 0)
     loggers, updates = default_loggers(workdir, start), updates_made(state.opt_state)
     run_log = log.RunLog(loggers, task.metrics, schedule, config, ledger, updates)
     metrics = None
@@ -138,7 +138,7 @@ def train(
         for step, batch in enumerate([] if ended else batches, start + 1):
             with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))
-            run_log.add(checked(ledger.add(row), config.optimizer.on_nonfinite, workdir))
+            run_log.add(ledger.add(row))
             run_log.saved(checkpoints.check())
             last, metrics = step == config.num_steps, None
             overdue = 0 < config.checkpoint_minutes <= checkpoints.minutes_since_save()
@@ -146,7 +146,7 @@ def train(
             due = last or decision or step % config.checkpoint_every == 0
             evaluating = last or step % config.eval_every == 0
             if due or evaluating:
-                run_log.add(checked(ledger.drain(), config.optimizer.on_nonfinite, workdir))
+                run_log.add(ledger.drain())
             if evaluating:
                 metrics = evaluate(state.params)
                 patience.add(step, metrics)

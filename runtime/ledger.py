@@ -10,7 +10,6 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,30 +24,6 @@ IN_FLIGHT = 2  # steps that the device may have queued before the host waits for
 def is_finite(rows: np.ndarray | np.void) -> np.ndarray:
     """Returns for each row whether its step changed the parameters: bool[rows]."""
     return np.isfinite(rows['loss']) & np.isfinite(rows['grad_norm'])
-
-
-def checked(
-    rows: Iterable[np.ndarray], on_nonfinite: str, workdir: epath.Path
-) -> Iterator[np.ndarray]:
-    """Yields the rows of finished steps, and warns of each that is not finite.
-
-    Such a step has changed neither parameters nor optimizer state (training/step.py). Raises
-    NonFinite for it if `on_nonfinite` is 'stop'.
-    """
-    for row in rows:
-        if not is_finite(row):
-            found = (
-                f'step {row["step"]}: loss {row["loss"]}, gradient norm {row["grad_norm"]} '
-                f'(batch {row["batch"]:08x})'
-            )
-            if on_nonfinite == 'stop':
-                raise NonFinite(
-                    f'{found}. The newest checkpoint is from before it. python -m tools.replay '
-                    f'{workdir} --step={row["step"]} shows the step; '
-                    '--config.optimizer.on_nonfinite=skip continues without it'
-                )
-            logging.warning('%s: skipped', found)
-        yield row
 
 
 def segments(directory: epath.Path) -> list[tuple[epath.Path, int, int]]:
@@ -89,13 +64,19 @@ class Ledger:
     """Takes the rows of steps as they are dispatched, and returns them once they are computed."""
 
     def __init__(
-        self, directory: epath.Path, columns: dict[str, str], start: int, writes: bool = True
+        self,
+        directory: epath.Path,
+        columns: dict[str, str],
+        start: int,
+        on_nonfinite: str = 'stop',
+        writes: bool = True,
     ) -> None:
         """`columns`: name -> NumPy type of a row's words. `writes`: on one process of a run.
 
         Continues after `start` finished steps, and removes rows of later ones, which were lost.
         """
         self._directory, self.start, self._writes = directory, start, writes
+        self._on_nonfinite = on_nonfinite
         self._dtype = np.dtype(list(columns.items()))
         self._pending = collections.deque[Any]()  # jax.Array uint32[columns] of each step
         self._unwritten: list[np.ndarray] = []
@@ -115,12 +96,15 @@ class Ledger:
             return []
 
     def add(self, row: Any) -> list[np.ndarray]:
-        """Takes the newest step's row and returns finished rows, without stalling the device."""
+        """Takes the newest step's row and returns finished rows, without stalling the device.
+
+        Raises NonFinite for a row that is not finite, or warns, as `on_nonfinite` says.
+        """
         self._pending.append(row)
         return self._finish(IN_FLIGHT)
 
     def drain(self) -> list[np.ndarray]:
-        """Waits for every dispatched step and returns the rows not returned yet."""
+        """Waits for every dispatched step and returns the rows not returned yet, as `add` does."""
         return self._finish(0)
 
     def _finish(self, keep: int) -> list[np.ndarray]:
@@ -129,7 +113,23 @@ class Ledger:
             words = np.asarray(self._pending.popleft()).astype('<u4')
             done.append(words.view(self._dtype)[0])
         self._unwritten += done
+        for row in done:
+            if not is_finite(row):
+                self._stop_or_warn(row)
         return done
+
+    def _stop_or_warn(self, row: np.void) -> None:
+        found = (
+            f'step {row["step"]}: loss {row["loss"]}, gradient norm {row["grad_norm"]} '
+            f'(batch {row["batch"]:08x})'
+        )
+        if self._on_nonfinite == 'stop':
+            raise NonFinite(
+                f'{found}. The newest checkpoint is from before it. python -m tools.replay '
+                f'{self._directory.parent} --step={row["step"]} shows the step; '
+                '--config.optimizer.on_nonfinite=skip continues without it'
+            )
+        logging.warning('%s: skipped', found)
 
     def write_segment(self) -> None:
         """Writes the finished rows that are in no file yet."""

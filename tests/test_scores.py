@@ -182,20 +182,21 @@ def test_training_stops_after_so_many_evaluations_without_a_better_one() -> None
         (0.5, 0.4, 0.6, 0.4, 0.5): 5,
     }
     for values, stops in cases.items():
-        stopped, record = 0, {}
-        never = EarlyStopping('f1', 0, 'data', None, {})
+        stopped, record = 0, dict[str, Any]()
+        never = EarlyStopping('f1', 0, 'data', None)
         for step, value in enumerate(values, 1):
             # Each evaluation is by a process of its own, which has only the record.
             saved = json.loads(json.dumps(record)) if record else None
-            patience = EarlyStopping('f1', 2, 'data', saved, record)
+            patience = EarlyStopping('f1', 2, 'data', saved)
             patience.add(step, {'f1': value})
+            record = {'evaluations': patience.evaluations}
             never.add(step, {'f1': value})
             if patience.ended:
                 stopped = step
                 break
         assert stopped == stops, values
         assert not never.ended
-        other = EarlyStopping('f1', 2, 'other data', record, {})
+        other = EarlyStopping('f1', 2, 'other data', record)
         assert not other.ended
     counted = collections.Counter(step for step, _ in since_best([(1, 0.5), (2, 0.4), (3, 0.1)]))
     assert counted == {1: 1, 2: 1, 3: 1}

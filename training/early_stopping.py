@@ -13,17 +13,15 @@ Evaluations = list[tuple[int, float]]  # step, and a metric of which more is bet
 
 
 class EarlyStopping:
-    """Keeps the best evaluation and all after it, in the run record of the next checkpoints."""
+    """Keeps the best evaluation and all after it."""
 
-    def __init__(
-        self, metric: str, patience: int, data: str, saved: Tree | None, run_record: Tree
-    ) -> None:
+    def __init__(self, metric: str, patience: int, data: str, saved: Tree | None) -> None:
         """Continues from the record `saved`, if that has this metric on this evaluation data."""
         self._metric, self._patience = metric, patience
         key = f'{metric} of {data}'
         recorded = (saved or {}).get('evaluations', {})
         self._recent: Evaluations = recorded.get(key, [])
-        run_record['evaluations'] = {key: self._recent}  # the list grows
+        self.evaluations = {key: self._recent}  # for the run record; `add` changes the list
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Takes an evaluation."""
