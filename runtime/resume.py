@@ -19,30 +19,6 @@ from training import keys
 WARNED = ('versions', 'platform', 'device_kind', 'processor', 'xla_flags')
 
 
-def saved_cpu_threads(workdir: epath.Path) -> int:
-    """Returns the thread-pool size of the run in `workdir`, or 0.
-
-    All checkpoints of a run record the same pool, so the newest that can be read decides.
-    """
-    record = readable_record(workdir)
-    return recorded_cpu_threads(record) if record else 0
-
-
-def readable_record(workdir: epath.Path) -> RunRecord | None:
-    """Returns the newest run record in `workdir` that can be read; JSON only, before JAX starts."""
-    with contextlib.suppress(KeyfoldError):  # the restore reports it
-        for step in reversed(Checkpoints(workdir).steps()):
-            with contextlib.suppress(OSError, ValueError):
-                return read_record(workdir / 'checkpoints' / str(step))
-    return None
-
-
-def recorded_cpu_threads(run_record: RunRecord) -> int:
-    """Returns the thread pool that a run record holds; older ones hold it as text, in `threads`."""
-    manifest = run_record['manifest']
-    return int(manifest.get('cpu_threads', manifest.get('threads')))
-
-
 class Launch(NamedTuple):
     """Describes what a launch is about to train."""
 
@@ -93,7 +69,8 @@ def changes(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
     """Returns 'name: then -> now' for every change that would alter the run.
 
     `now` is this launch's part of the manifest. Warns of changes that may alter roundings but are
-    allowed, such as another processor or edited code. Raises UserError for another key format.
+    allowed, such as another processor or edited code. Raises UserError for another key or mask
+    format.
     """
     then, manifest = saved['config'], saved['manifest']
     for name, now_is in (('key_format', keys.KEY_FORMAT), ('mask_format', keys.MASK_FORMAT)):
@@ -159,3 +136,27 @@ def task_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
             then, new = then[place : place + 1], new[place : place + 1]
         found.append(f'{name}: {lengths}{one_line(repr(then), 60)} -> {one_line(repr(new), 60)}')
     return found
+
+
+def saved_cpu_threads(workdir: epath.Path) -> int:
+    """Returns the thread-pool size of the run in `workdir`, or 0.
+
+    All checkpoints of a run record the same pool, so the newest that can be read decides.
+    """
+    record = readable_record(workdir)
+    return recorded_cpu_threads(record) if record else 0
+
+
+def readable_record(workdir: epath.Path) -> RunRecord | None:
+    """Returns the newest run record in `workdir` that can be read; JSON only, before JAX starts."""
+    with contextlib.suppress(KeyfoldError):  # the restore reports it
+        for step in reversed(Checkpoints(workdir).steps()):
+            with contextlib.suppress(OSError, ValueError):
+                return read_record(workdir / 'checkpoints' / str(step))
+    return None
+
+
+def recorded_cpu_threads(run_record: RunRecord) -> int:
+    """Returns the thread pool that a run record holds; older ones hold it as text, in `threads`."""
+    manifest = run_record['manifest']
+    return int(manifest.get('cpu_threads', manifest.get('threads')))

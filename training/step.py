@@ -74,7 +74,7 @@ def make_gradient(
             differentiate = jax.value_and_grad(loss, has_aux=True)
             (_, sums), grads = compiled_alone(differentiate, step >= 0, *given)
             words = jax.random.key_data(rngs['dropout'])
-            fingerprints = [
+            fingerprints = [  # by position in the global batch
                 fingerprint(rows, shard * max(leaf.size for leaf in rows.values())),
                 fingerprint(words, shard * words.size),
             ]
