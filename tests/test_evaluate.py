@@ -79,13 +79,14 @@ def test_command_prints_metrics_and_a_confusion_matrix_that_agree(
     shown = dict(line.split() for line in lines[:4])
     assert shown == {name: f'{value:.6g}' for name, value in summary['eval'].items()}
     assert list(shown) == ['loss', 'accuracy', 'macro_f1', 'weighted_f1']
-    table = {line.split()[0]: line.split()[-4:] for line in lines[6:10]}
+    table = {line.split()[0]: line.split()[-4:] for line in lines[6:11]}
+    assert table['micro'][:3] == 3 * [f'{summary["eval"]["accuracy"]:.4f}']
     assert table['macro'][2] == f'{summary["eval"]["macro_f1"]:.4f}'
     assert table['weighted'][1:] == [  # recall, weighted by the examples, is accuracy
         f'{summary["eval"]["accuracy"]:.4f}', f'{summary["eval"]["weighted_f1"]:.4f}', '70',
     ]  # fmt: skip
-    assert lines[11:13] == ['true      predicted', '          negative  positive']
-    counts = np.array([line.split()[1:] for line in lines[13:]], int)
+    assert lines[12:14] == ['true      predicted', '          negative  positive']
+    counts = np.array([line.split()[1:] for line in lines[14:]], int)
     assert [int(table[label][3]) for label in ('negative', 'positive')] == [*counts.sum(axis=1)]
     assert counts.sum() == 70
     assert np.trace(counts) == round(summary['eval']['accuracy'] * 70)

@@ -314,7 +314,9 @@ def test_resume_under_other_code_warns_once_with_the_files_that_changed(
     edited = dict.fromkeys(files, '0') | {'model/gone.py': '1'}
     resumed(run, code={'commit': 'a' * 40, 'dirty': False, 'files': edited})
     (warning,) = caplog.messages
-    assert warning.startswith('code changed since the checkpoint: configs/schema.py, errors.py, ')
+    assert warning.startswith(
+        'code changed since the checkpoint: arrays.py, configs/schema.py, errors.py, '
+    )
     assert len(warning) <= 400
     caplog.clear()
     same = backend.code_files() | {'model/gone.py': '1'}

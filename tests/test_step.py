@@ -163,7 +163,7 @@ def mean_gradient(
         grads = jax.tree.map(lambda a, b: a + np.float64(b), grads, part_grads)
         sums['loss'] += float(loss)
         sums['correct'] += rows['weights'] @ (np.argmax(logits, axis=1) == rows['labels'])
-        sums['tokens'] += rows['weights'] @ rows['lengths']
+        sums['tokens'] += rows['lengths'][rows['weights'] > 0].sum()
         sums['weight'] += rows['weights'].sum()
     return jax.tree.map(lambda g: g / sums['weight'], grads), sums
 
