@@ -380,9 +380,9 @@ def longer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('mended', [True, False])
+@pytest.mark.parametrize('fixed', [True, False])
 def test_lost_permission_is_told_and_survived(
-    tmp_path: Path, longer: dict[str, Any], mended: bool
+    tmp_path: Path, longer: dict[str, Any], fixed: bool
 ) -> None:
     run = tmp_path / 'run'
     plain = []  # root writes anywhere, unless it is a root that may not
@@ -409,7 +409,7 @@ def test_lost_permission_is_told_and_survived(
             output += line
             if 'checkpoint: could not be written' in line:
                 break
-        if mended:
+        if fixed:
             (run / 'checkpoints').chmod(0o700)
         output += process.communicate(timeout=300)[0]
     finally:
@@ -418,8 +418,8 @@ def test_lost_permission_is_told_and_survived(
     assert 'checkpoint: could not be written' in output
     assert 'Permission denied' in output
     assert 'Traceback' not in output
-    assert process.returncode == (0 if mended else 5), output
-    if not mended:
+    assert process.returncode == (0 if fixed else 5), output
+    if not fixed:
         assert 'the last checkpoint could not be written' in output.splitlines()[-1]
     runs.finish(run, **LONGER)
     assert runs.outcome(run) == longer

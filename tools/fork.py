@@ -32,7 +32,7 @@ TEMPLATE = 'keyfold'
 NAME = re.compile(r'[a-z]([a-z0-9-]{0,28}[a-z0-9])?')  # as images, jobs and TPU slices are named
 LONGEST = 256  # tokens of a text that are read
 EPOCHS = 5
-# This tool: its files, and what else tells of it, by file.
+# This tool: its files, and what else mentions it, by file.
 OWN = ('tools/fork.py', 'tests/test_make_fork.py')
 MENTIONS = {
     'Makefile': r'\.PHONY: fork\n(?:.+\n)+\n',
