@@ -35,12 +35,12 @@ def unknown_share(texts: Sequence[list[int]], unk: int) -> float:
     return sum(ids.count(unk) for ids in texts) / max(1, sum(map(len, texts)))
 
 
-def fingerprint(*arrays: np.ndarray) -> str:
+def digest(*arrays: np.ndarray) -> str:
     """Returns the hex SHA-256 of integer arrays, concatenated as int32."""
-    digest = hashlib.sha256()
+    sha = hashlib.sha256()
     for part in arrays:
-        digest.update(np.ascontiguousarray(part, '<i4').data)
-    return digest.hexdigest()
+        sha.update(np.ascontiguousarray(part, '<i4').data)
+    return sha.hexdigest()
 
 
 class LabelledTexts:
@@ -103,4 +103,4 @@ class LabelledTexts:
     def fingerprint(self) -> str:
         """Returns the SHA-256, in hex, of all ids, lengths and labels."""
         affixes = [part.ids for part in self._affixes]
-        return fingerprint(self._ids.ids, self.lengths, self.labels, *affixes)
+        return digest(self._ids.ids, self.lengths, self.labels, *affixes)

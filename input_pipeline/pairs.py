@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from errors import UserError
-from input_pipeline.encoded import HostBatch, Ragged, fingerprint, unknown_share
+from input_pipeline.encoded import HostBatch, Ragged, digest, unknown_share
 from input_pipeline.examples import brief
 from input_pipeline.vocabulary import Vocabulary
 
@@ -53,7 +53,7 @@ class EncodedPairs:
 
     def fingerprint(self) -> str:
         """Returns the SHA-256, in hex, of all ids and lengths."""
-        return fingerprint(
+        return digest(
             self._sources.ids, self._sources.lengths, self._targets.ids, self._targets.lengths
         )
 

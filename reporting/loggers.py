@@ -14,7 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from runtime.storage import brief, in_bucket, write_whole
+from runtime.storage import first_line, in_bucket, write_whole
 
 
 class Logger:
@@ -53,7 +53,7 @@ def tolerate(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # OSError, or whatever the client of a bucket or the profiler raises
-        logging.error('%s: not written (%s)', name, brief(error))
+        logging.error('%s: not written (%s)', name, first_line(error))
 
 
 class MetricsCsv(Logger):

@@ -10,7 +10,7 @@ from etils import epath
 from arrays import Metrics
 from errors import SaveFailed
 from reporting.log import scalars_text
-from runtime.storage import brief, write_whole
+from runtime.storage import first_line, write_whole
 from training.mesh import Layout
 from training.state import TrainState, root_key_hex, state_fingerprint
 
@@ -21,7 +21,9 @@ def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
         for name, text in files.items() if jax.process_index() == 0 else ():
             write_whole(workdir / name, (text.rstrip() + '\n').encode())
     except Exception as error:  # OSError, or whatever the client of a bucket raises
-        raise SaveFailed(f'{workdir}: {", ".join(files)} not written ({brief(error)})') from error
+        raise SaveFailed(
+            f'{workdir}: {", ".join(files)} not written ({first_line(error)})'
+        ) from error
 
 
 def write_summary(

@@ -22,7 +22,7 @@ import jaxlib
 import numpy as np
 
 from errors import UserError
-from runtime.storage import brief
+from runtime.storage import first_line
 from training.mesh import COMPILER_OPTIONS
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -114,7 +114,7 @@ def check() -> None:
     except (AssertionError, RuntimeError) as error:  # the former from JAX_PLATFORMS=cuda alone
         raise UserError(
             f'JAX_PLATFORMS = {jax.config.values["jax_platforms"]}: JAX cannot start it '
-            f'({brief(error)}); install JAX for it, or unset JAX_PLATFORMS'
+            f'({first_line(error)}); install JAX for it, or unset JAX_PLATFORMS'
         ) from error
     if (pool := cpu_threads()) and devices > pool:
         # XLA would enlarge its pool to the number of devices, and with it change the bits.

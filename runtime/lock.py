@@ -23,7 +23,7 @@ from etils import epath
 
 from errors import SaveFailed, TakenOver, UserError
 from runtime import processes
-from runtime.storage import brief, in_bucket, write_whole
+from runtime.storage import first_line, in_bucket, write_whole
 
 LEASE_SECONDS = 60.0  # without a renewal, after which another run may take over
 RENEWALS = 6  # in that time
@@ -45,7 +45,7 @@ def exclusive_workdir(workdir: epath.Path) -> Iterator[None]:
             except Exception as error:  # OSError, or an exception of a bucket's client
                 full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
                 kind = SaveFailed if full else UserError
-                raise kind(f'{workdir}: cannot be written ({brief(error)})') from error
+                raise kind(f'{workdir}: cannot be written ({first_line(error)})') from error
         yield
 
 

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError
 from runtime.backend import code_files
-from runtime.storage import brief
+from runtime.storage import first_line
 
 LEAVE_SECONDS = 10  # from the end of a run to the end of its process
 
@@ -52,7 +52,7 @@ def join(timeout_seconds: int) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         mistake = isinstance(error, ValueError) or 'INVALID_ARGUMENT' in str(error)
         kind = UserError if mistake else Unavailable
-        raise kind(f'{problem} ({brief(error)})') from error
+        raise kind(f'{problem} ({first_line(error)})') from error
     finally:
         late.cancel()
 

@@ -112,7 +112,7 @@ def read_through(path: epath.Path) -> None:
             pass
 
 
-def brief(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Returns an exception's first line, or its name if it has none."""
     return (str(error).splitlines() or [''])[0][:300] or type(error).__name__
 
@@ -143,4 +143,4 @@ def access_checked(path: epath.Path) -> Iterator[None]:
         yield
     except OSError as error:
         kind = access_error(error) or UserError
-        raise kind(f'{path}: cannot be read or written ({brief(error)})') from error
+        raise kind(f'{path}: cannot be read or written ({first_line(error)})') from error
