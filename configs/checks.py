@@ -52,6 +52,11 @@ def names() -> Check:
     )
 
 
+def not_empty() -> Check:
+    """Expects some text."""
+    return bool, 'some text'
+
+
 def stream_seed() -> Check:
     """Expects a seed, or -1 for the run's."""
     return lambda value: -1 <= value < 2**32, '-1 or a whole number in [0, 2**32)'

@@ -18,6 +18,7 @@ from configs.checks import (
     converted,
     did_you_mean,
     fraction,
+    not_empty,
     one_of,
     stream_seed,
     uint32,
@@ -60,12 +61,12 @@ class DataConfig:
     train: str = option(
         'train',
         'tfds: training split; files: path of .tsv, .csv or .jsonl, also .gz; * for several files',
-        (bool, 'some text'),
+        not_empty(),
     )
     evaluation: str = option(
         'validation',
         'tfds: evaluation split; files: path; either: share of training rows to hold out, 10%',
-        (bool, 'some text'),
+        not_empty(),
     )
     columns: tuple[str, ...] = option(
         (), 'files: names of the columns of tables without a header line, in order', resumable=True

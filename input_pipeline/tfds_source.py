@@ -58,7 +58,8 @@ def read(
             raise UserError(f'{place}: example {len(rows)}: {_first_line(error)}') from error
         rows.append(tuple(values[: len(texts)]))
         if label_separator:
-            labels.append(cell_labels(place, label, values[-1], label_separator))
+            where = f'{place}: example {len(labels)}'
+            labels.append(cell_labels(where, label, values[-1], label_separator))
         elif label:
             number = (*features[label].int64_list.value, -1)[0]
             labels.append([classes[number] if 0 <= number < len(classes) else ''])

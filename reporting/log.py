@@ -50,7 +50,7 @@ class RunLog:
         schedule: Callable[[int], Any],
         config: Config,
         ledger: Ledger,
-        updates: int = 0,
+        updates: int,
     ) -> None:
         """Takes from `ledger` the rows of an interval that began before a resume.
 

@@ -114,8 +114,8 @@ class Checkpoints:
         """Copies the state to the host and returns; threads write and commit it.
 
         Calls `before` first, whose files a checkpoint relies on. A failure is logged, and the next
-        save tries again. With several processes it raises SaveFailed, since the others
-        would wait, or Unavailable if another one is gone.
+        save tries again. With several processes it raises SaveFailed, since the others would wait,
+        or Unavailable if another one is gone.
         """
         self._finish()
         step, self._saved = int(jax.device_get(state.step)), time.monotonic()

@@ -64,7 +64,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if {'--help', '-h'} & set(argv):
             print(short_help(config))
             sys.exit()
-        require_options(argv, config)
+        if config:
+            require_options(argv, config)
         return flags.FLAGS(argv)
     except (UserError, flags.Error, LookupError, AttributeError, ValueError, TypeError) as error:
         refuse(error)
@@ -132,10 +133,10 @@ def short_help(config: Config | None = None) -> str:
     return '\n'.join(lines)
 
 
-def require_options(argv: Sequence[str], config: Config | None) -> None:
+def require_options(argv: Sequence[str], config: Config) -> None:
     """Raises UserError for an override that is no option, and names the one that was meant."""
-    known = [name for name, _, _ in options(config)] if config else []
-    for argument in argv if config else ():
+    known = [name for name, _, _ in options(config)]
+    for argument in argv:
         name = argument.lstrip('-').partition('=')[0].removeprefix('config.')
         if argument.startswith('--config.') and name not in known:
             raise UserError(f'--config.{name}: no such option{did_you_mean(name, known)}')
@@ -162,7 +163,7 @@ def usable_workdir(workdir: str | None) -> epath.Path:
         raise UserError(f'--workdir={workdir}: expected a local folder or gs://BUCKET/FOLDER')
     path, remote = open_location(workdir, for_checkpoints=True), in_bucket(workdir)
     parent = path if remote else next(p for p in (path, *path.parents) if p.exists())
-    for folder in (parent, path / 'checkpoints'):
+    for folder in (parent,) if remote else (parent, path / 'checkpoints'):
         if folder.exists() and not folder.is_dir():
             raise UserError(f'--workdir={workdir}: expected a folder, {folder} is a file')
         try:

@@ -96,9 +96,10 @@ def write_whole(file: epath.Path, data: bytes) -> None:
     try:
         partial.write_bytes(data)
         partial.replace(file)
-    finally:
+    except OSError:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        raise
 
 
 def read_through(path: epath.Path) -> None:

@@ -133,8 +133,9 @@ def require_labels(rows: Rows, label_names: Collection[str]) -> None:
     """Raises UserError for a label that is not among `label_names`."""
     known = set(label_names)
     for position, labels in enumerate(rows.labels):
-        for label in set(labels) - known:
-            raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
+        for label in labels:
+            if label not in known:
+                raise UserError(f'{rows.place(position)}: label {not_among(label, label_names)}')
 
 
 def affix_letters(data: DataConfig) -> list[slice]:
