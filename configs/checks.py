@@ -5,40 +5,46 @@ import numbers
 import os
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
-Check = tuple[Callable[[Any], bool], str]  # a test, and in words what it expects
 WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'text'}
+
+
+class Check(NamedTuple):
+    """Says what the value of an option may be."""
+
+    test: Callable[[Any], bool]
+    expected: str  # the same in words
 
 
 def at_least(low: float) -> Check:
     """Expects a number in [low, 2**31), so that it fits in an int32."""
-    return lambda value: low <= value < 2**31, f'a number in [{low}, 2**31)'
+    return Check(lambda value: low <= value < 2**31, f'a number in [{low}, 2**31)')
 
 
 def uint32() -> Check:
     """Expects a 32-bit seed, since two larger ones could give the same key."""
-    return lambda value: 0 <= value < 2**32, 'a whole number in [0, 2**32)'
+    return Check(lambda value: 0 <= value < 2**32, 'a whole number in [0, 2**32)')
 
 
 def zero_or_power_of_two() -> Check:
     """Expects 0, 1, 2, 4, 8, ..."""
-    return lambda value: value >= 0 and value & (value - 1) == 0, '0 or a power of two'
+    return Check(lambda value: value >= 0 and value & (value - 1) == 0, '0 or a power of two')
 
 
 def fraction() -> Check:
     """Expects a rate below 1."""
-    return lambda value: 0 <= value < 1, 'a number in [0, 1)'
+    return Check(lambda value: 0 <= value < 1, 'a number in [0, 1)')
 
 
 def one_of(*names: str) -> Check:
     """Expects one of these words."""
-    return lambda value: value in names, 'one of ' + ', '.join(names)
+    return Check(lambda value: value in names, 'one of ' + ', '.join(names))
 
 
 def whole_numbers(low: int, example: str) -> Check:
     """Expects a tuple of increasing whole numbers, none below `low`."""
-    return (
+    return Check(
         lambda value: bool(value) and list(value) == sorted({n for n in value if n >= low}),
         f'increasing whole numbers >= {low}, such as {example}',
     )
@@ -46,7 +52,7 @@ def whole_numbers(low: int, example: str) -> Check:
 
 def names() -> Check:
     """Expects a tuple of one or more names, each once."""
-    return (
+    return Check(
         lambda value: bool(value) and all(value) and len(set(value)) == len(value),
         "one or more names, such as ('sentence',)",
     )
@@ -54,12 +60,12 @@ def names() -> Check:
 
 def not_empty() -> Check:
     """Expects some text."""
-    return bool, 'some text'
+    return Check(bool, 'some text')
 
 
 def stream_seed() -> Check:
     """Expects a seed, or -1 for the run's."""
-    return lambda value: -1 <= value < 2**32, '-1 or a whole number in [0, 2**32)'
+    return Check(lambda value: -1 <= value < 2**32, '-1 or a whole number in [0, 2**32)')
 
 
 def converted(value: Any, kind: Any) -> Any:

@@ -74,7 +74,7 @@ class DataConfig:
     delimiter: str = option(
         '',
         "files: what separates the columns of tables ('' = tab in .tsv, comma in .csv)",
-        (lambda value: len(value) < 2 and value not in [*'"\r\n\0'], "one character, such as ';'"),
+        Check(lambda x: len(x) < 2 and x not in [*'"\r\n\0'], "one character, such as ';'"),
         resumable=True,
     )
     bad_rows: str = option(
@@ -182,7 +182,7 @@ class Config:
         0,
         'size of the CPU thread pool, the most CPU devices this run can ever use; a resumed run '
         'keeps its own (0 = the larger of the cores and the CPU devices of the first launch)',
-        (lambda value: 0 <= value <= MOST_CPU_THREADS, f'a number in [0, {MOST_CPU_THREADS}]'),
+        Check(lambda value: 0 <= value <= MOST_CPU_THREADS, f'a number in [0, {MOST_CPU_THREADS}]'),
         resumable=True,
     )
     matmul_precision: str = option(
@@ -263,24 +263,23 @@ def check(config: Config) -> None:
         kinds = typing.get_type_hints(type(section))
         for field in dataclasses.fields(section):
             kind, value = kinds[field.name], getattr(section, field.name)
-            test = field.metadata.get('check')
+            found = f'config.{prefix}{field.name} = {value!r}'
+            rule: Check | None = field.metadata.get('check')
             try:
                 value = converted(value, kind)
-            except (TypeError, OverflowError):
-                expected = WORDS.get(kind) or (test[1] if test else f'{kind.__name__}(...)')
-            else:
-                setattr(section, field.name, value)
-                if test is None or test[0](value):
-                    continue
-                expected = test[1]
-            raise UserError(f'config.{prefix}{field.name} = {value!r}: expected {expected}')
-    if config.optimizer.shard_state and config.reduction != 'tree':
+            except (TypeError, OverflowError) as error:
+                expected = WORDS.get(kind) or (rule.expected if rule else f'{kind.__name__}(...)')
+                raise UserError(f'{found}: expected {expected}') from error
+            if rule and not rule.test(value):
+                raise UserError(f'{found}: expected {rule.expected}')
+            setattr(section, field.name, value)
+    optimizer = config.optimizer
+    if optimizer.shard_state and config.reduction != 'tree':
         raise UserError("config.optimizer.shard_state = True: expected config.reduction = 'tree'")
-    rule = config.optimizer
-    if rule.schedule == 'cosine' and 0 < rule.decay_steps <= rule.warmup_steps:
+    if optimizer.schedule == 'cosine' and 0 < optimizer.decay_steps <= optimizer.warmup_steps:
         raise UserError(
-            f'config.optimizer.decay_steps = {rule.decay_steps}: expected 0 for num_steps, or more '
-            f'than the {rule.warmup_steps} of warmup_steps'
+            f'config.optimizer.decay_steps = {optimizer.decay_steps}: expected 0 for num_steps, or '
+            f'more than the {optimizer.warmup_steps} of warmup_steps'
         )
     given = [name for name in ('weights', 'run', 'vectors') if getattr(config.init, name)]
     if len(given) > 1:

@@ -7,6 +7,7 @@ from etils import epath
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from configs.checks import Check
 from configs.schema import option
 from errors import UserError
 from input_pipeline.library_tokenizer import SEPARATOR, LibraryTokenizer
@@ -28,8 +29,10 @@ WORDS = (pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(APART, 'isolate
 
 def tokenizer_option(default: str, note: str = '') -> Any:
     """Declares data.tokenizer. docs/fork.md explains the names."""
-    expected = f'one of {", ".join(NAMES)}, or the path of a tokenizer.json'
-    check = (lambda name: name in (*NAMES, default) or name.endswith('.json'), expected)
+    check = Check(
+        lambda name: name in (*NAMES, default) or name.endswith('.json'),
+        f'one of {", ".join(NAMES)}, or the path of a tokenizer.json',
+    )
     return option(default, f'what becomes a token{note}', check, chosen=True)
 
 

@@ -13,7 +13,7 @@ import optax
 
 from arrays import Batch, Params, Rngs, Sums, Totals
 from configs import schema
-from configs.checks import at_least, fraction, names, one_of
+from configs.checks import Check, at_least, fraction, names, not_empty, one_of
 from configs.schema import Config, option
 from errors import UserError
 from input_pipeline import checks, reviews
@@ -41,7 +41,7 @@ class DataConfig(schema.DataConfig):
         ('text',), 'tfds, files: features or columns to read, joined', names()
     )
     label_feature: str = option(
-        'label', 'tfds, files: feature or column with the class', (bool, 'a name')
+        'label', 'tfds, files: feature or column with the class', not_empty()
     )
     num_train: int = option(10_000, 'reviews: training sentences', at_least(1))
     num_eval: int = option(1_500, 'reviews: evaluation sentences', at_least(1))
@@ -53,7 +53,7 @@ class DataConfig(schema.DataConfig):
     affixes: tuple[int, ...] = option(
         (),
         'lengths of the prefix and suffix to embed, also of unknown words; () = none',
-        (
+        Check(
             lambda value: not value or (len(value) == 2 and min(value) >= 1),
             'two whole numbers >= 1, such as (4,3), or ()',
         ),
@@ -153,11 +153,11 @@ def make_vocabularies(data: DataConfig, texts: Sequence[str]) -> list[Vocabulary
     """
     data.tokenizer = data.tokenizer or ('basic' if data.source == 'files' else 'words')
     vocabulary = make_vocabulary(data.tokenizer, texts, data.min_frequency, data.vocab_size)
-    of_affixes = [
+    affixes = [
         Vocabulary.of(texts, data.min_frequency, vocabulary.units, letters)
         for letters in affix_letters(data)
     ]
-    return [vocabulary, *of_affixes]
+    return [vocabulary, *affixes]
 
 
 def restored_vocabularies(data: DataConfig, facts: Json) -> list[Vocabulary]:
@@ -260,8 +260,8 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
     data = config.data
     assert isinstance(data, DataConfig)
     train, evaluation, names = read_texts(data)
-    find = functools.partial(weights_of_examples, labels=train.labels, label_names=names)
-    train = train._replace(weights=find('class_weights', data.class_weights))
+    example_weights = functools.partial(weights_of_examples, labels=train.labels, label_names=names)
+    train = train._replace(weights=example_weights('class_weights', data.class_weights))
     task = labelled_task(
         config,
         facts,
@@ -270,12 +270,12 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=classifier_metrics,
         best_metric='accuracy',
-        sampling_weights=find('sampling_weights', data.sampling_weights),
+        sampling_weights=example_weights('sampling_weights', data.sampling_weights),
         details=lambda totals: confusion_lines(totals['confusion'], names),
         doubts=lambda found: checks.chance_warnings(found['accuracy'], evaluation.labels, names),
     )
-    odd = checks.label_warnings(train.texts, train.labels, names)
-    return dataclasses.replace(task, warnings=(*task.warnings, *odd))
+    warnings = (*task.warnings, *checks.label_warnings(train.texts, train.labels, names))
+    return dataclasses.replace(task, warnings=warnings)
 
 
 def labelled_task(
@@ -304,9 +304,9 @@ def labelled_task(
     vocabulary, *affixes = vocabularies = (
         restored_vocabularies(data, facts) if facts else make_vocabularies(data, train_split.texts)
     )
-    known = max(len(part.words) for part in vocabularies)
+    most_known = max(len(part.words) for part in vocabularies)
     skipped = train_split.skipped + eval_split.skipped
-    checks.require_known(known, len(train_split.texts), 'token', data.min_frequency)
+    checks.require_known(most_known, len(train_split.texts), 'token', data.min_frequency)
     train, evaluation = (
         LabelledTexts(split.texts, split.labels, vocabulary, max_length, affixes, split.weights)
         for split in (train_split, eval_split)
@@ -376,10 +376,10 @@ def make_predictor(
         return probabilities(jnp.asarray(logits)), *attention
 
     def show(arrays: Any, row: int, text: str) -> Json:
-        of_labels, *attention = (array[row].tolist() for array in arrays)
+        chances, *attention = (array[row].tolist() for array in arrays)
         shown = {
-            'label': labels[int(np.argmax(of_labels))],
-            'probabilities': dict(zip(labels, of_labels, strict=True)),
+            'label': labels[int(np.argmax(chances))],
+            'probabilities': dict(zip(labels, chances, strict=True)),
         }
         for weights in attention:
             pieces = [piece for _, piece in vocabulary.tokens(text)[: width - 2]]
@@ -392,11 +392,11 @@ def make_predictor(
         return {'unknown': unknown_share([ids], vocabulary.unk), 'cut': len(ids) > width - 2}
 
     return Predictor(
-        classifier_init(model, len(affixes)),
-        encode,
-        apply,
-        show,
-        notes,
-        config.data.text_features,
-        SEPARATOR.join,
+        init=classifier_init(model, len(affixes)),
+        encode=encode,
+        apply=apply,
+        show=show,
+        notes=notes,
+        features=config.data.text_features,
+        join=SEPARATOR.join,
     )

@@ -19,7 +19,8 @@ def label_weights() -> Check:
         weights = once and all(match and float(match[1]) > 0 for match in found)
         return value == ('balanced',) or weights
 
-    return ok, "('balanced',), or LABEL=WEIGHT once each, > 0, such as ('rare=5','frequent=0.5')"
+    expected = "('balanced',), or LABEL=WEIGHT once each, > 0, such as ('rare=5','frequent=0.5')"
+    return Check(ok, expected)
 
 
 def weights_of_examples(

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from arrays import Batch, Params, Rngs, Sums, Totals
-from configs.checks import one_of
+from configs.checks import Check, one_of
 from configs.schema import Config, option
 from errors import UserError
 from input_pipeline.examples import read_splits
@@ -35,7 +35,9 @@ class DataConfig(classification.DataConfig):
     source: str = option('files', 'where the examples come from', one_of('tfds', 'files'))
     label_feature: str = option('labels', 'the labels, separated, or in .jsonl a list of them')
     label_separator: str = option(
-        ',', 'what separates labels', (lambda value: len(value) == 1, "one character, such as ';'")
+        ',',
+        'what separates labels',
+        Check(lambda value: len(value) == 1, "one character, such as ';'"),
     )
 
 

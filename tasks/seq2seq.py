@@ -11,7 +11,7 @@ import optax
 
 from arrays import Batch, Params, Rngs, Sums
 from configs import schema
-from configs.checks import at_least, fraction, one_of
+from configs.checks import Check, at_least, fraction, one_of
 from configs.schema import Config, option
 from input_pipeline import addition, checks
 from input_pipeline.encoded import unknown_share
@@ -46,7 +46,7 @@ class DataConfig(schema.DataConfig):
     operand_digits: tuple[int, ...] = option(
         (2, 3),
         'addition: digits of the smaller and of the larger operand',
-        (
+        Check(
             lambda value: len(value) == 2 and 1 <= value[0] <= value[1] <= 4,
             'two whole numbers from 1 to 4, the smaller first, such as (2,3)',
         ),
@@ -75,7 +75,7 @@ class ModelConfig(schema.ModelConfig):
     forcing_floor: float = option(
         1.0,
         'probability of feeding the true token that the schedule ends at',
-        (lambda value: 0 <= value <= 1, 'a number in [0, 1]'),
+        Check(lambda value: 0 <= value <= 1, 'a number in [0, 1]'),
     )
     forcing_steps: int = option(
         1000,
