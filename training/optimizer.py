@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from arrays import Tree
+from arrays import Sums, Tree
 from configs.schema import OptimizerConfig
 
 
@@ -63,6 +63,15 @@ def sum_of_squares(tree: Tree) -> jax.Array:
         return jnp.sum(eighth) + jnp.sum(jnp.square(rest))
 
     return sum(map(of_leaf, jax.tree.leaves(tree)), jnp.float32(0))
+
+
+def norm_and_finite(squares: jax.Array, sums: Sums) -> tuple[jax.Array, jax.Array]:
+    """Returns the norm of the mean gradient, float32[], and whether it and the loss are finite.
+
+    squares: float32[], `sum_of_squares` of the summed gradient.
+    """
+    norm = jnp.sqrt(squares) / sums['weight']
+    return norm, jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
 
 
 def gradient_scale(weight: jax.Array, norm: jax.Array, clip_norm: float) -> jax.Array:

@@ -22,7 +22,7 @@ from arrays import Batch, Rngs, Sums, Tree
 from training import keys, reduction, zero
 from training.fingerprint import fingerprint, shared_fingerprint
 from training.mesh import DATA, Layout, jit_on_mesh
-from training.optimizer import gradient_scale, sum_of_squares, update_if
+from training.optimizer import gradient_scale, norm_and_finite, sum_of_squares, update_if
 from training.row import make_row
 from training.state import TrainState
 
@@ -107,8 +107,7 @@ def make_update(
     def update(
         state: TrainState, grads: Tree, sums: Sums, fingerprints: jax.Array
     ) -> tuple[TrainState, jax.Array]:
-        norm = jnp.sqrt(sum_of_squares(grads)) / sums['weight']
-        finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
+        norm, finite = norm_and_finite(sum_of_squares(grads), sums)
         scale = gradient_scale(sums['weight'], norm, clip_norm)
         trained, frozen = layout.split(state.params)
         trained, opt_state = update_if(finite, optimizer, grads, scale, state.opt_state, trained)

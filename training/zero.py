@@ -25,7 +25,7 @@ from arrays import Sums, Tree
 from training import reduction
 from training.fingerprint import fingerprint_of_slices
 from training.mesh import DATA, Layout, jit_on_mesh
-from training.optimizer import gradient_scale, sum_of_squares, update_if
+from training.optimizer import gradient_scale, norm_and_finite, sum_of_squares, update_if
 from training.row import make_row
 
 
@@ -65,9 +65,8 @@ def make_measure(layout: Layout) -> Callable[..., tuple[Tree, GradientFacts]]:
     """Returns (parameters, summed gradient, sums) -> (parameter slices, facts)."""
 
     def measure(params: Tree, grads: Tree, sums: Sums) -> tuple[Tree, GradientFacts]:
-        norm = jnp.sqrt(squared_norm(grads, layout)) / sums['weight']
-        finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
-        return local_slices(params, layout), GradientFacts(sums['weight'], norm, finite)
+        facts = GradientFacts(sums['weight'], *norm_and_finite(squared_norm(grads, layout), sums))
+        return local_slices(params, layout), facts
 
     return jit_on_mesh(measure, layout, (P(), P(DATA), P()), (P(DATA), P()))
 
