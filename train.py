@@ -9,7 +9,6 @@ the options of a config. docs/reliability.md explains the exit codes.
 
 import functools
 import gc
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ from training import keys
 from training.early_stopping import EarlyStopping
 from training.evaluation import make_evaluate
 from training.mesh import make_layout, make_mesh
-from training.optimizer import make_optimizer, make_schedule, updates_made
+from training.optimizer import make_optimizer, updates_made
 from training.row import row_columns
 from training.state import abstract_state, make_create_state
 from training.step import make_train_step
@@ -54,8 +53,8 @@ JOIN_TIMEOUT = flags.DEFINE_integer('join_timeout', 300, 'Seconds to wait for ot
 
 def main(_: Sequence[str]) -> None:
     """Checks the command, fixes the environment that bits depend on, and trains."""
-    config = command_line.loaded_config(CONFIG)
-    workdir = command_line.usable_workdir(WORKDIR.value)
+    config = command_line.checked_config(CONFIG)
+    workdir = command_line.check_workdir(WORKDIR.value)
     gc.freeze()  # or garbage collections would rescan everything imported
     stop = StopRequest()
     stop.listen(STOP_TIMEOUT.value)
@@ -93,8 +92,8 @@ def train(
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
     checkpoints = Checkpoints(workdir, config.keep_newest, config.keep_best, task.best_metric)
     saved = checkpoints.newest_record()
-    launch = resume.Launch(tasks.task_name(config), task.resume_facts, workdir)
-    config, run_record = resume.plan(config, launch, saved, allow_changes)
+    name, facts = tasks.task_name(config), task.resume_facts
+    config, run_record = resume.plan(config, name, facts, workdir, saved, allow_changes)
     layout = make_layout(config, run_record['manifest']['num_shards'], make_mesh())
 
     # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
@@ -105,31 +104,29 @@ def train(
         saved = checkpoints.record(int(state.step))  # restore may fall back to an older one
     else:
         roots = keys.root_keys(config.seed, config.prng_impl, vars(config.seeds))
-        of_record = tasks.predictor_from_record
-        state = warm_start.started(create_state(roots), config, task.token_names, layout, of_record)
+        names, make_predictor = task.token_names, tasks.predictor_from_record
+        state = warm_start.apply_init(create_state(roots), config, names, layout, make_predictor)
     start, padding = int(state.step), padding_share(task.train.lengths, config)
     start_report(config, layout, state, workdir, task.summary, task.warnings, padding)
     patience = EarlyStopping(task.best_metric, config.patience, evaluation_data, saved)
     run_record['evaluations'] = patience.evaluations  # which grow
     ended = start >= config.num_steps or patience.ended
-    if ended and (finished := summary.finished(workdir, start, evaluation_data)):
+    if ended and (finished := summary.finished_summary(workdir, start, evaluation_data)):
         return finished
-    config_json = json.dumps(schema.to_dict(config), indent=2)
-    summary.write_files(workdir, task.files | {'config.json': config_json})
+    summary.write_inputs(workdir, config, task.files)
 
     # A batch is a pure function of (root key, step); each process loads its own rows of it.
-    epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))
+    epoch_seed = functools.partial(keys.epoch_seed, keys.local_copy(state.root_keys))
     rows, eval_rows = map(layout.process_rows, (config.batch_size, config.eval_batch_size))
-    batches = train_batches(task.train, config, epoch_words, rows, start, task.sampling_weights)
+    batches = train_batches(task.train, config, epoch_seed, rows, start, task.sampling_weights)
     held_out = functools.partial(eval_batches, task.evaluation, config, eval_rows)
 
     train_step = make_train_step(task.loss_sums, optimizer, config.optimizer.clip_norm, layout)
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
-    schedule = make_schedule(config.optimizer, config.num_steps)
     columns, policy = row_columns(task.sum_names), config.optimizer.on_nonfinite
     ledger = Ledger(workdir / 'ledger', columns, start, policy, writes=jax.process_index() == 0)
     loggers, updates = default_loggers(workdir, start), updates_made(state.opt_state)
-    run_log = log.RunLog(loggers, task.metrics, schedule, config, ledger, updates)
+    run_log = log.RunLog(loggers, task.metrics, config, ledger, updates)
     metrics = None
 
     with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):
@@ -139,7 +136,7 @@ def train(
             with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))
             run_log.add(ledger.add(row))
-            run_log.saved(checkpoints.check())
+            run_log.note_saved(checkpoints.poll())
             last, metrics = step == config.num_steps, None
             overdue = 0 < config.checkpoint_minutes <= checkpoints.minutes_since_save()
             decision = not last and stop.agreed(layout, overdue)

@@ -21,7 +21,7 @@ def measure() -> list[Row]:
     measured = config()
     backend.prepare()
     examples = tasks.make_task(measured).train
-    words = functools.partial(keys.epoch_words, keys.root_keys(0, measured.prng_impl))
+    words = functools.partial(keys.epoch_seed, keys.root_keys(0, measured.prng_impl))
     longest, own = int(examples.lengths.max()), measured.data.bucket_lengths
     eights = tuple(range(8, longest + 8, 8))
     layouts = {

@@ -103,7 +103,7 @@ def bare_loop(measured: Config) -> tuple[Callable[[], float], list[Row]]:
     root = keys.root_keys(measured.seed, measured.prng_impl)
     state = make_create_state(task.init, optimizer, layout)(root)
     step = make_train_step(task.loss_sums, optimizer, measured.optimizer.clip_norm, layout)
-    words = functools.partial(keys.epoch_words, root)
+    words = functools.partial(keys.epoch_seed, root)
     rows = layout.process_rows(measured.batch_size)
     batches = [layout.put(b) for b in train_batches(task.train, measured, words, rows, FIRST)]
     sizes = [

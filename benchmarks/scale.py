@@ -36,7 +36,7 @@ class Texts(Sequence[str]):
 def measure() -> list[Row]:
     """Measures encoding, memory, the first batch at two steps, and batches per second."""
     measured = config()
-    words = functools.partial(keys.epoch_words, keys.root_keys(0, measured.prng_impl))
+    words = functools.partial(keys.epoch_seed, keys.root_keys(0, measured.prng_impl))
     began, before = time.perf_counter(), peak()
     labels = np.zeros(EXAMPLES, np.int32)
     examples = LabelledTexts(Texts(), labels, Vocabulary(WORDS), max_length=12)

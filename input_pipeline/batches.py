@@ -16,7 +16,7 @@ from configs.schema import Config
 from input_pipeline.encoded import HostBatch
 from input_pipeline.sampling import weighted_epoch
 
-EpochWords = Callable[[int], np.ndarray]
+EpochSeed = Callable[[int], np.ndarray]
 PREFETCHED = 8  # batches kept ready
 
 
@@ -39,17 +39,17 @@ def batch_order(
     lengths: np.ndarray,
     batch_size: int,
     window_batches: int,
-    epoch_words: EpochWords,
+    epoch_seed: EpochSeed,
     weights: np.ndarray | None = None,
 ) -> Callable[[int], np.ndarray]:
     """Returns step -> int64[batch_size], the examples of the global batch of a step (from 0).
 
-    `epoch_words(epoch)` seeds NumPy's Philox, whose raw output is the same in every version. Its
+    `epoch_seed(epoch)` seeds NumPy's Philox, whose raw output is the same in every version. Its
     argsort is the permutation, from which `weights` (float64[N]) sample.
     """
 
     def bits(epoch: int, block: int, count: int) -> np.ndarray:
-        key = int.from_bytes(epoch_words(epoch).astype('<u4').tobytes(), 'little')
+        key = int.from_bytes(epoch_seed(epoch).astype('<u4').tobytes(), 'little')
         # Block 0: the epoch; 1 + w: window w.
         return np.random.Philox(key=key, counter=block << 192).random_raw(count)
 
@@ -77,7 +77,7 @@ def batch_order(
 def train_batches(
     examples: Examples,
     config: Config,
-    epoch_words: EpochWords,
+    epoch_seed: EpochSeed,
     process_rows: slice,
     start: int,
     weights: np.ndarray | None = None,
@@ -89,7 +89,7 @@ def train_batches(
     """
     data = config.data
     order = batch_order(
-        examples.lengths, config.batch_size, data.window_batches, epoch_words, weights
+        examples.lengths, config.batch_size, data.window_batches, epoch_seed, weights
     )
 
     def make(step: int) -> HostBatch:

@@ -5,7 +5,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from configs.schema import Config, to_dict
 from reporting.live_line import LiveLine, LogHandler
 from reporting.loggers import Logger
 from runtime.ledger import Ledger, is_finite
+from training.optimizer import make_schedule
 
 Step = tuple[float, np.ndarray]  # seconds since the step before, and the row in the ledger
 RECENT = 50  # steps that the live line and the time left are computed from
@@ -47,17 +47,17 @@ class RunLog:
         self,
         loggers: Sequence[Logger],
         metrics: Callable[[Metrics], Metrics],
-        schedule: Callable[[int], Any],
         config: Config,
         ledger: Ledger,
         updates: int,
     ) -> None:
         """Takes from `ledger` the rows of an interval that began before a resume.
 
-        `updates`: the steps so far that changed the parameters, by which `schedule` counts.
+        `updates`: the steps so far that changed the parameters; the learning rate follows them.
         """
         self._loggers, self._metrics = loggers, metrics
-        self._schedule, self._updates = schedule, updates
+        self._schedule = make_schedule(config.optimizer, config.num_steps)
+        self._updates = updates
         self._config, self._saved = config, ''
         self._live = LiveLine(sys.stdout, ledger.start, config.num_steps, not jax.process_index())
         before = [(np.nan, row) for row in ledger.tail(config.log_every)]  # times are not kept
@@ -77,7 +77,7 @@ class RunLog:
             if self._live.due():
                 self._live.draw(step, self._live_text(step))
 
-    def saved(self, step: int | None) -> None:
+    def note_saved(self, step: int | None) -> None:
         """Notes the step of the newest checkpoint, for the live line."""
         self._saved = '' if step is None else f' saved {step}'
 

@@ -8,11 +8,17 @@ import jax
 from etils import epath
 
 from arrays import Metrics
+from configs.schema import Config, to_dict
 from errors import SaveFailed
 from reporting.log import scalars_text
 from runtime.storage import first_line, write_whole
 from training.mesh import Layout
 from training.state import TrainState, root_key_hex, state_fingerprint
+
+
+def write_inputs(workdir: epath.Path, config: Config, files: dict[str, str]) -> None:
+    """Writes config.json and the task's `files`, as `write_files` does."""
+    write_files(workdir, files | {'config.json': json.dumps(to_dict(config), indent=2)})
 
 
 def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
@@ -64,7 +70,7 @@ def read_summary(workdir: epath.Path, step: int) -> dict[str, Any]:
     return summary if isinstance(summary, dict) and summary.get('step') == step else {}
 
 
-def finished(workdir: epath.Path, step: int, data: str) -> dict[str, Any]:
+def finished_summary(workdir: epath.Path, step: int, data: str) -> dict[str, Any]:
     """Logs and returns the workdir's summary.json, or {} without one of this step and data."""
     summary = read_summary(workdir, step)
     if summary.get('evaluation_data') != data:

@@ -136,7 +136,7 @@ class Checkpoints:
             self._manager.save(step, args=items, force=True)
             self._saving = step
 
-    def check(self) -> int | None:
+    def poll(self) -> int | None:
         """Returns the newest committed step. Logs a save that has failed since the last call."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self._finish()

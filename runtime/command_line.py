@@ -142,7 +142,7 @@ def require_options(argv: Sequence[str], config: Config) -> None:
             raise UserError(f'--config.{name}: no such option{did_you_mean(name, known)}')
 
 
-def loaded_config(holder: flags.FlagHolder[Any]) -> Config:
+def checked_config(holder: flags.FlagHolder[Any]) -> Config:
     """Returns the checked config of a --config flag. Raises UserError if it is unusable."""
     config = holder.value
     if not isinstance(config, Config):
@@ -151,7 +151,7 @@ def loaded_config(holder: flags.FlagHolder[Any]) -> Config:
     return config
 
 
-def usable_workdir(workdir: str | None) -> epath.Path:
+def check_workdir(workdir: str | None) -> epath.Path:
     """Returns the folder of a run. Raises UserError if it is a file, unreachable or not writable.
 
     The same holds for `checkpoints/` in it, if that exists. A bucket that is not writable is found

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 from etils import epath
 
@@ -16,21 +16,20 @@ from runtime.command_line import one_line
 from runtime.run_record import RunRecord, read_record
 from training import keys
 
-WARNED = ('versions', 'platform', 'device_kind', 'processor', 'xla_flags')
-
-
-class Launch(NamedTuple):
-    """Describes what a launch is about to train."""
-
-    task: str  # name of its module
-    resume_facts: dict[str, Any]  # of the task
-    workdir: epath.Path
+WARNED = ('platform', 'device_kind', 'processor', 'xla_flags')
 
 
 def plan(
-    config: Config, launch: Launch, saved: RunRecord | None, allow_changes: bool
+    config: Config,
+    task_name: str,
+    facts: dict[str, Any],
+    workdir: epath.Path,
+    saved: RunRecord | None,
+    allow_changes: bool,
 ) -> tuple[Config, RunRecord]:
     """Returns the config to train with, and the run record for this launch's checkpoints.
+
+    `facts`: the task's resume facts; `saved`: the newest record in `workdir`.
 
     A new run takes `num_shards` from the config or, by default, from the number of devices; a saved
     run keeps its seeds and, by default, its shards. Raises UserError, listing the changes, if an
@@ -39,10 +38,10 @@ def plan(
     now = backend.environment() | {'code': backend.code()}
     num_shards, overrides = config.num_shards or now['device_count'], []
     if saved is not None:
-        found = changes(config, saved, now) + task_changes(saved['task'], launch.resume_facts)
+        found = changes(config, saved, now) + task_changes(saved['task'], facts)
         if found and not allow_changes:
             raise UserError(
-                f'{launch.workdir} holds another run: {"; ".join(found)}. Use the old values, '
+                f'{workdir} holds another run: {"; ".join(found)}. Use the old values, '
                 'another --workdir, or --allow_changes to continue with the new ones (the manifest '
                 'records it)'
             )
@@ -54,14 +53,13 @@ def plan(
         seeds = {name: then.get(f'seeds.{name}', -1) for name in keys.RootKeys._fields}
         config = dataclasses.replace(config, seed=then['seed'], seeds=schema.SeedsConfig(**seeds))
     manifest = {
-        'task': launch.task,
+        'task': task_name,
         'key_format': keys.KEY_FORMAT,
         'mask_format': keys.MASK_FORMAT,
         'num_shards': num_shards,
         'overrides': overrides,
         **now,
     }
-    facts = launch.resume_facts
     return config, {'config': schema.to_dict(config), 'task': facts, 'manifest': manifest}
 
 
@@ -91,12 +89,18 @@ def changes(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
             f'config.cpu_threads = {config.cpu_threads} has no effect: this run has had {threads} '
             'threads since its first launch'
         )
-    warnings += [
-        f'{name}: {manifest[name]} when the checkpoint was written, now {now[name]}. Batches and '
-        'masks stay the same; other numbers agree to rounding (rung 4, docs/reproducibility.md)'
-        for name in WARNED
-        if manifest[name] != now[name]
-    ]
+    before, after = (
+        {name: side[name] for name in WARNED} | side['versions'] for side in (manifest, now)
+    )
+    if differ := [
+        f'{name} {before.get(name)!r} -> {value!r}'
+        for name, value in after.items()
+        if before.get(name) != value
+    ]:
+        warnings.append(
+            f'since the checkpoint was written: {", ".join(differ)}. Batches and masks stay the '
+            'same; other numbers agree to rounding (rung 4, docs/reproducibility.md)'
+        )
     if edited := changed_files(manifest.get('code'), now['code']):
         warnings.append(one_line(f'code changed since the checkpoint: {", ".join(edited)}'))
     for warning in warnings:

@@ -6,7 +6,8 @@ from typing import Any
 
 from etils import epath
 
-RunRecord = dict[str, Any]  # 'config', 'task', 'manifest', 'evaluations', 'sha256'
+# 'config', 'task' (facts; the manifest has its name), 'manifest', 'evaluations', 'sha256'
+RunRecord = dict[str, Any]
 
 
 def seal(run_record: RunRecord) -> RunRecord:

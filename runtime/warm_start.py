@@ -51,7 +51,7 @@ BERT = {  # our modules -> the names of Hugging Face's BertModel
 TYPES = 'embeddings.token_type_embeddings.weight'
 
 
-def started(
+def apply_init(
     state: TrainState,
     config: Config,
     names: Sequence[str],

@@ -137,7 +137,7 @@ def parsed(argv: list[str]) -> tuple[Config | None, str]:
     ):
         try:
             command_line.parse_flags(argv)
-            return command_line.loaded_config(holder), ''
+            return command_line.checked_config(holder), ''
         except UserError as error:  # train.py ends alike: command_line.run passes it to `refuse`
             code = error.exit_code
             print('error:', command_line.one_line(error, 393), file=printed)
@@ -245,15 +245,15 @@ def test_workdir_that_is_a_file_or_not_writable_or_missing_is_refused(tmp_path: 
     file = tmp_path / 'file'
     file.write_text('precious')
     with pytest.raises(UserError, match=f'{file} is a file'):
-        command_line.usable_workdir(str(file))
+        command_line.check_workdir(str(file))
     with pytest.raises(UserError, match=f'{file} is a file'):
-        command_line.usable_workdir(str(file / 'run'))
+        command_line.check_workdir(str(file / 'run'))
     with pytest.raises(UserError, match='cannot write in /proc'):
-        command_line.usable_workdir('/proc/run')
+        command_line.check_workdir('/proc/run')
     with pytest.raises(UserError, match='expected the folder'):
-        command_line.usable_workdir(None)
+        command_line.check_workdir(None)
     assert file.read_text() == 'precious'
-    assert command_line.usable_workdir(str(tmp_path / 'a' / 'b')) == epath.Path(tmp_path / 'a/b')
+    assert command_line.check_workdir(str(tmp_path / 'a' / 'b')) == epath.Path(tmp_path / 'a/b')
     assert list(tmp_path.iterdir()) == [file]
 
 

@@ -28,7 +28,7 @@ from etils import epath
 from errors import KeyfoldError, SaveFailed, Unavailable, UserError
 from runtime import checkpoints
 from runtime.checkpoints import Checkpoints, Damaged
-from runtime.command_line import usable_workdir
+from runtime.command_line import check_workdir
 from training import keys, state
 from training.state import TrainState
 
@@ -107,7 +107,7 @@ def test_checkpoint_is_told_of_when_it_is_committed_and_never_if_that_fails(
     keeper, may_commit = Checkpoints(epath.Path(tmp_path), keep_newest=2), threading.Event()
     keeper.save(small_state(layout(2), 1), HEADER, None)
     wait(keeper)
-    assert keeper.check() == 1
+    assert keeper.poll() == 1
 
     rename = epath.gpath.PosixGPath.rename
 
@@ -120,14 +120,14 @@ def test_checkpoint_is_told_of_when_it_is_committed_and_never_if_that_fails(
 
     monkeypatch.setattr(epath.gpath.PosixGPath, 'rename', slow)
     keeper.save(small_state(layout(2), 2), HEADER, None)
-    assert keeper.check() == 1
+    assert keeper.poll() == 1
     may_commit.set()
     wait(keeper)
-    assert keeper.check() == 2
+    assert keeper.poll() == 2
     monkeypatch.setattr(epath.gpath.PosixGPath, 'rename', none)
     keeper.save(small_state(layout(2), 3), HEADER, None)
     wait(keeper)
-    assert keeper.check() == 2
+    assert keeper.poll() == 2
     with pytest.raises(SaveFailed):
         keeper.close()
 
@@ -140,7 +140,7 @@ def test_failed_save_of_a_pod_ends_it_at_once_since_the_others_would_wait(
 
     keeper = Checkpoints(epath.Path(tmp_path))
     keeper.save(small_state(layout(2), 1), HEADER, None, before=full)
-    assert keeper.check() is None  # one process trains on
+    assert keeper.poll() is None  # one process trains on
     monkeypatch.setattr(checkpoints.jax, 'process_count', lambda: 2)
     with pytest.raises(SaveFailed, match=r'No space left on device.*earlier ones are intact'):
         keeper.save(small_state(layout(2), 2), HEADER, None, before=full)
@@ -168,7 +168,7 @@ def kept_after(workdir: Path, layout: Any, launches: list[range]) -> list[list[i
             metrics = {'loss': 9.0 - step, 'accuracy': accuracy[step]} if step in accuracy else None
             keeper.save(small_state(layout, step), HEADER, metrics)
             wait(keeper)
-            keeper.check()
+            keeper.poll()
             found.append(keeper.steps())
         del keeper  # as if the process was killed
     return found
@@ -566,11 +566,11 @@ def test_checkpoints_that_cannot_be_written_are_found_before_the_first_step(
     read_only: Path,
 ) -> None:
     with pytest.raises(UserError, match=rf': cannot write in {read_only}/checkpoints \('):
-        usable_workdir(str(read_only))
+        check_workdir(str(read_only))
     assert Checkpoints(epath.Path(read_only)).steps() == []
 
 
 def test_file_in_the_place_of_checkpoints_is_found_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / 'checkpoints').write_text('')
     with pytest.raises(UserError, match=r'expected a folder, .*/checkpoints is a file'):
-        usable_workdir(str(tmp_path))
+        check_workdir(str(tmp_path))

@@ -69,7 +69,7 @@ def test_key_format_1_is_pinned() -> None:
         rngs = keys.shard_rngs(roots, step, shard)
         assert {name: hex_words(key) for name, key in rngs.items()} == expected
     epochs = {0: '92d0d25df1469f5a', 1: '7221891667d344be', 1000: 'bbb3be68504a73e8'}
-    assert {epoch: hex_words(keys.epoch_words(roots, epoch)) for epoch in epochs} == epochs
+    assert {epoch: hex_words(keys.epoch_seed(roots, epoch)) for epoch in epochs} == epochs
 
 
 def test_streams_come_before_steps_and_steps_before_shards(root: keys.RootKeys) -> None:
@@ -104,7 +104,7 @@ def test_the_root_key_of_every_implementation_is_pinned() -> None:
     }
     made = {(impl, seed): hex_words(keys.root_keys(seed, impl)[0]) for impl, seed in roots}
     assert made == roots
-    words = keys.epoch_words(keys.root_keys(42, 'rbg'), 1)
+    words = keys.epoch_seed(keys.root_keys(42, 'rbg'), 1)
     assert hex_words(words) == '7221891667d344be7221891667d344be'
 
 
@@ -158,7 +158,7 @@ def test_all_keys_of_a_small_run_are_distinct(
     for _ in range(3):
         state, _ = step(state, layout(8).put(token_batch(8, 6)))
     for epoch in range(4):
-        drawn.append(hex_words(keys.epoch_words(state.root_keys, epoch)))
+        drawn.append(hex_words(keys.epoch_seed(state.root_keys, epoch)))
     jax.effects_barrier()
 
     derived = [key for results in folds.values() for key in results]
@@ -325,7 +325,7 @@ def order_of(
 ) -> Callable[[int], np.ndarray]:
     """step -> rows, for examples of arbitrary lengths."""
     lengths = np.random.default_rng(0).integers(2, 15, examples)
-    words = functools.partial(keys.epoch_words, root)
+    words = functools.partial(keys.epoch_seed, root)
     return batch_order(lengths, batch_size, window_batches, words)
 
 
@@ -369,8 +369,8 @@ def batches_from(
     """The batches of steps start .. 11."""
     data = DataConfig(bucket_lengths=(5, 8, 11, 14), window_batches=2)
     config = Config(num_steps=12, batch_size=8, data=data, model=ModelConfig())
-    epoch_words = functools.partial(keys.epoch_words, root)
-    return list(train_batches(texts, config, epoch_words, rows, start))
+    epoch_seed = functools.partial(keys.epoch_seed, root)
+    return list(train_batches(texts, config, epoch_seed, rows, start))
 
 
 def test_batches_do_not_depend_on_where_a_run_was_resumed(

@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from configs import reviews
+from configs.schema import OptimizerConfig
 from reporting import log, summary
 from reporting.loggers import Logger
 from runtime.ledger import Ledger
@@ -46,11 +47,11 @@ def run_log(workdir: Path, recorder: Recorder, start: int = 0, num_steps: int = 
     """Returns the log of a run whose steps have 64 examples, with a line every 20 steps."""
     config = reviews.get_config()
     config.num_steps, config.log_every, config.batch_size = num_steps, 20, 64
+    config.optimizer = OptimizerConfig(learning_rate=1.0, warmup_steps=64)  # update / 64
     ledger = Ledger(epath.Path(workdir / 'ledger'), COLUMNS, start)
     return log.RunLog(
-        [recorder], lambda sums: {'loss': sums['loss'] / sums['weight']}, lambda step: step / 100,
-        config, ledger, start,
-    )  # fmt: skip
+        [recorder], lambda sums: {'loss': sums['loss'] / sums['weight']}, config, ledger, start
+    )
 
 
 def test_line_shows_means_of_the_interval_and_rates_without_evaluations(
@@ -68,14 +69,14 @@ def test_line_shows_means_of_the_interval_and_rates_without_evaluations(
     shown.close()
     lines = [re.sub(' +', ' ', line) for line in caplog.messages]
     assert lines == [
-        'step 20/100 loss 0.1641 learning_rate 0.19 examples/s 256 tokens/s 2,560 left 00:20',
+        'step 20/100 loss 0.1641 learning_rate 0.2969 examples/s 256 tokens/s 2,560 left 00:20',
         'step 20/100 evaluation loss 0.25',
         'step 25/100 evaluation loss 0.25',
-        'step 40/100 loss 0.477 learning_rate 0.38 skipped_steps 1 examples/s 256 '
+        'step 40/100 loss 0.477 learning_rate 0.5938 skipped_steps 1 examples/s 256 '
         'tokens/s 2,560 left 00:15',
     ]
     assert recorder.points['train', 20] == {
-        'loss': 210 / 20 / 64, 'learning_rate': 0.19, 'gradient_norm': 10.5,
+        'loss': 210 / 20 / 64, 'learning_rate': 19 / 64, 'gradient_norm': 10.5,
         'examples_per_second': 256, 'tokens_per_second': 2560,
     }  # fmt: skip
     assert shown.examples_per_second == 256

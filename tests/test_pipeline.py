@@ -21,7 +21,7 @@ Texts = Callable[..., LabelledTexts]
 BUCKETS = (6, 9, 14)
 
 
-def epoch_words(epoch: int) -> np.ndarray:
+def epoch_seed(epoch: int) -> np.ndarray:
     """Words as any key could give them."""
     return np.array([7, epoch], np.uint32)
 
@@ -130,13 +130,13 @@ def test_a_batch_has_the_bucket_of_its_longest_example(random_texts: Texts) -> N
     texts = random_texts(60, BUCKETS[-1])
     data = DataConfig(bucket_lengths=BUCKETS, window_batches=4)
     config = Config(batch_size=8, num_steps=20, data=data, model=ModelConfig())
-    batches = list(train_batches(texts, config, epoch_words, slice(0, 8), 0))
+    batches = list(train_batches(texts, config, epoch_seed, slice(0, 8), 0))
     assert len(batches) == 20
     assert {batch['token_ids'].shape[1] for batch in batches} == set(BUCKETS)
     for batch in batches:
         assert batch['token_ids'].shape[1] == bucket(int(batch['lengths'].max()), BUCKETS)
     # A process whose own rows are short pads to the width of the others' longest row.
-    mine = train_batches(texts, config, epoch_words, slice(0, 2), 0)
+    mine = train_batches(texts, config, epoch_seed, slice(0, 2), 0)
     assert [b['token_ids'].shape[1] for b in mine] == [b['token_ids'].shape[1] for b in batches]
 
 
@@ -144,7 +144,7 @@ def test_sorting_in_windows_saves_padding(random_texts: Texts) -> None:
     lengths = random_texts(400, 40).lengths
 
     def padding(window_batches: int) -> int:
-        order = batch_order(lengths, 8, window_batches, epoch_words)
+        order = batch_order(lengths, 8, window_batches, epoch_seed)
         rows = [lengths[order(step)] for step in range(48)]
         return sum(int(row.size * row.max() - row.sum()) for row in rows)
 
@@ -154,8 +154,8 @@ def test_sorting_in_windows_saves_padding(random_texts: Texts) -> None:
 
 def test_a_window_holds_the_examples_of_its_stretch_of_the_stream(random_texts: Texts) -> None:
     lengths = random_texts(30, 14).lengths
-    stream = batch_order(lengths, 1, 1, epoch_words)
-    windows = batch_order(lengths, 4, 3, epoch_words)
+    stream = batch_order(lengths, 1, 1, epoch_seed)
+    windows = batch_order(lengths, 4, 3, epoch_seed)
     for index in range(20):  # 12 does not divide 30: windows straddle epochs
         window = [row for i in range(3) for row in windows(3 * index + i)]
         assert sorted(window) == sorted(stream(12 * index + i)[0] for i in range(12))
@@ -181,7 +181,7 @@ def test_padding_share_is_that_of_the_batches(random_texts: Texts) -> None:
     data = DataConfig(bucket_lengths=BUCKETS, window_batches=5)
     config = Config(num_steps=5, batch_size=8, data=data, model=ModelConfig())
     texts = random_texts(40, 14)
-    batches = list(train_batches(texts, config, epoch_words, slice(0, 8), 0))
+    batches = list(train_batches(texts, config, epoch_seed, slice(0, 8), 0))
     ids = np.concatenate([batch['token_ids'].ravel() for batch in batches])
     assert len({batch['token_ids'].shape for batch in batches}) > 1
     assert padding_share(texts.lengths, config) == pytest.approx(np.mean(ids == PAD), rel=1e-12)

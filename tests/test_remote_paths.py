@@ -315,7 +315,7 @@ def test_missing_permission_is_told_before_anything_is_done(
     store.refused = refused
     with (
         pytest.raises(UserError, match=f'^{workdir}: {problem}'),
-        lock.exclusive_workdir(command_line.usable_workdir(str(workdir))),
+        lock.exclusive_workdir(command_line.check_workdir(str(workdir))),
     ):
         pass
     assert not objects(store, workdir)
@@ -336,7 +336,7 @@ def test_bucket_that_does_not_answer_is_waited_for_in_bounds(
     monkeypatch.setattr(storage, 'ANSWER_SECONDS', 0.3)
     store.before = ('.', lambda: time.sleep(1.0))
     with pytest.raises(Unavailable, match='no answer within 0 s'):
-        command_line.usable_workdir(str(workdir))
+        command_line.check_workdir(str(workdir))
 
 
 def test_network_that_fails_is_worth_another_try_and_a_missing_bucket_is_not(
@@ -357,12 +357,12 @@ def test_network_that_fails_is_worth_another_try_and_a_missing_bucket_is_not(
 def test_only_a_folder_of_a_gs_bucket_can_be_a_workdir(store: Storage, workdir: epath.Path) -> None:
     (workdir / 'file').write_text('precious')
     with pytest.raises(UserError, match=r'expected a folder, gs://.*/file is a file'):
-        command_line.usable_workdir(f'{workdir}/file')
+        command_line.check_workdir(f'{workdir}/file')
     for wrong in ('s3://box/run', 'http://box/run'):
         with pytest.raises(UserError, match='expected a local folder or gs://BUCKET/FOLDER'):
-            command_line.usable_workdir(wrong)
+            command_line.check_workdir(wrong)
     with pytest.raises(UserError, match='in a bucket: gs://BUCKET/FOLDER'):
-        command_line.usable_workdir('gs:///run')
+        command_line.check_workdir('gs:///run')
     assert objects(store, workdir) == {'file': b'precious'}
 
 

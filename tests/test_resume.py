@@ -269,8 +269,8 @@ def resumed(run: Path, **manifest: Any) -> list[str]:
     saved = read_record(epath.Path(run) / 'checkpoints' / '12')
     saved['manifest'] |= manifest
     config = small_config()
-    now = resume.Launch('classification', saved['task'], epath.Path(run))
-    planned, run_record = resume.plan(config, now, saved, allow_changes=False)
+    where = epath.Path(run)
+    planned, run_record = resume.plan(config, 'classification', saved['task'], where, saved, False)
     assert planned == config
     assert run_record['manifest']['overrides'] == []
     return sorted(run_record['manifest']['code']['files'])
@@ -327,12 +327,12 @@ def test_resume_under_other_code_warns_once_with_the_files_that_changed(
 def test_shards_stay_and_formats_and_devices_that_change_bits_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now, here = resume.Launch('classification', {}, epath.Path('run')), backend.environment()
+    here, workdir = backend.environment(), epath.Path('run')
 
     def planned(saved: dict[str, Any] | None, devices: int = 8, **changes: Any) -> dict[str, Any]:
         monkeypatch.setattr(backend, 'environment', lambda: here | {'device_count': devices})
         config = small_config(**({'num_shards': 0} | changes))
-        return resume.plan(config, now, saved, allow_changes=False)[1]
+        return resume.plan(config, 'classification', {}, workdir, saved, False)[1]
 
     saved = planned(None)
     for changes in ({'devices': 2}, {'num_shards': 8}):
@@ -356,7 +356,7 @@ def test_resume_with_other_xla_flags_warns_of_roundings(
 ) -> None:
     resumed(classifier_run[0], xla_flags='--xla_old=1')
     (warning,) = caplog.messages
-    assert warning.startswith('xla_flags: --xla_old=1 when the checkpoint was written, now --xla')
+    assert warning.startswith("since the checkpoint was written: xla_flags '--xla_old=1' -> '--xla")
     assert 'numbers agree to rounding' in warning
 
 

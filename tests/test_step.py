@@ -430,10 +430,10 @@ def test_train_step_compiles_once_per_bucket(
         lambda: eval_batches(held_out, config, slice(0, 8)),
     )
     state, widths = ours.start(), set()
-    epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))
-    epoch_words(0)
+    epoch_seed = functools.partial(keys.epoch_seed, keys.local_copy(state.root_keys))
+    epoch_seed(0)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        for step, batch in enumerate(train_batches(texts, config, epoch_words, slice(0, 16), 0)):
+        for step, batch in enumerate(train_batches(texts, config, epoch_seed, slice(0, 16), 0)):
             widths.add(batch['token_ids'].shape[1])
             state, _ = ours.step(state, ours.layout.put(batch))
             if step % 8 == 0:

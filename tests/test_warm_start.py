@@ -123,7 +123,7 @@ def begin(layout: Callable[..., Layout]) -> Callable[..., tuple[Any, Any]]:
         params = jax.device_put(start(model or transformer('post')), layout(2).replicated)
         state = TrainState(jnp.int32(0), params, (), keys.root_keys(0, 'threefry2x32'))
         usual = flat(params)
-        state = warm_start.started(state, config, names, layout(2), lambda _: None)  # type: ignore
+        state = warm_start.apply_init(state, config, names, layout(2), lambda _: None)  # type: ignore
         return usual, state.params
 
     return begin

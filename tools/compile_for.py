@@ -71,7 +71,7 @@ Results = list[tuple[Program, Compiled]]
 
 def main(config_flag: flags.FlagHolder[Any], topology: str) -> None:
     """Prints the report and exits."""
-    config = command_line.loaded_config(config_flag)
+    config = command_line.checked_config(config_flag)
     slices.check(topology)
     logs.quiet_libraries()
     # A cached program may name the source files of another copy of the project.

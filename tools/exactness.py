@@ -36,7 +36,7 @@ STEPS = flags.DEFINE_integer('steps', 6, 'Training steps on every layout.', lowe
 
 def main(argv: Sequence[str]) -> None:
     """Prints a line for every layout and exits."""
-    config = command_line.loaded_config(CONFIG)
+    config = command_line.checked_config(CONFIG)
     devices = {layout: device_count(layout) for layout in LAYOUTS.value}
     shards = config.num_shards or max(devices.values(), default=1)
     usable = [layout for layout in devices if shards % devices[layout] == 0]

@@ -66,8 +66,10 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     saved = open_step(saved.folder, before if before in steps else min(steps))
     ledger_rows = ledger.read(saved.folder / 'ledger')  # before the work, since it may be damaged
     task, layout = saved.task(), saved.layout()
-    now = resume.Launch(tasks.task_name(saved.config), task.resume_facts, saved.folder)
-    config, _ = resume.plan(saved.config, now, saved.record, allow_changes=False)
+    name, facts = tasks.task_name(saved.config), task.resume_facts
+    config, _ = resume.plan(
+        saved.config, name, facts, saved.folder, saved.record, allow_changes=False
+    )
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     if before in steps:
         state = saved.state(task.init, layout)
@@ -75,19 +77,17 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     else:
         state = first_state(saved, make_create_state(task.init, optimizer, layout))
         names, make = task.token_names, tasks.predictor_from_record
-        state = warm_start.started(state, config, names, layout, make)
+        state = warm_start.apply_init(state, config, names, layout, make)
         origin = 'the root keys'
     print(f'training from {origin} up to step {step}, on {layout.mesh.size} device(s)', flush=True)
 
     # A copy, since the loader's threads use it while the state's buffers are donated.
-    epoch_words = functools.partial(keys.epoch_words, keys.local_copy(state.root_keys))
+    epoch_seed = functools.partial(keys.epoch_seed, keys.local_copy(state.root_keys))
     gradient = make_gradient(task.loss_sums, layout)
     update = make_update(optimizer, config.optimizer.clip_norm, layout)
     rows = layout.process_rows(config.batch_size)
     reported = time.monotonic()
-    for batch in train_batches(
-        task.train, config, epoch_words, rows, before, task.sampling_weights
-    ):
+    for batch in train_batches(task.train, config, epoch_seed, rows, before, task.sampling_weights):
         on_devices = layout.put(batch)
         finished = int(state.step)
         grads, sums, prints = gradient(state.params, state.root_keys, state.step, on_devices)
@@ -101,7 +101,7 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     print(f'step {step}: loss {float(sums["loss"] / sums["weight"]):.6g}')
     for name, norm in module_norms(grads, sums['weight']):
         print(f'gradient norm of {name}: {norm:.6g}')
-    print_largest_losses(task, config, layout, state, batch, epoch_words, step)
+    print_largest_losses(task, config, layout, state, batch, epoch_seed, step)
     _, row = update(state, grads, sums, prints)
     return same_as_ledger(ledger_rows, step, np.asarray(row), row_columns(task.sum_names))
 
@@ -127,14 +127,14 @@ def module_norms(grads: Any, weight: jax.Array) -> Iterator[tuple[str, float]]:
 
 def print_largest_losses(
     task: Task, config: Config, layout: Layout, state: TrainState, batch: dict[str, np.ndarray],
-    epoch_words: Any, step: int,
+    epoch_seed: Any, step: int,
 ) -> None:  # fmt: skip
     """Prints the examples of the batch whose losses are not finite, or else the largest."""
     order = batch_order(
         task.train.lengths,
         config.batch_size,
         config.data.window_batches,
-        epoch_words,
+        epoch_seed,
         task.sampling_weights,
     )
     losses = example_losses(task, layout, state, batch)

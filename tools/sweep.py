@@ -41,7 +41,7 @@ from errors import REQUEUE, UserError
 from input_pipeline.examples import not_among
 from reporting.summary import read_summary
 from runtime import resume
-from runtime.command_line import usable_workdir
+from runtime.command_line import check_workdir
 from runtime.preemption import SIGNALS
 from tools.arguments import Arguments, one_line_errors, run_tool
 from training import early_stopping
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         command = shlex.split(given.command) or [sys.executable, str(TRAIN)]
     except ValueError as error:
         raise UserError(f'--command={given.command}: {error}') from error
-    config, workdir = read_config(given.config), usable_workdir(given.workdir)
+    config, workdir = read_config(given.config), check_workdir(given.workdir)
     runs = grid(config, workdir, given.set, given.seeds, given.vary or ['all'])
     code = carry_out(runs, config, [*command, f'--config={given.config}'])
     conclude(runs, config, workdir)

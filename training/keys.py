@@ -75,7 +75,7 @@ def shard_rngs(
     return {'dropout': fold(Stream.DROPOUT), 'sample': fold(Stream.SAMPLE)}
 
 
-def epoch_words(roots: RootKeys, epoch: int) -> np.ndarray:
+def epoch_seed(roots: RootKeys, epoch: int) -> np.ndarray:
     """Derives the key of an epoch's order, as words: uint32[2] (threefry) or uint32[4] (rbg).
 
     They seed a NumPy bit generator, so the order depends on no device and no JAX version.
