@@ -28,7 +28,7 @@ from input_pipeline.batches import eval_batches, padding_share, train_batches
 from reporting import log, summary
 from reporting.loggers import default_loggers
 from reporting.profile import Profile
-from reporting.start_report import start_report
+from reporting.start_report import report_saving, start_report
 from runtime import backend, command_line, processes, resume, warm_start
 from runtime.checkpoints import Checkpoints
 from runtime.ledger import Ledger
@@ -132,6 +132,7 @@ def train(
     with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
             checkpoints.save(state, run_record)  # from here on, this root key is the run's
+            report_saving(60 * checkpoints.minutes_since_save())
         for step, batch in enumerate([] if ended else batches, start + 1):
             with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))

@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from reporting.start_report import young
+
 # Kinds of spans that count wherever they are, even within a step; the first one that fits counts.
 INNER = ('save', 'restore', 'compilation')
 PARTS = ('steps', 'steps again', 'start-up', 'compilation', 'restore', 'save', 'stopping')
@@ -112,16 +114,11 @@ def median(values: Sequence[float], otherwise: float) -> float:
     return statistics.median(values) if values else otherwise
 
 
-def young(save: float, between_failures: float) -> float:
-    """Returns the seconds between saves that lose least, to first order.
-
-    save: seconds that a save costs. J. W. Young, CACM 17(9), 1974.
-    """
-    return math.sqrt(2 * save * between_failures)
-
-
 def daly(save: float, between_failures: float) -> float:
-    """Returns the same to higher order: J. T. Daly, Future Gener. Comput. Syst. 22(3), 2006."""
+    """Returns what `young` does, to higher order.
+
+    J. T. Daly, Future Gener. Comput. Syst. 22(3), 2006.
+    """
     if save >= 2 * between_failures:
         return between_failures
     x = save / (2 * between_failures)

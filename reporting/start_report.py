@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
 
 import jax
@@ -57,3 +58,21 @@ def start_report(
     show('root key', root_key_hex(state))
     if step < config.num_steps:
         show('compiling', 'the training step, once for each padded length ...')
+
+
+def report_saving(seconds: float) -> None:
+    """Logs how often to save, from the seconds that a save holds training."""
+    hourly, daily = young(seconds, 3600), young(seconds, 86400)
+    show(
+        'saving',
+        f'holds training for {seconds:.2f} s; the best interval is {hourly:.0f} s with a failure '
+        f'an hour, {daily:.0f} s with one a day (--config.checkpoint_minutes={daily / 60:.1f})',
+    )
+
+
+def young(save: float, between_failures: float) -> float:
+    """Returns the seconds between saves that lose least, to first order.
+
+    save: seconds that a save costs. J. W. Young, CACM 17(9), 1974.
+    """
+    return math.sqrt(2 * save * between_failures)

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import accounting, goodput
 from benchmarks.accounting import Account, Life, Span, account
+from reporting.start_report import young
 from tests import runs
 
 
@@ -80,7 +81,7 @@ def test_interval_is_the_one_that_loses_least(save: float) -> None:
     whole = np.expm1((intervals + save) / between) / intervals  # wall time of a unit of work
     best = intervals[np.argmin(whole)]
     assert accounting.daly(save, between) == pytest.approx(best, rel=0.01)
-    assert accounting.young(save, between) == math.sqrt(2 * save * between)
+    assert young(save, between) == math.sqrt(2 * save * between)
     assert accounting.daly(700, between) == between
 
 

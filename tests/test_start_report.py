@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from configs import reviews
-from reporting.start_report import start_report
+from reporting.start_report import report_saving, start_report
 from training import keys
 from training.state import TrainState
 
@@ -43,6 +43,17 @@ def test_start_report_shows_devices_shards_parameters_padding_and_where_training
         'compiling the training step, once for each padded length ...',
     ]
     assert resumed[7] == 'start resumed after step 312 from runs/x/checkpoints/312'
+
+
+def test_start_says_how_often_to_save_from_what_the_first_save_cost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    report_saving(0.02)  # sqrt(2 * 0.02 * 3600) and sqrt(2 * 0.02 * 86400)
+    assert ' '.join(caplog.messages[0].split()) == (
+        'saving holds training for 0.02 s; the best interval is 12 s with a failure an hour, '
+        '59 s with one a day (--config.checkpoint_minutes=1.0)'
+    )
 
 
 @pytest.mark.parametrize(
