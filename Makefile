@@ -26,9 +26,10 @@ endif
 
 # Installs into .venv and nowhere else. The pins hold for packages that are built, too (promise, for
 # TFDS, has no wheel); pip has read PIP_BUILD_CONSTRAINT for that since 25.3, and PIP_CONSTRAINT before.
+# Python compiles what it imports; pip would compile all, most of it for nothing.
 PIP_INSTALL := PIP_REQUIRE_VIRTUALENV=1 \
     PIP_CONSTRAINT=requirements.txt PIP_BUILD_CONSTRAINT=requirements.txt \
-    $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517
+    $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --use-pep517
 
 # Written when a set-up is complete, so an interrupted one does not count.
 READY := $(VENV)/ready-$(ACCELERATOR)$(if $(EXTRAS),-$(EXTRAS))
