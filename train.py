@@ -138,7 +138,8 @@ def train(
                 state, row = train_step(state, layout.put(batch))
             run_log.add(ledger.add(row))
             run_log.note_saved(checkpoints.poll())
-            last, metrics = step == config.num_steps, None
+            last = step == config.num_steps
+            metrics = None  # of this step, once it is evaluated
             overdue = 0 < config.checkpoint_minutes <= checkpoints.minutes_since_save()
             decision = not last and stop.agreed(layout, overdue)
             due = last or decision or step % config.checkpoint_every == 0

@@ -38,6 +38,9 @@ def plan(
     now = backend.environment() | {'code': backend.code()}
     num_shards, overrides = config.num_shards or now['device_count'], []
     if saved is not None:
+        require_formats(saved['manifest'])
+        for warning in warnings(config, saved, now):
+            logging.warning('%s', warning)
         found = changes(config, saved, now) + task_changes(saved['task'], facts)
         if found and not allow_changes:
             raise UserError(
@@ -63,21 +66,19 @@ def plan(
     return config, {'config': schema.to_dict(config), 'task': facts, 'manifest': manifest}
 
 
-def changes(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
-    """Returns 'name: then -> now' for every change that would alter the run.
-
-    `now` is this launch's part of the manifest. Warns of changes that may alter roundings but are
-    allowed, such as another processor or edited code. Raises UserError for another key or mask
-    format.
-    """
-    then, manifest = saved['config'], saved['manifest']
+def require_formats(manifest: dict[str, Any]) -> None:
+    """Raises UserError if the run has another key or mask format than this code."""
     for name, now_is in (('key_format', keys.KEY_FORMAT), ('mask_format', keys.MASK_FORMAT)):
         if (was := manifest.get(name, 1)) != now_is:
             raise UserError(
                 f'the checkpoint has {name} {was}, this code {now_is}; use the code that wrote it'
             )
-    threads = recorded_cpu_threads(saved)
-    warnings = [
+
+
+def warnings(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
+    """Returns what is ignored, and what may alter roundings but is allowed, such as edited code."""
+    then, manifest, threads = saved['config'], saved['manifest'], recorded_cpu_threads(saved)
+    found = [
         f'config.{name} = {value} has no effect: the root keys of the checkpoint, made with '
         f'{made_from}, decide this run'
         for name, value, _ in schema.options(config)
@@ -85,7 +86,7 @@ def changes(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
         if (made_from := then.get(name, -1)) != value
     ]
     if config.cpu_threads not in (0, threads):
-        warnings.append(
+        found.append(
             f'config.cpu_threads = {config.cpu_threads} has no effect: this run has had {threads} '
             'threads since its first launch'
         )
@@ -97,16 +98,23 @@ def changes(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
         for name, value in after.items()
         if before.get(name) != value
     ]:
-        warnings.append(
+        found.append(
             f'since the checkpoint was written: {", ".join(differ)}. Batches and masks stay the '
             'same; other numbers agree to rounding (rung 4, docs/reproducibility.md)'
         )
     if edited := changed_files(manifest.get('code'), now['code']):
-        warnings.append(one_line(f'code changed since the checkpoint: {", ".join(edited)}'))
-    for warning in warnings:
-        logging.warning('%s', warning)
+        found.append(one_line(f'code changed since the checkpoint: {", ".join(edited)}'))
+    return found
+
+
+def changes(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
+    """Returns 'name: then -> now' for every change that would alter the run.
+
+    `now` is this launch's part of the manifest.
+    """
+    manifest, threads = saved['manifest'], recorded_cpu_threads(saved)
     shards = {'num_shards': manifest['num_shards']}  # the config may have left them open
-    found = schema.trajectory_changes(config, then | shards)
+    found = schema.trajectory_changes(config, saved['config'] | shards)
     if now['platform'] == 'cpu' and now['cpu_threads'] != threads:  # e.g. a tool
         found.append(
             f'cpu_threads: {threads} -> {now["cpu_threads"]} (the size of the CPU thread pool '

@@ -18,7 +18,7 @@ from input_pipeline.vocabulary import BOS, EOS, FIRST_WORD, PAD, UNK, Vocabulary
 from model.classifier import TextClassifier
 from runtime import backend
 from tests import runs
-from training.mesh import DATA, Layout
+from training.mesh import AXIS, Layout
 
 VOCAB_SIZE = 30
 
@@ -45,7 +45,7 @@ def layout() -> Callable[..., Layout]:
 
     def make(devices: int, shards: int = 8, reduction: str = 'tree') -> Layout:
         chosen = np.array(jax.devices()[:devices])
-        return Layout(Mesh(chosen, (DATA,), axis_types=(AxisType.Auto,)), shards, reduction)
+        return Layout(Mesh(chosen, (AXIS,), axis_types=(AxisType.Auto,)), shards, reduction)
 
     return make
 

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from training.fingerprint import fingerprint, sha256_of, shared_fingerprint
-from training.mesh import DATA, Layout, jit_on_mesh
+from training.mesh import AXIS, Layout, jit_on_mesh
 
 SIZE = 64
 
@@ -71,7 +71,7 @@ def test_fingerprint_that_devices_share_is_that_of_the_whole(
     rng = np.random.default_rng(0)
     shapes = [(), (1,), (3,), (8,), (9,), (5, 7), (4, 16)]
     tree = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-    shared = functools.partial(shared_fingerprint, axis=DATA, devices=devices)
+    shared = functools.partial(shared_fingerprint, axis=AXIS, devices=devices)
     program = jit_on_mesh(shared, layout(devices), in_specs=P(), out_specs=P())
     assert program(jax.device_put(tree, layout(devices).replicated)) == fingerprint(tree)
 

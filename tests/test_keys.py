@@ -27,7 +27,7 @@ from runtime import backend
 from tasks import classification
 from tasks.classification import DataConfig, ModelConfig
 from training import keys
-from training.mesh import DATA, Layout
+from training.mesh import AXIS, Layout
 from training.optimizer import make_optimizer
 from training.state import make_create_state
 from training.step import make_gradient, make_train_step
@@ -265,7 +265,7 @@ def shard_keys(root: keys.RootKeys, step: int) -> dict[str, jax.Array]:
 def test_jit_with_sharded_keys_draws_the_trainers_masks(
     layout: MakeLayout, root: keys.RootKeys
 ) -> None:
-    sharding = NamedSharding(layout(8).mesh, P(DATA))
+    sharding = NamedSharding(layout(8).mesh, P(AXIS))
     rngs = jax.device_put(shard_keys(root, 5), sharding)
     masks = jax.jit(jax.vmap(mask), in_shardings=sharding, out_shardings=sharding)(rngs)
     assert len(masks.sharding.device_set) == SHARDS

@@ -14,7 +14,7 @@ from model.classifier import TextClassifier
 from tasks import classification
 from tools.compiled import collectives
 from training import keys, reduction
-from training.mesh import DATA, Layout
+from training.mesh import AXIS, Layout
 from training.state import make_create_state
 from training.step import (
     jit_on_mesh,
@@ -49,7 +49,7 @@ def trainers_sum(parts: dict[str, np.ndarray], layout: Layout) -> dict[str, np.n
         sums = reduction.tree_sum_local(partial, first, layout.shards_per_device)
         return reduce_over_devices(sums, layout)
 
-    program = jit_on_mesh(device_sum, layout, in_specs=(P(DATA),), out_specs=P())
+    program = jit_on_mesh(device_sum, layout, in_specs=(P(AXIS),), out_specs=P())
     return jax.device_get(program(layout.put(parts)))
 
 

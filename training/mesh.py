@@ -11,7 +11,7 @@ from arrays import Tree
 from configs.schema import Config
 from errors import UserError
 
-DATA = 'data'
+AXIS = 'data'
 
 # A mesh of one device skips XLA's SPMD pipeline, whose early common-subexpression elimination
 # leads to other fusions and so to other roundings. Without that pass both compile alike.
@@ -41,7 +41,7 @@ class Layout:
     @property
     def sharded(self) -> NamedSharding:
         """Returns the sharding in which every device holds its part of the leading axis."""
-        return NamedSharding(self.mesh, PartitionSpec(DATA))
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     def process_rows(self, global_rows: int) -> slice:
         """Returns the rows of a global batch that this process's devices hold."""
@@ -79,7 +79,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes a one-axis mesh of `devices` (default: all), ordered by process."""
     ordered = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
     # Auto axes, since Linen's modules do not run on the Explicit axes that jax.make_mesh makes.
-    return Mesh(np.array(ordered), (DATA,), axis_types=(jax.sharding.AxisType.Auto,))
+    return Mesh(np.array(ordered), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from arrays import Batch, Rngs, Sums, Tree
 from training import keys, reduction, zero
 from training.fingerprint import fingerprint, shared_fingerprint
-from training.mesh import DATA, Layout, jit_on_mesh
+from training.mesh import AXIS, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, norm_and_finite, sum_of_squares, update_if
 from training.row import make_row
 from training.state import TrainState
@@ -58,8 +58,10 @@ def make_gradient(
     of the gradient.
     """
 
-    def loss(trained: Tree, frozen: Tree, *rest: Tree) -> tuple[jax.Array, Sums]:
-        sums = loss_sums(trained | frozen, *rest)
+    def loss(
+        trained: Tree, frozen: Tree, rows: Batch, rngs: Rngs, step: jax.Array
+    ) -> tuple[jax.Array, Sums]:
+        sums = loss_sums(trained | frozen, rows, rngs, step)
         return sums['loss'], sums
 
     def device_gradient(
@@ -70,11 +72,13 @@ def make_gradient(
         def shard_gradient(shard: jax.Array) -> tuple[Tree, Sums, jax.Array]:
             rows = reduction.select_shard(shards, shard - first)
             rngs = keys.shard_rngs(roots, step, shard)
-            given = (*layout.split(params), rows, rngs, step)
+            trained, frozen = layout.split(params)
             differentiate = jax.value_and_grad(loss, has_aux=True)
-            (_, sums), grads = compiled_alone(differentiate, step >= 0, *given)
+            (_, sums), grads = compiled_alone(
+                differentiate, step >= 0, trained, frozen, rows, rngs, step
+            )
             words = jax.random.key_data(rngs['dropout'])
-            fingerprints = [  # by position in the global batch
+            fingerprints = [  # by position in the global batch, so exchanged shards would show
                 fingerprint(rows, shard * max(leaf.size for leaf in rows.values())),
                 fingerprint(words, shard * words.size),
             ]
@@ -87,10 +91,10 @@ def make_gradient(
             grads = zero.scattered_sum(grads, layout)
             return grads, *reduce_scalars(sums, fingerprints, layout)
         grads, sums = reduce_over_devices((grads, sums), layout)
-        return grads, sums, lax.psum(fingerprints, DATA)  # integers: any order is exact
+        return grads, sums, lax.psum(fingerprints, AXIS)  # integers: any order is exact
 
-    grads_spec = P(DATA) if layout.shard_state else P()
-    in_specs = (P(), P(), P(), P(DATA))
+    grads_spec = P(AXIS) if layout.shard_state else P()
+    in_specs = (P(), P(), P(), P(AXIS))
     return jit_on_mesh(device_gradient, layout, in_specs, out_specs=(grads_spec, P(), P()))
 
 
@@ -113,7 +117,7 @@ def make_update(
         trained, opt_state = update_if(finite, optimizer, grads, scale, state.opt_state, trained)
         params = trained | frozen
         step = state.step + 1
-        after = shared_fingerprint(params, DATA, layout.mesh.size)
+        after = shared_fingerprint(params, AXIS, layout.mesh.size)
         row = make_row(step, [*fingerprints, after], norm, sums)
         return state.replace(step=step, params=params, opt_state=opt_state), row
 
@@ -133,7 +137,7 @@ def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Tree, Batch
         sums = reduction.tree_sum_local(shard_sums, first, layout.shards_per_device)
         return reduce_scalars(sums, jnp.zeros(0, jnp.uint32), layout)[0]
 
-    return jit_on_mesh(device_sums, layout, in_specs=(P(), P(DATA)), out_specs=P())
+    return jit_on_mesh(device_sums, layout, in_specs=(P(), P(AXIS)), out_specs=P())
 
 
 def compiled_alone(program: Callable[..., Tree], always: jax.Array, *args: Tree) -> Tree:
@@ -157,7 +161,7 @@ def local_shards(batch: Batch, count: int) -> tuple[Batch, jax.Array]:
     Call it inside shard_map.
     """
     shards = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-    return shards, lax.axis_index(DATA) * count
+    return shards, lax.axis_index(AXIS) * count
 
 
 def reduce_over_devices(tree: Tree, layout: Layout) -> Tree:
@@ -169,9 +173,9 @@ def reduce_over_devices(tree: Tree, layout: Layout) -> Tree:
     padding = jnp.zeros(reduction.padding(ends[-1], layout.mesh.size))
     vector, _ = ravel_pytree((leaves, padding))
     if layout.reduction == 'psum':
-        vector = lax.psum(vector, DATA)
+        vector = lax.psum(vector, AXIS)
     else:
-        vector = reduction.sum_devices(vector, DATA, layout.mesh.size)
+        vector = reduction.sum_devices(vector, AXIS, layout.mesh.size)
     # The barrier makes XLA cut the vector first and shape the parts afterwards. Otherwise XLA on
     # TPU reshapes the whole vector per leaf: with two columns, padded to 128, that takes 64 times
     # the memory.
@@ -184,9 +188,9 @@ def reduce_scalars(sums: Sums, fingerprints: jax.Array, layout: Layout) -> tuple
     """Adds a few sums and fingerprints uint32[N] over devices, in one message."""
     vector, unravel = ravel_pytree(sums)
     if layout.reduction == 'psum':
-        return unravel(lax.psum(vector, DATA)), lax.psum(fingerprints, DATA)
+        return unravel(lax.psum(vector, AXIS)), lax.psum(fingerprints, AXIS)
     words = jnp.concatenate([lax.bitcast_convert_type(vector, jnp.uint32), fingerprints])
-    rows = lax.all_gather(words, DATA)
+    rows = lax.all_gather(words, AXIS)
     floats = lax.bitcast_convert_type(rows[:, : vector.size], jnp.float32)
     fingerprints = jnp.sum(rows[:, vector.size :], axis=0, dtype=jnp.uint32)
     return unravel(reduction.sum_pairs(floats)), fingerprints

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from arrays import Sums, Tree
 from training import reduction
 from training.fingerprint import fingerprint_of_slices
-from training.mesh import DATA, Layout, jit_on_mesh
+from training.mesh import AXIS, Layout, jit_on_mesh
 from training.optimizer import gradient_scale, norm_and_finite, sum_of_squares, update_if
 from training.row import make_row
 
@@ -68,7 +68,7 @@ def make_measure(layout: Layout) -> Callable[..., tuple[Tree, GradientFacts]]:
         facts = GradientFacts(sums['weight'], *norm_and_finite(squared_norm(grads, layout), sums))
         return local_slices(params, layout), facts
 
-    return jit_on_mesh(measure, layout, (P(), P(DATA), P()), (P(DATA), P()))
+    return jit_on_mesh(measure, layout, (P(), P(AXIS), P()), (P(AXIS), P()))
 
 
 def make_apply(
@@ -113,11 +113,11 @@ def make_finish(layout: Layout) -> Callable[..., tuple[Tree, jax.Array, jax.Arra
         sums: Sums,
         fingerprints: jax.Array,
     ) -> tuple[Tree, jax.Array, jax.Array]:
-        after = fingerprint_of_slices(slices, DATA)
+        after = fingerprint_of_slices(slices, AXIS)
         row = make_row(step + 1, [*fingerprints, after], norm, sums)
         return whole_leaves(slices, old), step + 1, row
 
-    return jit_on_mesh(finish, layout, (P(), P(DATA), *4 * [P()]), P(), donate=(0,))
+    return jit_on_mesh(finish, layout, (P(), P(AXIS), *4 * [P()]), P(), donate=(0,))
 
 
 def on_each_device(array: jax.Array) -> list[jax.Array]:
@@ -139,7 +139,7 @@ def to_slices(tree: Tree, count: int) -> Tree:
 def local_slices(tree: Tree, layout: Layout) -> Tree:
     """Returns the slices [S/n, k] of this device's shards. Call it inside shard_map."""
     count = layout.shards_per_device
-    first = lax.axis_index(DATA) * count
+    first = lax.axis_index(AXIS) * count
     slices = to_slices(tree, layout.num_shards)
     return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, count), slices)
 
@@ -149,14 +149,14 @@ def scattered_sum(tree: Tree, layout: Layout) -> Tree:
     slices = to_slices(tree, layout.num_shards)
     if layout.mesh.size == 1:
         return slices  # packing would cost two copies
-    own = reduction.sum_scattered(packed(slices).reshape(-1), DATA, layout.mesh.size)
+    own = reduction.sum_scattered(packed(slices).reshape(-1), AXIS, layout.mesh.size)
     return unpacked(own.reshape(layout.shards_per_device, -1), slices)
 
 
 def whole_leaves(own: Tree, like: Tree) -> Tree:
     """Exchanges each device's slices [S/n, k] and returns whole leaves, shaped as in `like`."""
     rows = packed(own)
-    whole = reduction.gathered(rows.reshape(-1, reduction.LANES), DATA)
+    whole = reduction.gathered(rows.reshape(-1, reduction.LANES), AXIS)
     slices = unpacked(whole.reshape(-1, rows.shape[1]), own)
     return jax.tree.map(
         lambda leaf, shape: leaf.reshape(-1)[: shape.size].reshape(shape.shape), slices, like
@@ -170,7 +170,7 @@ def squared_norm(own: Tree, layout: Layout) -> jax.Array:
         return sum_of_squares(reduction.select_shard(own, index))
 
     total = reduction.tree_sum_local(of_slice, jnp.int32(0), layout.shards_per_device)
-    return reduction.sum_gathered(total, DATA)
+    return reduction.sum_gathered(total, AXIS)
 
 
 def packed(slices: Tree) -> jax.Array:
