@@ -45,3 +45,9 @@ class SaveFailed(KeyfoldError):
 
 REQUEUE = 75
 """Exit code of a run that was asked to stop: start it again (EX_TEMPFAIL, sysexits.h)."""
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an exception that says something, or else its name."""
+    lines = (line.strip()[:300] for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from configs.schema import DataConfig
-from errors import UserError
+from errors import UserError, first_line
 from input_pipeline.examples import Rows, not_among
 from input_pipeline.text_files import cell_labels
 
@@ -55,7 +55,7 @@ def read(
         try:
             values = [features[name].bytes_list.value[0].decode().strip() for name in read_as_text]
         except (IndexError, UnicodeDecodeError) as error:
-            raise UserError(f'{place}: example {len(rows)}: {_first_line(error)}') from error
+            raise UserError(f'{place}: example {len(rows)}: {first_line(error)}') from error
         rows.append(tuple(values[: len(texts)]))
         if label_separator:
             where = f'{place}: example {len(labels)}'
@@ -75,7 +75,7 @@ def _prepared(name: str, data_dir: str) -> Any:
         try:
             builder.download_and_prepare(file_format=_FORMAT)
         except Exception as error:  # anything that the data set's own code and downloads raise
-            raise UserError(f'{folder}: TFDS cannot prepare it: {_first_line(error)}') from error
+            raise UserError(f'{folder}: TFDS cannot prepare it: {first_line(error)}') from error
     if not builder.info.splits:
         raise UserError(f'{folder}: {name!r} is prepared only in part; delete this folder')
     formats = sorted(found.value for found in builder.info.available_file_formats())
@@ -105,7 +105,7 @@ def _builder(name: str, data_dir: str) -> Any:
             known.update(f'{base}/{config}' for config in tfds.builder_cls(base).builder_configs)
         with contextlib.suppress(OSError):
             known.update(folder.name for folder in root.iterdir())
-        reason = _first_line(error).rpartition('": ')[2]  # without TFDS's list of all arguments
+        reason = first_line(error).rpartition('": ')[2]  # without TFDS's list of all arguments
         if unversioned not in known:
             sought = unversioned if base in known else base
             nearest = difflib.get_close_matches(sought, sorted(known))
@@ -150,10 +150,5 @@ def _records(builder: Any, where: str, split: str) -> Sequence[bytes]:
         )
         records: Sequence[bytes] = source.__getitems__(range(len(source)))
     except (ValueError, RuntimeError) as error:
-        raise UserError(f'{where}: {_first_line(error)}') from error
+        raise UserError(f'{where}: {first_line(error)}') from error
     return records
-
-
-def _first_line(error: Exception) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next(filter(None, lines), type(error).__name__)

@@ -14,7 +14,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from runtime.storage import first_line, in_bucket, write_whole
+from errors import first_line
+from runtime.storage import in_bucket, write_whole
 
 
 class Logger:

@@ -9,9 +9,9 @@ from etils import epath
 
 from arrays import Metrics
 from configs.schema import Config, to_dict
-from errors import SaveFailed
+from errors import SaveFailed, first_line
 from reporting.log import scalars_text
-from runtime.storage import first_line, write_whole
+from runtime.storage import write_whole
 from training.mesh import Layout
 from training.state import TrainState, root_key_hex, state_fingerprint
 

@@ -21,8 +21,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
-from errors import UserError
-from runtime.storage import first_line
+from errors import UserError, first_line
 from training.mesh import COMPILER_OPTIONS
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError
+from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError, first_line
 from runtime import processes, storage
 from runtime.run_record import RunRecord, read_record, seal
 from training import keys
@@ -169,7 +169,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # OSError, or what Orbax and TensorStore turn it into
-            problem = storage.first_line(error)
+            problem = first_line(error)
             self._problem = SaveFailed(
                 f'{self._directory}: the last checkpoint could not be written ({problem}); '
                 'earlier ones are intact: fix the storage and start again'
@@ -272,10 +272,8 @@ def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
             except Exception as unreadable:  # OSError, or an exception of a bucket's client
                 problem, kind = unreadable, storage.access_error(unreadable) or UserError
             if kind:
-                raise kind(
-                    f'{checkpoint}: cannot be read ({storage.first_line(problem)})'
-                ) from error
-            raise Damaged(f'{checkpoint} is damaged ({storage.first_line(error)})') from error
+                raise kind(f'{checkpoint}: cannot be read ({first_line(problem)})') from error
+            raise Damaged(f'{checkpoint} is damaged ({first_line(error)})') from error
 
 
 def refuse_other_model(saved: dict[str, str], now: dict[str, str]) -> None:

@@ -21,9 +21,9 @@ import filelock
 import jax
 from etils import epath
 
-from errors import SaveFailed, TakenOver, UserError
+from errors import SaveFailed, TakenOver, UserError, first_line
 from runtime import processes
-from runtime.storage import first_line, in_bucket, write_whole
+from runtime.storage import in_bucket, write_whole
 
 LEASE_SECONDS = 60.0  # without a renewal, after which another run may take over
 RENEWALS = 6  # in that time

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError
+from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError, first_line
 from runtime.backend import code_files
-from runtime.storage import first_line
 
 LEAVE_SECONDS = 10  # from the end of a run to the end of its process
 

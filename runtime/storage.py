@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import fsspec.config
 from etils import epath
 
-from errors import KeyfoldError, Unavailable, UserError
+from errors import KeyfoldError, Unavailable, UserError, first_line
 
 PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}  # that epath needs to read a bucket
 ANSWER_SECONDS = 60.0  # for the first answer; clients retry and look for credentials for longer
@@ -111,11 +111,6 @@ def read_through(path: epath.Path) -> None:
     with contextlib.suppress(FileNotFoundError), path.open('rb') as file:
         while file.read(1 << 24):
             pass
-
-
-def first_line(error: BaseException) -> str:
-    """Returns an exception's first line, or its name if it has none."""
-    return (str(error).splitlines() or [''])[0][:300] or type(error).__name__
 
 
 def access_error(error: BaseException) -> type[KeyfoldError] | None:
