@@ -6,6 +6,7 @@ accelerator depends on it. docs/reproducibility.md has the measurements.
 """
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import os
@@ -38,6 +39,8 @@ if jaxlib.version.__version_info__ < (0, 12):
     # YNNPACK's reductions are wrong there: some always, some in a race (jax#39103,
     # tensorflow#126812). Newer versions need no flag, and one that drops it would abort on it.
     PINNED_XLA_FLAGS['--xla_cpu_experimental_ynn_fusion_type'] = '-reduce'
+
+M_ARENA_MAX = -8  # malloc.h
 
 # Environment variables set these for other programs. None may change a run.
 PINNED_SETTINGS = {
@@ -91,6 +94,9 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
     os.environ['XLA_FLAGS'] = ' '.join(flags)
     devices = max(jax.config.values['jax_num_cpu_devices'], int(count))
     os.environ['PJRT_NPROC'] = str(cpu_threads or max(usable_cores(), devices))
+    # By default glibc gives threads heaps of their own, and those of the compiler's stay resident.
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def usable_cores() -> int:
