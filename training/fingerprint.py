@@ -58,7 +58,8 @@ def sum_of_terms(
     """
     pieces, size = 8, -(-bits.size // (8 * parts))
 
-    def terms(piece: int) -> jax.Array:
+    @jax.jit  # traced and lowered once, not for each piece
+    def terms(piece: jax.Array | int) -> jax.Array:
         first = (part * pieces + piece) * size
         begin = jnp.minimum(first, bits.size - size)  # the last pieces may be shorter, or empty
         position = begin + jnp.arange(size)
