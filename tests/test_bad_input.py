@@ -71,6 +71,15 @@ MISTAKES = {
     ),
     'missing data file': (['--config.data.source=files'], 'train'),
 }
+# Found where those of the same kind are, so a process of its own for each is a slow test.
+ALIKE = (
+    'unknown section',
+    'option without its section',
+    'option of an option',
+    'section',
+    'value out of range',
+    'missing config file with an override',
+)
 
 
 # Lines of a config file, and the one line that each is refused with.
@@ -219,7 +228,19 @@ def test_long_error_keeps_its_beginning_and_what_to_do() -> None:
     assert command_line.one_line('two\nlines') == 'two lines'
 
 
-@pytest.mark.parametrize('mistake', MISTAKES)
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+@pytest.mark.parametrize('mistake', ALIKE)
+def test_mistake_on_the_command_line_is_one_line_that_names_it(mistake: str) -> None:
+    arguments, expected = MISTAKES[mistake]
+    config, printed = parsed(['--config=configs/reviews.py', *arguments])
+    assert config is None
+    assert re.fullmatch('error: .+\n', printed)
+    assert expected in printed
+
+
+@pytest.mark.parametrize(
+    'mistake', [pytest.param(m, marks=pytest.mark.slow if m in ALIKE else ()) for m in MISTAKES]
+)
 def test_mistake_on_the_command_line_is_one_line_and_exit_code_2(
     tmp_path: Path, mistake: str
 ) -> None:

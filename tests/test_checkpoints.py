@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import errno
+import functools
 import gc
 import itertools
 import os
@@ -57,6 +58,7 @@ def shapes(state: TrainState) -> TrainState:
     )
 
 
+@functools.cache
 def small_state(layout: Any, step: int) -> TrainState:
     """A state with every kind of array that a run saves."""
     noise = np.random.default_rng(step).standard_normal((20, 30), np.float32)
@@ -73,13 +75,21 @@ def wait(keeper: Checkpoints) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
-def saved(tmp_path: Path, layout: Any) -> tuple[Path, Any]:
-    """A workdir with checkpoints of steps 1 and 2."""
-    keeper = Checkpoints(epath.Path(tmp_path), keep_newest=2, keep_best=0, metric='accuracy')
+@pytest.fixture(scope='module')
+def saved_once(tmp_path_factory: pytest.TempPathFactory, layout: Any) -> Path:
+    """The workdir that `saved` copies."""
+    workdir = tmp_path_factory.mktemp('saved')
+    keeper = Checkpoints(epath.Path(workdir), keep_newest=2, keep_best=0, metric='accuracy')
     for step in (1, 2):
         keeper.save(small_state(layout(8), step), HEADER, None)
     keeper.close()
+    return workdir
+
+
+@pytest.fixture
+def saved(saved_once: Path, tmp_path: Path, layout: Any) -> tuple[Path, Any]:
+    """A workdir with checkpoints of steps 1 and 2."""
+    shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
     return tmp_path, layout(2)
 
 
@@ -174,15 +184,20 @@ def kept_after(workdir: Path, layout: Any, launches: list[range]) -> list[list[i
     return found
 
 
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, layout: Any) -> list[list[int]]:
+    """The steps there are after each save of a run that nothing happened to."""
+    return kept_after(tmp_path_factory.mktemp('undisturbed'), layout(2), [range(1, 8)])
+
+
 @pytest.mark.parametrize('ends', [(2,), (3,), (1, 2, 3, 4, 5)])
 def test_best_checkpoint_is_the_same_however_often_the_run_is_killed_and_resumed(
-    tmp_path: Path, layout: Any, ends: tuple[int, ...]
+    tmp_path: Path, layout: Any, undisturbed: list[list[int]], ends: tuple[int, ...]
 ) -> None:
-    undisturbed = kept_after(tmp_path / 'a', layout(2), [range(1, 8)])
     assert undisturbed == [[1], [2], [2, 3], [2, 4], [2, 5], [2, 6], [2, 7]]
     edges = (0, *ends, 7)
     launches = [range(first + 1, last + 1) for first, last in itertools.pairwise(edges)]
-    assert kept_after(tmp_path / 'b', layout(2), launches) == undisturbed
+    assert kept_after(tmp_path, layout(2), launches) == undisturbed
 
 
 def test_older_checkpoint_that_cannot_be_read_is_not_deleted(tmp_path: Path, layout: Any) -> None:

@@ -63,7 +63,10 @@ def test_fingerprint_of_parts_adds_up_to_the_fingerprint_of_the_whole(parts: int
     assert total == fingerprint(jax.tree.map(jnp.asarray, tree))
 
 
-@pytest.mark.parametrize('devices', [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    'devices',
+    [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8],
+)
 def test_fingerprint_that_devices_share_is_that_of_the_whole(
     layout: Callable[..., Layout], devices: int
 ) -> None:

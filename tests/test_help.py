@@ -56,7 +56,7 @@ def test_help_of_a_program_shows_its_own_flags_and_no_others(command: list[str])
         assert [flag for flag, _ in lines] == [*(f'--{x}' for x in own), '--config.FIELD=VALUE']
 
 
-@pytest.mark.parametrize('file', ['reviews', 'sst2'])
+@pytest.mark.parametrize('file', ['reviews', pytest.param('sst2', marks=pytest.mark.slow)])
 def test_help_with_a_config_lists_every_option_with_its_value_and_meaning(file: str) -> None:
     command = [sys.executable, 'train.py', f'--config=configs/{file}.py', '--help']
     done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True)

@@ -149,7 +149,7 @@ def test_all_keys_of_a_small_run_are_distinct(
     monkeypatch.setattr(jax.random, 'fold_in', recorded_fold_in)
     monkeypatch.setattr(flax.core.Scope, 'make_rng', recorded_make_rng)
     model = classifier(word_dropout=0.2, embedding_dropout=0.2, dropout=0.2)
-    optimizer = make_optimizer(OptimizerConfig(), 3)
+    optimizer = make_optimizer(OptimizerConfig('sgd', schedule='constant'), 3)  # compiles sooner
     seed_key = keys.root_keys(0, 'threefry2x32')
     root = hex_words(seed_key[0])
     state = make_create_state(classification.classifier_init(model), optimizer, layout(8))(seed_key)
@@ -249,7 +249,10 @@ def trainer_masks(layout: Layout, root: keys.RootKeys, step: int) -> np.ndarray:
     return np.asarray(gradient(params, root, step_, batch)[0]['masked'])
 
 
-@pytest.mark.parametrize('devices', [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    'devices',
+    [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8],
+)
 def test_masks_of_the_trainers_step_do_not_depend_on_the_devices(
     layout: MakeLayout, root: keys.RootKeys, devices: int
 ) -> None:

@@ -16,6 +16,7 @@ from model.classifier import KeysOnlyAttention, TextClassifier
 from model.dropout import WordDropout
 from tasks import classification
 from tasks.classification import DataConfig, ModelConfig
+from tests.parameters import random_params
 from training import keys
 
 Classifier = Callable[..., TextClassifier]
@@ -26,7 +27,7 @@ ROWS, WIDTH = 16, 12
 @pytest.fixture(scope='module')
 def params(classifier: Classifier) -> Any:
     """Parameters of the tiny classifier."""
-    return jax.jit(classification.classifier_init(classifier()))(jax.random.key(0))
+    return random_params(classification.classifier_init(classifier()))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -43,11 +44,10 @@ def other_padding(batch: dict[str, np.ndarray], seed: int) -> np.ndarray:
 
 
 def test_word_dropout_never_touches_padding_or_marks() -> None:
-    ids = jnp.tile(jnp.arange(30, dtype=jnp.int32), (200, 1))
+    ids = np.tile(np.arange(30, dtype=np.int32), (200, 1))
     layer = WordDropout(0.5, UNK, FIRST_WORD)
-    dropped = np.asarray(
-        layer.apply({}, ids, deterministic=False, rngs={'dropout': jax.random.key(1)})
-    )
+    drop = jax.jit(lambda key: layer.apply({}, ids, deterministic=False, rngs={'dropout': key}))
+    dropped = np.asarray(drop(jax.random.key(1)))
     for special in (PAD, UNK, BOS, EOS):
         assert (dropped[:, special] == special).all()
     words = dropped[:, FIRST_WORD:]
@@ -99,14 +99,15 @@ def test_a_longer_bucket_changes_logits_by_rounding_only(
 
 
 def test_attention_is_zero_on_padding_and_sums_to_one() -> None:
-    words = jax.random.normal(jax.random.key(0), (4, WIDTH, 16))
-    lengths = jnp.array([1, 2, 7, WIDTH])
-    mask = jnp.arange(WIDTH)[None] < lengths[:, None]
+    words = np.random.default_rng(0).normal(size=(4, WIDTH, 16)).astype(np.float32)
+    mask = np.arange(WIDTH) < np.array([1, 2, 7, WIDTH])[:, None]
     layer = KeysOnlyAttention(8, jnp.float32)
-    weights, _ = layer.init_with_output(jax.random.key(1), words, mask)
+    weights = np.asarray(
+        jax.jit(layer.apply)(random_params(lambda key: layer.init(key, words, mask)), words, mask)
+    )
     assert weights.dtype == jnp.float32
-    assert (np.asarray(weights)[~mask] == 0.0).all()
-    assert (np.asarray(weights)[mask] > 0.0).all()
+    assert (weights[~mask] == 0.0).all()
+    assert (weights[mask] > 0.0).all()
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
 
 
@@ -185,23 +186,27 @@ def test_label_smoothing_spreads_a_part_of_the_target_in_training_alone(
     classifier: Classifier, params: Any, token_batch: TokenBatch
 ) -> None:
     batch = token_batch(ROWS, WIDTH)
-    log_p = jax.nn.log_softmax(logits(classifier(), params, batch['token_ids'], batch['lengths']))
-    right = np.take_along_axis(np.asarray(log_p), batch['labels'][:, None], 1)[:, 0]
-    for smoothing in (0.0, 0.3):
-        sums = classification.classifier_sums(classifier(), smoothing)(params, batch)
+    found = logits(classifier(), params, batch['token_ids'], batch['lengths'])
+    log_p = np.asarray(jax.nn.log_softmax(found))
+    right = np.take_along_axis(log_p, batch['labels'][:, None], 1)[:, 0]
+
+    @jax.jit
+    def losses(params: Any) -> list[jax.Array]:
+        variants = (classification.classifier_sums(classifier(), s) for s in (0.0, 0.3))
+        return [sums(params, batch)['loss'] for sums in variants]
+
+    for smoothing, loss in zip((0.0, 0.3), losses(params), strict=True):
         expected = -(1 - smoothing) * right - smoothing * np.mean(log_p, axis=1)
-        np.testing.assert_allclose(sums['loss'], batch['weights'] @ expected, rtol=1e-5)
+        np.testing.assert_allclose(loss, batch['weights'] @ expected, rtol=1e-5)
     data = DataConfig(num_train=200, num_eval=20)
     smoothed = ModelConfig(embedding_size=8, hidden_size=8, label_smoothing=0.3)
     task = classification.make_task(Config(data=data, model=smoothed))
     plain = classification.make_task(
         Config(data=data, model=ModelConfig(embedding_size=8, hidden_size=8))
     )
-    rows = {name: jnp.asarray(x) for name, x in task.train.batch(np.arange(4), 48).items()}
-    start = jax.jit(task.init)(jax.random.key(0))
-    np.testing.assert_array_equal(
-        task.eval_sums(start, rows)['loss'], plain.eval_sums(start, rows)['loss']
-    )
+    rows, start = task.train.batch(np.arange(4), 48), random_params(task.init)
+    one, other = (jax.jit(made.eval_sums)(start, rows)['loss'] for made in (task, plain))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_unknown_words_differ_by_their_affixes_and_word_dropout_leaves_these(
@@ -219,12 +224,15 @@ def test_unknown_words_differ_by_their_affixes_and_word_dropout_leaves_these(
         batch['affix_ids'][:, 1], [[first, first], [first + 1, first], [UNK, UNK]]
     )
     model = classifier(affix_sizes=(6, 5), word_dropout=0.9)
-    params = classification.classifier_init(model, 2)(jax.random.key(0))
+    params = random_params(classification.classifier_init(model, 2))
     rows = classification.inputs(batch)
-    for rngs in (None, {'dropout': jax.random.key(1)}):
-        found = jnp.asarray(
-            model.apply({'params': params}, **rows, train=rngs is not None, rngs=rngs)
-        )
+
+    @jax.jit
+    def in_evaluation_and_training(params: Any, key: jax.Array) -> list[jax.Array]:
+        apply = functools.partial(model.apply, {'params': params}, **rows)
+        return [apply(train=False), apply(train=True, rngs={'dropout': key})]
+
+    for found in in_evaluation_and_training(params, jax.random.key(1)):
         assert len(np.unique(np.asarray(found), axis=0)) == 3
 
 

@@ -19,6 +19,7 @@ from errors import UserError
 from input_pipeline.examples import read_splits
 from tasks import multilabel
 from tasks.multilabel import DataConfig, ModelConfig
+from tests.parameters import random_params
 from tests.tfds_reviews import Reviews
 from tools import evaluate, predict, saved_run
 from training.evaluation import make_totals
@@ -151,13 +152,14 @@ def test_counts_of_labels_are_exact_on_any_layout(
     tmp_path: Path, layout: Callable[..., Any], devices: int
 ) -> None:
     task = tasks.make_task(config_of(written(tmp_path, '.tsv', ROWS[:7])))
-    params = jax.jit(task.init)(jax.random.key(0))
+    params = random_params(task.init)
     batch = task.evaluation.batch(np.arange(8) % 7, 8)
     batch['weights'][7] = 0
     where = layout(devices)
     total = make_totals(task.eval_sums, where, lambda: iter([batch, batch]))
     found = total(jax.device_put(params, where.replicated))
-    rows = [task.eval_sums(params, {n: x[[row]] for n, x in batch.items()}) for row in range(7)]
+    alone = jax.jit(task.eval_sums)
+    rows = [alone(params, {n: x[[row]] for n, x in batch.items()}) for row in range(7)]
     for name in ('exact_match', 'weight', *multilabel.COUNTS):
         np.testing.assert_array_equal(found[name], 2 * sum(np.asarray(row[name]) for row in rows))
     assert found['true'].tolist() == [8, 8]

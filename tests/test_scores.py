@@ -2,12 +2,14 @@
 
 import collections
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -19,6 +21,7 @@ from input_pipeline.batches import batch_order
 from tasks import classification
 from tasks.label_weights import label_weights, weights_of_examples
 from tasks.scores import averages, label_counts, score_lines, scores
+from tests.parameters import random_params
 from tests.test_resume import small_config
 from training.early_stopping import EarlyStopping, since_best
 from training.evaluation import make_totals
@@ -50,7 +53,7 @@ def test_scores_without_examples_are_zero() -> None:
     assert all((value == 0).all() for value in averages(*np.zeros((3, 2))).values())
 
 
-@pytest.mark.parametrize('devices', [1, 2, 8])
+@pytest.mark.parametrize('devices', [1, pytest.param(2, marks=pytest.mark.slow), 8])
 def test_confusion_counts_every_example_once_on_any_layout(
     layout: Callable[..., Any],
     classifier: Callable[..., Any],
@@ -58,7 +61,7 @@ def test_confusion_counts_every_example_once_on_any_layout(
     devices: int,
 ) -> None:
     model, batches = classifier(), [token_batch(16, 9, seed) for seed in (0, 1)]
-    params = jax.jit(classification.classifier_init(model))(jax.random.key(0))
+    params = random_params(classification.classifier_init(model))
     weights = np.repeat(np.float32([1, 0]), [27, 5])  # the last rows fill up the batch
     for batch, part in zip(batches, np.split(weights, 2), strict=True):
         batch['weights'] = part
@@ -66,8 +69,9 @@ def test_confusion_counts_every_example_once_on_any_layout(
     total = make_totals(classification.classifier_sums(model), where, lambda: iter(batches))
     found = total(jax.device_put(params, where.replicated))['confusion']
     expected = np.zeros((3, 3))
+    apply = jax.jit(functools.partial(model.apply, train=False))
     for batch in batches:
-        logits = model.apply({'params': params}, batch['token_ids'], batch['lengths'], train=False)
+        logits = apply({'params': params}, batch['token_ids'], batch['lengths'])
         predicted = np.argmax(logits, axis=-1)
         np.add.at(expected, (batch['labels'], predicted), batch['weights'])
     assert found.sum() == 27
@@ -140,8 +144,10 @@ def test_class_weights_are_row_weights_of_training_alone() -> None:
     assert set(batch['labels'].tolist()) == {0, 1}
     np.testing.assert_array_equal(batch['weights'], np.where(batch['labels'] == 1, 3, 1))
     np.testing.assert_array_equal(task.evaluation.batch(rows, 42)['weights'], 1)
-    sums = task.eval_sums(task.init(jax.random.key(0)), batch)
-    assert sums['tokens'] == batch['lengths'].sum()  # a speed, which weights do not change
+    tokens = jax.jit(lambda params: task.eval_sums(params, batch)['tokens'])
+    assert (
+        tokens(random_params(task.init)) == batch['lengths'].sum()
+    )  # a speed, which weights do not change
 
 
 def test_training_draws_by_the_sampling_weights_of_the_config(
@@ -153,6 +159,12 @@ def test_training_draws_by_the_sampling_weights_of_the_config(
     config = small_config()
     config.data = dataclasses.replace(config.data, sampling_weights=('positive=3',))
     labels = tasks.make_task(config).train.batch(np.arange(200), 42)['labels']
+    make_task = tasks.make_task
+
+    def unstarted(*args: Any) -> Any:  # whose parameters need no compiling
+        return dataclasses.replace(make_task(*args), init=lambda _: {'kernel': jnp.zeros(1)})
+
+    monkeypatch.setattr(tasks, 'make_task', unstarted)
     monkeypatch.setattr(train, 'train_batches', drawn)
     with pytest.raises(RuntimeError) as found:
         train.train(config, epath.Path(tmp_path))

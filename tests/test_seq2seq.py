@@ -1,6 +1,7 @@
 """The promises of the sequence-to-sequence task: its streams, its causality, its figures."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ from tasks import make_task, seq2seq
 from tasks.classification import DataConfig
 from tasks.seq2seq import DataConfig as PairsConfig
 from tasks.seq2seq import ModelConfig as Seq2SeqConfig
+from tests.parameters import random_params
 from training import keys
 from training.mesh import Layout
 from training.step import make_eval_step, make_gradient
@@ -67,7 +69,7 @@ def make_model(**fields: Any) -> Seq2Seq:
 
 def make_variables(model: Seq2Seq, scale: float = 8.0) -> Variables:
     """Parameters so large that predictions differ from row to row."""
-    params = seq2seq.seq2seq_init(model)(jax.random.key(6))
+    params = random_params(seq2seq.seq2seq_init(model))
     return {'params': jax.tree.map(lambda leaf: scale * leaf, params)}
 
 
@@ -92,6 +94,20 @@ def make_batch(seed: int = 0, rows: int = ROWS, width: int = WIDTH) -> dict[str,
     }
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def in_training(model: Seq2Seq, variables: Variables, *inputs: Any, rngs: Any) -> jax.Array:
+    """The logits of a model in training."""
+    return jnp.asarray(model.apply(variables, *inputs, train=True, rngs=rngs))
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'width'))
+def greedy(
+    model: Seq2Seq, variables: Variables, sources: Any, lengths: Any, width: int = WIDTH
+) -> jax.Array:
+    """What a model decodes greedily."""
+    return jnp.asarray(model.apply(variables, sources, lengths, width, method='greedy'))
+
+
 def logits_of(
     model: Seq2Seq,
     variables: Variables,
@@ -108,13 +124,13 @@ def logits_of(
     sample, dropout = (
         keys.shard_rngs(keys.root_keys(seed, 'threefry2x32'), 0, 0) for seed in (root, dropout_root)
     )
-    return model.apply(
+    return in_training(
+        model,
         variables,
         rows['sources'],
         rows['source_lengths'],
         rows['targets'],
-        None if forcing is None else jnp.float32(forcing),
-        train=True,
+        None if forcing is None else np.float32(forcing),
         rngs={'sample': sample['sample'], 'dropout': dropout['dropout']},
     )
 
@@ -145,7 +161,9 @@ def test_decoder_cannot_see_the_future(forcing: float | None) -> None:
         return jnp.sum(logits * jnp.arange(1, VOCAB + 1), axis=(0, 2))
 
     table = variables['params']['decoder']['embedding']['embedding']
-    gradient = np.asarray(jax.jacrev(logit_sums)(table))[:, FIRST_WORD : FIRST_WORD + WIDTH]
+    gradient = np.asarray(jax.jit(jax.jacrev(logit_sums))(table))[
+        :, FIRST_WORD : FIRST_WORD + WIDTH
+    ]
     seen = np.any(gradient != 0, axis=2)  # [t, u]
     assert np.array_equal(seen, np.tri(WIDTH, k=-1, dtype=bool))
 
@@ -158,7 +176,7 @@ def test_padding_does_not_change_a_bit() -> None:
     assert equal(logits_of(model, variables, 1.0), logits_of(model, variables, 1.0, sources=other))
     wide = make_batch() | {'sources': np.pad(rows['sources'], ((0, 0), (0, 5)))}
     decoded = [
-        model.apply(variables, batch['sources'], batch['source_lengths'], WIDTH, method='greedy')
+        greedy(model, variables, batch['sources'], batch['source_lengths'])
         for batch in (rows, wide)
     ]
     assert equal(*decoded)
@@ -323,7 +341,7 @@ def test_greedy_decoding_equals_a_slow_plain_reference() -> None:
     params['decoder']['logits']['bias'] = bias.at[EOS].set(2.0).at[PAD].set(-100.0)
     rows = make_batch(rows=64)
     sources = rows['sources'], rows['source_lengths']
-    decoded = np.asarray(model.apply({'params': params}, *sources, WIDTH, method='greedy'))
+    decoded = np.asarray(greedy(model, {'params': params}, *sources))
     expected = [
         plain_greedy(params, source[:length], WIDTH)
         for source, length in zip(*sources, strict=True)
@@ -339,9 +357,9 @@ def test_exact_match_wants_the_whole_text_and_no_unknown_unit() -> None:
     model = make_model()
     params = make_variables(model)['params']
     params['decoder']['logits']['bias'] = jnp.zeros(VOCAB).at[UNK].set(-100.0)
-    sums, rows = seq2seq.seq2seq_sums(model), make_batch()
+    sums, rows = jax.jit(seq2seq.seq2seq_sums(model)), make_batch()
     sources = rows['sources'], rows['source_lengths']
-    rows['targets'] = np.array(model.apply({'params': params}, *sources, WIDTH, method='greedy'))
+    rows['targets'] = np.array(greedy(model, {'params': params}, *sources))
     total = float(sums(params, rows)['exact'])
     assert total == pytest.approx(float(rows['weights'].sum()))
     rows['targets'][3, 2] += 1
@@ -354,7 +372,8 @@ def test_exact_match_wants_the_whole_text_and_no_unknown_unit() -> None:
 def test_padding_and_rows_of_no_weight_count_nothing() -> None:
     rows = make_batch()
     logits = np.random.default_rng(5).normal(size=(ROWS, WIDTH, VOCAB)).astype(np.float32)
-    sums = seq2seq.token_sums(jnp.asarray(logits), rows)
+    token_sums = jax.jit(seq2seq.token_sums)
+    sums = token_sums(logits, rows)
     real = np.arange(WIDTH) < rows['target_lengths'][:, None]
     logs = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
     losses = -np.take_along_axis(logs, rows['targets'][..., None], axis=2)[..., 0]
@@ -363,9 +382,9 @@ def test_padding_and_rows_of_no_weight_count_nothing() -> None:
     assert float(sums['weight']) == pytest.approx(float(weights.sum()), rel=1e-6)
     other = np.where(real[..., None], logits, 100.0)
     rows['weights'][5] = 0.0
-    changed, before = other.copy(), seq2seq.token_sums(jnp.asarray(logits), rows)
+    changed, before = other.copy(), token_sums(logits, rows)
     changed[5] = 50.0
-    after = seq2seq.token_sums(jnp.asarray(changed), rows)
+    after = token_sums(changed, rows)
     assert all(equal(before[name], after[name]) for name in before)
 
 

@@ -14,6 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from errors import UserError
+from input_pipeline import tfds_source
 from tasks.classification import SEPARATOR, DataConfig, LabelledSplit, read_texts
 from tests.tfds_reviews import ROWS, Reviews, prepare_rows
 
@@ -233,6 +234,8 @@ def test_unreachable_download_fails_within_ten_seconds(
             end.wait(60)
         raise ConnectionRefusedError
 
+    assert tfds_source._PROBE_SECONDS <= 5
+    monkeypatch.setattr(tfds_source, '_PROBE_SECONDS', 0.5)
     monkeypatch.setattr(socket, 'create_connection', connect)
     before, start = set(threading.enumerate()), time.monotonic()
     message = refusal(tmp_path, name='glue/sst2')
@@ -240,7 +243,7 @@ def test_unreachable_download_fails_within_ten_seconds(
     left = set(threading.enumerate()) - before
     assert all(thread.daemon for thread in left), 'these would keep the process from ending'
     end.set()
-    assert seconds < 10
+    assert 0.5 <= seconds < 5.5  # five more than the limit
     for part in ('glue/sst2', 'dl.fbaipublicfiles.com', 'TFDS_DATA_DIR', '--config.data.data_dir'):
         assert part in message
     assert not list(tmp_path.iterdir())
