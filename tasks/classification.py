@@ -13,7 +13,7 @@ import optax
 
 from arrays import Batch, Params, Rngs, Sums, Totals
 from configs import schema
-from configs.checks import Check, at_least, fraction, names, not_empty, one_of
+from configs.checks import Check, at_least, fraction, names, one_of
 from configs.schema import Config, option
 from errors import UserError
 from input_pipeline import checks, reviews
@@ -41,7 +41,7 @@ class DataConfig(schema.DataConfig):
         ('text',), 'tfds, files: features or columns to read, joined', names()
     )
     label_feature: str = option(
-        'label', 'tfds, files: feature or column with the class', not_empty()
+        'label', 'tfds, files: feature or column with the class', Check(bool, 'a name')
     )
     num_train: int = option(10_000, 'reviews: training sentences', at_least(1))
     num_eval: int = option(1_500, 'reviews: evaluation sentences', at_least(1))
