@@ -263,15 +263,15 @@ def check(config: Config) -> None:
         kinds = typing.get_type_hints(type(section))
         for field in dataclasses.fields(section):
             kind, value = kinds[field.name], getattr(section, field.name)
-            found = f'config.{prefix}{field.name} = {value!r}'
+            name = f'config.{prefix}{field.name}'
             rule: Check | None = field.metadata.get('check')
             try:
                 value = converted(value, kind)
             except (TypeError, OverflowError) as error:
                 expected = WORDS.get(kind) or (rule.expected if rule else f'{kind.__name__}(...)')
-                raise UserError(f'{found}: expected {expected}') from error
+                raise UserError(f'{name} = {value!r}: expected {expected}') from error
             if rule and not rule.test(value):
-                raise UserError(f'{found}: expected {rule.expected}')
+                raise UserError(f'{name} = {value!r}: expected {rule.expected}')
             setattr(section, field.name, value)
     optimizer = config.optimizer
     if optimizer.shard_state and config.reduction != 'tree':
