@@ -40,8 +40,6 @@ if jaxlib.version.__version_info__ < (0, 12):
     # tensorflow#126812). Newer versions need no flag, and one that drops it would abort on it.
     PINNED_XLA_FLAGS['--xla_cpu_experimental_ynn_fusion_type'] = '-reduce'
 
-M_ARENA_MAX = -8  # malloc.h
-
 # Environment variables set these for other programs. None may change a run.
 PINNED_SETTINGS = {
     'jax_enable_x64': False,
@@ -94,9 +92,17 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
     os.environ['XLA_FLAGS'] = ' '.join(flags)
     devices = max(jax.config.values['jax_num_cpu_devices'], int(count))
     os.environ['PJRT_NPROC'] = str(cpu_threads or max(usable_cores(), devices))
-    # By default glibc gives threads heaps of their own, and those of the compiler's stay resident.
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    jax.monitoring.register_event_duration_secs_listener(return_freed_memory)
+
+
+def return_freed_memory(event: str, duration_secs: float, **_: object) -> None:
+    """Returns to the system what a long compilation has freed; JAX calls it after every one.
+
+    glibc gives each thread of the compiler a heap of its own, and keeps these.
+    """
+    if duration_secs > 1 and event.endswith('backend_compile_duration'):
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def usable_cores() -> int:

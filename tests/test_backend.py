@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -321,3 +322,16 @@ def test_changed_files_are_those_edited_added_and_removed() -> None:
     assert resume.changed_files(old, new) == ['b.py', 'c.py', 'd.py']
     assert resume.changed_files(old, old) == []
     assert resume.changed_files(None, new) == []  # a record from before code was recorded
+
+
+def test_what_a_long_compilation_freed_goes_back_to_the_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only after a long one: it takes milliseconds, and most programs compile in less."""
+    trimmed: list[int] = []
+    library = SimpleNamespace(malloc_trim=trimmed.append)
+    monkeypatch.setattr(backend.ctypes, 'CDLL', lambda _: library)
+    compilation = '/jax/core/compile/backend_compile_duration'
+    for event, seconds in ((compilation, 0.5), (compilation, 2.0), ('/jax/other', 2.0)):
+        jax.monitoring.record_event_duration_secs(event, seconds)
+    assert trimmed == [0]
