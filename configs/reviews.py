@@ -1,4 +1,4 @@
-"""Classifies generated film reviews: no download, done in half a minute on two CPU cores.
+"""Classifies generated film reviews: no download, done in under a minute on two CPU cores.
 
 Command:  make train            (python train.py --config=configs/reviews.py --workdir=runs/reviews)
 Expected: 99.7% of 1,500 held-out sentences

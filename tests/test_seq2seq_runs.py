@@ -88,6 +88,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.long
 def test_run_killed_and_resumed_on_other_device_counts_equals_undisturbed_run_bit_for_bit(
     tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:

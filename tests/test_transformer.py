@@ -163,13 +163,9 @@ def test_bfloat16_is_for_activations_alone(token_batch: TokenBatch) -> None:
     np.testing.assert_allclose(rounded, exact, atol=0.05)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('norm', ['post', pytest.param('pre', marks=pytest.mark.long)])
-@pytest.mark.parametrize(
-    'small',
-    [pytest.param(False, marks=pytest.mark.long), True],
-    ids=['float32', 'bfloat16 zero remat'],
-)
+@pytest.mark.long
+@pytest.mark.parametrize('norm', ['post', 'pre'])
+@pytest.mark.parametrize('small', [False, True], ids=['float32', 'bfloat16 zero remat'])
 def test_same_bits_on_1_2_4_8_devices_with_attention_dropout(
     layout: Callable[..., Layout], token_batch: TokenBatch, norm: str, small: bool
 ) -> None:
