@@ -24,8 +24,10 @@ for python in 3.11 3.13; do
   train='.venv/bin/python train.py --config=configs/reviews.py --workdir=/runs/check
     --config.num_steps=40 --config.checkpoint_every=10 --config.eval_every=40'
   "${inside[@]}" "[[ \$(id -u) == 1000 && \$(.venv/bin/python -V) == 'Python $python'* ]]"
-  "${inside[@]}" "$train & until [[ -e /runs/check/checkpoints/10 ]]; do sleep 0.1; done; kill -9 \$!"
-  "${inside[@]}" "$train" | tee /dev/stderr | grep -q 'resumed after step [1-9]'
+  "${inside[@]}" "$train & until [[ -e /runs/check/checkpoints/10 ]]; do
+    kill -0 \$! || exit 1; sleep 0.1; done; kill -9 \$!"
+  output=$("${inside[@]}" "$train" | tee /dev/stderr)
+  [[ $output == *'resumed after step '[1-9]* ]]
   "$engine" volume rm "$volume" >/dev/null
   echo "$image: built, trained, killed and resumed"
 done

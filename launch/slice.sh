@@ -87,7 +87,7 @@ delete_policy() {
 }
 
 # on WORKERS WORDS...: calls launch/tpu_worker.sh on worker 0 or on all. A connection to a preempted
-# slice ends after a minute.
+# slice ends after a minute, or where gcloud retries it, after some five.
 on() {
   local workers=$1
   shift
@@ -125,7 +125,7 @@ pack() {
 
 setup() {
   local unpack='mkdir -p keyfold && find keyfold -mindepth 1 -maxdepth 1 ! -name .venv'
-  unpack+=' -exec rm -rf {} + && tar -xzf keyfold.tar.gz -C keyfold'
+  unpack+=' -exec rm -rf {} + && tar -xzf keyfold.tar.gz -C keyfold || exit 1'
   copy_to_workers "$archive" keyfold.tar.gz || return
   on_workers all "$unpack" || return
   on all setup
@@ -148,6 +148,7 @@ resume() {
 
 watch() {
   local code crashes=0
+  trap 'exit 130' INT # gcloud may survive Ctrl-C, and then bash would go on
   while :; do
     code=0
     resume || code=$?

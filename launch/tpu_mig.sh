@@ -52,7 +52,7 @@ machines() {
 }
 
 # on_each WORDS...: runs gcloud for all machines at once, with their names for INSTANCE. Returns the
-# highest exit code.
+# highest exit code, but before all others one from 2 to 5, after which a restart would not help.
 on_each() {
   local instance rest now code=0 found pids=()
   found=$(machines) && [[ $found ]] || return 1
@@ -64,7 +64,7 @@ on_each() {
   for instance in "${pids[@]}"; do
     now=0
     wait "$instance" || now=$?
-    code=$((now > code ? now : code))
+    if ((code < 2 || code > 5)) && ((now > code || (now >= 2 && now <= 5))); then code=$now; fi
   done
   return "$code"
 }

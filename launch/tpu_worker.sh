@@ -31,7 +31,7 @@ setup() {
   command -v make >/dev/null || sudo apt-get -o DPkg::Lock::Timeout=300 install --yes make
   local python
   python=$(python_for_setup)
-  make setup ACCELERATOR=tpu PYTHON="$python"
+  make setup ACCELERATOR=tpu PYTHON="$python" || exit 1 # its 2 would be bad input, and final
 }
 
 # The run has its own session, so that it outlives the connection: a shell that notes the exit code,

@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[1]
 CHECK = ROOT / 'launch' / 'image_check.sh'
 ENGINE = """#!/bin/sh
 echo "$*" >>"$CALLS"
-case "$*" in info) exit "$DOWN" ;; *' wait'*|*--config*) echo 'resumed after step 10' ;; esac
+case "$*" in
+  info) exit "$DOWN" ;;
+  *' wait'*|*--config*) echo 'resumed after step 10'; seq 99999 ;;
+esac
 """
 
 
