@@ -115,7 +115,7 @@ logs() {
     end=$(act kubectl get jobset "$name" --output='jsonpath={.status.terminalState}') || return
     case $dry_run$end in
       1 | Completed) return ;;
-      Failed) say "the JobSet failed: see above, and $0 status" && return 1 ;;
+      Failed) say "the JobSet failed: see above, and $0 status; run it again after $0 stop" && return 1 ;;
     esac
     sleep "$poll"
   done

@@ -207,6 +207,7 @@ check_gcloud() {
 # Sets `chips` of the machine, and `hosts`, the machines of the topology: 2x2x2 on tpu7x-standard-4t
 # has two.
 count_hosts() {
+  local all_chips
   [[ $topology ]] || refuse '--topology=CHIPS, or TOPOLOGY, is missing'
   [[ $machine =~ -[1248]t$ ]] ||
     refuse "--machine-type=$machine: expected one that ends in its chips, such as tpu7x-standard-4t"
@@ -214,8 +215,11 @@ count_hosts() {
     refuse "--topology=$topology: expected the chips of the slice, such as 2x2x2"
   chips=${machine##*-}
   chips=${chips%t}
-  hosts=$((${topology//x/ * } / chips))
+  all_chips=$((10#${topology//x/ * 10#}))
+  hosts=$((all_chips / chips))
   ((hosts > 0)) || refuse "--topology=$topology: fewer chips than one $machine has"
+  ((all_chips % chips == 0)) ||
+    refuse "--topology=$topology: expected a multiple of the $chips chips of one $machine"
 }
 
 # check COMMAND: reports mistakes before anything is done.

@@ -438,6 +438,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         (['watch', *RUN], {'ZONE': ''}, '--zone=ZONE, or ZONE, is missing'),
         (['create'], {'TOPOLOGY': ''}, '--topology=CHIPS, or TOPOLOGY, is missing'),
         (['create', '--topology=2by2'], {}, '--topology=2by2: expected the chips of the slice'),
+        (['create', '--topology=3x3'], {}, '--topology=3x3: expected a multiple of the 4 chips'),
         (
             ['create', '--topology=1x1'],
             {},
