@@ -27,9 +27,8 @@ def outputs_and_gradients(model: nn.Module) -> Any:
     """Of a weighted sum over what stands before the padding."""
     words, weights = normal(0, ROWS, WIDTH, INPUT), normal(2, ROWS, WIDTH, 2 * HIDDEN)
     params = random_params(lambda key: Plain(HIDDEN).init(key, words, LENGTHS)['params'])
-    params['forward']['hf']['bias'] = np.linspace(
-        -1, 1, HIDDEN, dtype=np.float32
-    )  # they start at zero
+    # Biases start at zero, where a wrong gradient could hide.
+    params['forward']['hf']['bias'] = np.linspace(-1, 1, HIDDEN, dtype=np.float32)
     real = (np.arange(WIDTH) < LENGTHS[:, None])[..., None]
 
     def total(params: Any, words: jax.Array) -> Any:
