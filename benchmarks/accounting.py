@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 
 class Life(NamedTuple):
-    """A process, or the first of several that ran as one, from its start to its end."""
+    """A process, or several that ran as one, from its start to its end."""
 
     began: float
     ended: float

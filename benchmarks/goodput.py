@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,7 +137,8 @@ def lived(
 ) -> tuple[Life, int]:
     """Trains until `moment`, or to the end. Returns what was seen of it, and the exit code."""
     events, saves = folder / 'events', 'synchronous' if row.off == ASYNCHRONOUS else 'asynchronous'
-    events.unlink(missing_ok=True)
+    shutil.rmtree(events, ignore_errors=True)
+    events.mkdir()
     probe = [str(events), saves, f'--workdir={folder / row.name}', *flags]
     as_pod = ('-m', 'benchmarks.goodput', '--pod', str(row.processes))
     command = [*(PROBE if row.processes == 1 else as_pod), *probe]
@@ -166,8 +168,7 @@ def lived(
                 process.wait()
         finally:
             process.kill()
-    spans = read_spans(events.read_text()) if events.exists() else []
-    return Life(began, time.time(), spans, hit), process.returncode
+    return Life(began, time.time(), read_spans(events), hit), process.returncode
 
 
 def interrupt(launcher: int, number: signal.Signals, processes: int, chance: random.Random) -> None:
@@ -179,9 +180,19 @@ def interrupt(launcher: int, number: signal.Signals, processes: int, chance: ran
         os.kill(launcher, number)
 
 
-def read_spans(text: str) -> list[Span]:
-    """Reads what a probe wrote; a kill may have cut the last line."""
-    return [Span(*json.loads(line)) for line in text.splitlines(keepends=True) if line[-1] == '\n']
+def read_spans(folder: Path) -> list[Span]:
+    """Reads what the probes wrote: all of process 0, and of others what kept it waiting in a step.
+
+    A kill may have cut the last line of a file.
+    """
+    return [
+        span
+        for file in folder.iterdir()
+        for line in file.read_text().splitlines(keepends=True)
+        if line[-1] == '\n'
+        for span in [Span(*json.loads(line))]
+        if file.name == '0' or span.kind in accounting.INNER
+    ]
 
 
 def outcome(workdir: Path) -> tuple[Any, ...]:

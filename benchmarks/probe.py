@@ -1,9 +1,10 @@
 """Trains as train.py does, and writes when its parts began and ended, for benchmarks/goodput.py.
 
-    python -m benchmarks.probe FILE asynchronous|synchronous FLAGS_OF_TRAIN
+    python -m benchmarks.probe FOLDER asynchronous|synchronous FLAGS_OF_TRAIN
 
-Only process 0 writes. A line of FILE is a Span of benchmarks/accounting.py as JSON, complete as
-soon as it is over, so that a kill loses none. If 'synchronous', a save waits for its commit.
+Process N of a pod writes the file N of FOLDER. A line is a Span of benchmarks/accounting.py as
+JSON, complete as soon as it is over, so that a kill loses none. If 'synchronous', a save waits for
+its commit.
 """
 
 import functools
@@ -30,17 +31,14 @@ COMPILATION = '/jax/core/compile/'  # tracing, lowering, compiling or reading fr
 class Probe:
     """Writes spans, and knows when the last step or evaluation was over."""
 
-    def __init__(self, file: Path) -> None:
-        """Opens the file, on process 0 only."""
-        self._file = None
-        if os.environ.get('JAX_PROCESS_ID', '0') == '0':
-            self._file = file.open('a', buffering=1)
+    def __init__(self, folder: Path) -> None:
+        """Opens the file of this process."""
+        self._file = (folder / os.environ.get('JAX_PROCESS_ID', '0')).open('a', buffering=1)
         self._over, self._step = 0.0, 0
 
     def write(self, kind: str, begin: float, end: float, step: int = 0) -> None:
         """Writes a span."""
-        if self._file:
-            self._file.write(json.dumps([kind, begin, end, step]) + '\n')
+        self._file.write(json.dumps([kind, begin, end, step]) + '\n')
 
     def timed(self, kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function that does the same and writes its span."""
@@ -98,9 +96,9 @@ class Probe:
             self.write('compilation', (now := time.time()) - duration_secs, now)
 
 
-def main(file: str, saves: str, *flags: str) -> None:
+def main(folder: str, saves: str, *flags: str) -> None:
     """Puts the probe into the trainer, and trains."""
-    probe, save = Probe(Path(file)), Checkpoints.save
+    probe, save = Probe(Path(folder)), Checkpoints.save
 
     def synchronous(checkpoints: Checkpoints, *args: Any) -> None:
         save(checkpoints, *args)

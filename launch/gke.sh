@@ -75,20 +75,23 @@ yaml() {
 
 # Prints the JobSet with what the flags say in the lines that a person would change.
 filled_in() {
-  local line start word
+  local line start word beside=${workdir%/}
   while IFS= read -r line; do
     start=${line%%[! ]*}
     case $line in
       *' name: keyfold #'*)
-        echo "${start}name: $name"
-        if [[ $queue ]]; then printf '%s\n' "${start}labels:" "$start  $QUEUE_LABEL: $queue"; fi
+        echo "${start}name: $(yaml "$name")"
+        if [[ $queue ]]; then
+          printf '%s\n' "${start}labels:" "$start  $QUEUE_LABEL: $(yaml "$queue")"
+        fi
         ;;
       *' parallelism: '* | *' completions: '*) echo "${line%%:*}: $hosts" ;;
-      *' serviceAccountName: '*) echo "${line%%:*}: $account" ;;
+      *' serviceAccountName: '*) echo "${line%%:*}: $(yaml "$account")" ;;
       */gke-tpu-accelerator:*) echo "${line%:*}: $accelerator" ;;
       */gke-tpu-topology:*) echo "${line%:*}: $topology" ;;
       *' image: '*) echo "${line%%:*}: $(yaml "$image")" ;;
       *' google.com/tpu: '*) echo "${line%%:*}: $chips" ;;
+      *' value: gs://BUCKET/'*) echo "${line%%:*}: $(yaml "${beside%/*}/compiled")" ;;
       *' - --config='*) for word in "${train_flags[@]}"; do echo "$start- $(yaml "$word")"; done ;;
       *' - --workdir='*) ;; # among the flags
       *) printf '%s\n' "$line" ;;

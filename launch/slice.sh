@@ -20,6 +20,7 @@ spot=${SPOT:-}
 dry_run=${DRY_RUN:-}
 poll=${POLL_SECONDS:-30}
 train_flags=()
+workdir= # among them
 
 refuse() {
   echo "error: $*" >&2
@@ -131,21 +132,35 @@ setup() {
   on all setup
 }
 
-running() {
-  [[ ! $dry_run ]] && on all running 2>/dev/null
+# Sets `running` if the run goes on on all workers. They have no copy of the project at first, and
+# one that cannot be reached says nothing: what may still run is not set up again.
+look() {
+  # shellcheck disable=SC2016 # the workers expand it
+  local found probe='kill -0 -- "-$(cat keyfold-run/pid)" 2>/dev/null && echo running || echo idle'
+  running=
+  if [[ $dry_run ]]; then return; fi
+  found=$(on_workers all "$probe") || return
+  if [[ $found == *running* && $found != *idle* ]]; then running=1; fi
 }
 
 run() {
-  running || on all start "${train_flags[@]}" || return
+  look || return
+  start_and_follow
+}
+
+start_and_follow() {
+  [[ $running ]] || on all start "${train_flags[@]}" || return
   logs
 }
 
 resume() {
   create || return
-  running || setup || return
-  run
+  look || return
+  [[ $running ]] || setup || return
+  start_and_follow
 }
 
+# A run that is found running has not crashed: the connection to it was lost.
 watch() {
   local code crashes=0
   trap 'exit 130' INT # gcloud may survive Ctrl-C, and then bash would go on
@@ -153,6 +168,7 @@ watch() {
     code=0
     resume || code=$?
     if [[ $dry_run || $FINAL == *" $code "* ]]; then return "$code"; fi
+    if [[ $running ]]; then crashes=0; fi
     say "exit code $code; checking again in $poll s (Ctrl-C to leave it)"
     sleep "$poll"
     if ((code != ASKED_TO_STOP)) && [[ $(state) == READY ]] && ((++crashes > RESTARTS)); then
@@ -182,7 +198,7 @@ delete() {
 
 # The workdir of a run must outlive the slice, and all hosts of a pod must share it.
 check_train_flags() {
-  local word given='' workdir=''
+  local word given=''
   for word in ${train_flags[@]+"${train_flags[@]}"}; do
     case $word in
       --workdir=*) workdir=${word#*=} ;;
@@ -191,7 +207,7 @@ check_train_flags() {
   done
   [[ $given ]] || refuse "--config=FILE is missing; the flags of train.py come after ' -- '"
   case $workdir in
-    gs://?*) ;;
+    gs://?*/?*) ;;
     /*) say "warning: all workers must mount the file system of --workdir=$workdir" ;;
     *) refuse "--workdir=$workdir: expected gs://BUCKET/PATH, or an absolute path that all" \
       "workers mount; a slice's own disk is deleted with the slice" ;;
@@ -224,8 +240,8 @@ count_hosts() {
 
 # check COMMAND: reports mistakes before anything is done.
 check() {
-  [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
-    refuse "--name=$name: expected lower-case letters, digits and hyphens"
+  [[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
+    refuse "--name=$name: expected up to 40 lower-case letters, digits and hyphens, a letter first"
   [[ "$spot$dry_run" =~ ^1*$ ]] ||
     refuse "SPOT=$spot, DRY_RUN=$dry_run: expected 1 or nothing"
   [[ $poll =~ ^[0-9]+$ ]] || refuse "POLL_SECONDS=$poll: expected a whole number"

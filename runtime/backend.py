@@ -177,9 +177,12 @@ def enable_compilation_cache() -> None:
     Each kind of processor and each size of the thread pool has its own folder, because machines can
     share a home and JAX's cache key contains neither. Call it after `prepare`.
     """
-    # By default JAX keeps only what took a second to compile, which leaves most of a start out.
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-    if jax.config.values['jax_compilation_cache_dir']:
+    chosen = jax.config.values['jax_compilation_cache_dir'] or ''
+    if '://' not in chosen:
+        # By default JAX keeps only what took a second to compile, as is right for a bucket, where
+        # each read takes a while. On a disk that would leave most of a start out.
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    if chosen:
         return
     home = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
     folder = home / 'keyfold' / processor_kind(os.environ['PJRT_NPROC'])

@@ -1,6 +1,8 @@
 """Goodput: every second of an interrupted run is counted once, and no interruption changes bits."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,11 +87,18 @@ def test_interval_is_the_one_that_loses_least(save: float) -> None:
     assert accounting.daly(700, between) == between
 
 
-def test_line_that_a_kill_has_cut_is_left_out() -> None:
-    assert goodput.read_spans('["step", 1, 2, 3]\n["save", 2, 3, 0]\n["sa') == [
-        Span('step', 1, 2, 3),
-        Span('save', 2, 3),
-    ]
+def test_line_that_a_kill_has_cut_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / '0').write_text('["step", 1, 2, 3]\n["save", 2, 3, 0]\n["sa')
+    assert goodput.read_spans(tmp_path) == [Span('step', 1, 2, 3), Span('save', 2, 3)]
+
+
+def test_step_in_which_another_process_compiles_counts_as_compilation(tmp_path: Path) -> None:
+    first = [['step', 2, 2, 1], ['step', 2, 9, 2]]  # it waits for the second for 5 of 7 seconds
+    second = [['step', 0, 1, 1], ['compilation', 3, 8, 0]]
+    for name, spans in (('0', first), ('1', second)):
+        (tmp_path / name).write_text(''.join(f'{json.dumps(span)}\n' for span in spans))
+    found = account([Life(0.0, 9.0, goodput.read_spans(tmp_path))])
+    assert found.seconds == expected(steps=2 + 2, compilation=5)
 
 
 def test_every_feature_is_switched_off_in_a_run_of_its_own() -> None:

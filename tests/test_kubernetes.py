@@ -97,7 +97,9 @@ def test_flags_are_those_of_train(file: Path) -> None:
     assert set(given) <= set(flags.FLAGS)
     assert (ROOT / given['config']).is_file()
     mounts = [f'{mount["mountPath"]}/' for mount in container.get('volumeMounts', ())]
-    assert given['workdir'].startswith(('gs://', *mounts)), "the pod's own disk goes with it"
+    compiled = {entry['name']: entry.get('value', '') for entry in container['env']}
+    for path in (given['workdir'], compiled['JAX_COMPILATION_CACHE_DIR']):
+        assert path.startswith(('gs://', *mounts)), "the pod's own disk goes with it"
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.name)
@@ -242,6 +244,7 @@ def test_run_on_gke_equals_an_undisturbed_one_through_a_lost_node_and_a_drained_
     assert '24/24' in output
     assert (cluster.folder / 'attempt').read_text() == '2'
     assert runs.outcome(run) == undisturbed
+    assert any((tmp_path / 'compiled').iterdir())
     assert 'Completed' in cluster.gke('status')[1]
     assert cluster.gke('delete')[0] == 0
     calls = [
@@ -262,6 +265,7 @@ def test_gpu_run_of_two_processes_on_each_of_two_nodes_equals_an_undisturbed_one
     text = re.sub('(parallelism|completions): 2', r'\1: 4', text).replace(
         'value: "2"', 'value: "4"'
     )
+    text = text.replace('value: /runs/compiled', f'value: {runs.COMPILED}')
     args = '\n'.join(f'{" " * 20}- "{word}"' for word in runs.command(run, **SHORT)[2:])
     text = re.sub(r' +- --config=.*\n +- --workdir=.*', lambda _: args, text)
     kubectl = cluster.folder / 'bin' / 'kubectl'
@@ -296,7 +300,7 @@ def test_jobset_is_filled_in_from_the_flags(cluster: Cluster) -> None:
     """And the rest of it is that of the file. A shell reads the printed command back."""
     flags = [*FLAGS, *AWKWARD]
     code, output, errors = cluster.gke(
-        'run', '--dry-run', '--queue=tpus', '--service-account=a', *flags
+        'run', '--dry-run', '--name=null', '--queue=on', '--service-account=1', *flags
     )
     assert code == 0, errors
     begin, end = output.index('\n') + 1, output.index('\nJOBSET\n')
@@ -304,14 +308,15 @@ def test_jobset_is_filled_in_from_the_flags(cluster: Cluster) -> None:
     job = expected['spec']['replicatedJobs'][0]['template']['spec']
     pod = job['template']['spec']
     (container,) = pod['containers']
-    expected['metadata']['labels'] = {'kueue.x-k8s.io/queue-name': 'tpus'}
+    expected['metadata'] |= {'name': 'null', 'labels': {'kueue.x-k8s.io/queue-name': 'on'}}
     job |= {'parallelism': 2, 'completions': 2}
-    pod['serviceAccountName'] = 'a'
+    pod['serviceAccountName'] = '1'
     pod['nodeSelector'] = {
         'cloud.google.com/gke-tpu-accelerator': 'tpu7x',
         'cloud.google.com/gke-tpu-topology': '2x2x2',
     }
     container['image'] = 'registry/keyfold:tpu'
+    container['env'][0]['value'] = 'gs://bucket/compiled'
     container['args'] = [*flags[1:], '--join_timeout=1800']
     assert made == expected
     assert shlex.split(output.splitlines()[0]) == ['kubectl', 'apply', '--filename=-', '<<JOBSET']

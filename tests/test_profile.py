@@ -80,6 +80,22 @@ def test_a_profile_shows_its_steps_and_what_was_compiled_is_kept_and_no_bit_chan
     assert steps_of(trace) == {4, 5, 6}
 
 
+@pytest.mark.parametrize(('folder', 'seconds'), [('/tmp/compiled', 0), ('gs://box/compiled', 1)])
+def test_a_cache_on_a_disk_keeps_every_program_and_one_in_a_bucket_what_took_long(
+    monkeypatch: pytest.MonkeyPatch, folder: str, seconds: float
+) -> None:
+    names = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
+    before = {name: jax.config.values[name] for name in names}
+    try:
+        jax.config.update('jax_compilation_cache_dir', folder)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 1)
+        backend.enable_compilation_cache()
+        assert [jax.config.values[name] for name in names] == [folder, seconds]
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
 def test_without_a_home_that_can_be_written_nothing_is_kept_and_nothing_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,7 +93,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def disturbed(store: Storage) -> epath.Path:
     """That of a run in a bucket, killed where it would commit step 12, and finished by a pod."""
     workdir = epath.Path('gs://box/run')
-    process = runs.start(workdir)
+    with mock.patch.object(runs, 'COMPILED', 'gs://box/compiled'):
+        process = runs.start(workdir)
 
     def kill() -> None:
         process.kill()
@@ -104,6 +105,8 @@ def disturbed(store: Storage) -> epath.Path:
     store.before = ('^$', bool)
     assert process.returncode == -signal.SIGKILL, output
     assert 'checkpoints/12/state/_METADATA' in objects(store, workdir)
+    programs = objects(store, epath.Path('gs://box/compiled'))
+    assert any(name.startswith('jit_update') for name in programs), programs.keys()
     assert Checkpoints(storage.open_location(str(workdir))).steps() == [0, 6]
     assert 'resumed after step 6' in finish_pod('2x1', workdir)
     return workdir

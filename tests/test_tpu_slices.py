@@ -130,6 +130,11 @@ elif verb == 'scp':
         if kind == 'tpu-vm' or machine == f'keyfold-{home.name}':
             shutil.copy(names[0], home / path)
 else:
+    lost = cloud / 'lost'  # words of commands whose connection is lost, once each
+    for word in lost.read_text().split() if lost.exists() else []:
+        if word in flags['--command']:
+            lost.write_text(lost.read_text().replace(word, '', 1))
+            sys.exit(255)
     chosen = [names[0][-1]] if kind == 'machine' else [flags['--worker']]
     port = (cloud / 'port').read_text()
     pod = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': '2'}
@@ -194,7 +199,7 @@ class Cloud:
         return [
             call[0]
             for call in words
-            if ' list' not in call[0] and not any(word.endswith(' running') for word in call)
+            if ' list' not in call[0] and not any('echo idle' in word for word in call)
         ]
 
     def pids(self) -> list[int]:
@@ -338,6 +343,24 @@ def test_run_that_is_running_is_followed_and_not_started_again(cloud: Cloud) -> 
 
 
 @vm
+def test_lost_connections_are_no_crashes_and_start_nothing_again(cloud: Cloud) -> None:
+    until_told = 'while [ ! -e "$CLOUD/enough" ]; do sleep 0.1; done'
+    cloud.put('worker-python', f'{until_told}; exit 3')
+    (cloud.folder / 'lost').write_text('follow ' * 5)
+    process = cloud.start('watch', *RUN)
+    wait_for((cloud.folder / 'calls').exists, process)
+    wait_for(lambda: (cloud.folder / 'calls').read_text().count('follow') > 5, process)
+    pids = cloud.pids()
+    (cloud.folder / 'lost').write_text('idle')
+    assert cloud.run('resume', *RUN)[0] == 255  # it may still run, so nothing is set up again
+    (cloud.folder / 'enough').touch()
+    code, _, errors = ended(process)
+    assert code == 3, errors
+    assert cloud.pids() == pids
+    assert cloud.calls().count('tpu-vm scp') == 1
+
+
+@vm
 def test_queued_resource_is_waited_for_replaced_and_deleted(cloud: Cloud) -> None:
     code, _, errors = cloud.run('create', '--queued')
     assert code == 0, errors
@@ -413,7 +436,8 @@ def test_dry_run_prints_commands_that_a_shell_reads_back_and_runs_none(cloud: Cl
         (['launch'], {}, 'launch: no such command'),
         (['create', '--zones=a'], {}, '--zones=a: no such --FLAG=VALUE'),
         (['create', '--config=a'], {}, "come after ' -- '"),
-        (['create', '--name=My slice'], {}, '--name=My slice: expected lower-case'),
+        (['create', '--name=My slice'], {}, '--name=My slice: expected up to 40'),
+        (['create', f'--name={"a" * 41}'], {}, f'--name={"a" * 41}: expected up to 40'),
         (['create'], {'ZONE': ''}, '--zone=ZONE, or ZONE, is missing'),
         (['delete'], {'PROJECT_ID': ''}, '--project=PROJECT, or PROJECT_ID, is missing'),
         (['watch', *RUN], {'RUNTIME_VERSION': ''}, '--runtime-version=NAME, or RUNTIME_VERSION'),
