@@ -24,6 +24,9 @@ ifneq ($(filter-out pretrained,$(EXTRAS)),)
   $(error EXTRAS=$(EXTRAS): expected pretrained, or nothing)
 endif
 
+# Large arrays in huge pages, where Linux offers them: a tenth more examples a second, the same bits.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 # Installs into .venv and nowhere else. The pins hold for packages that are built, too (promise, for
 # TFDS, has no wheel); pip has read PIP_BUILD_CONSTRAINT for that since 25.3, and PIP_CONSTRAINT before.
 # Python compiles what it imports; pip would compile all, most of it for nothing.

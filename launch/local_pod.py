@@ -135,7 +135,8 @@ def environments(count: int, devices: int) -> list[dict[str, str]]:
         'JAX_NUM_PROCESSES': str(count),
         'PYTHONUNBUFFERED': '1',
     }
-    return [os.environ | pod | {'JAX_PROCESS_ID': str(index)} for index in range(count)]
+    pod = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'} | os.environ | pod  # see Makefile
+    return [pod | {'JAX_PROCESS_ID': str(index)} for index in range(count)]
 
 
 def start(command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:

@@ -19,6 +19,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from launch import local_pod
+
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 FILES = ('requirements.txt', 'requirements-extras.txt')
@@ -255,3 +257,15 @@ def test_an_unknown_accelerator_or_extra_is_an_error(project: Project) -> None:
         assert process.returncode == 2
         assert asked in output
         assert expected in output
+
+
+def test_huge_pages_are_asked_for_wherever_training_starts() -> None:
+    setting = 'GLIBC_TUNABLES=glibc.malloc.hugetlb=1'
+    command = ['make', '--silent', '--eval=print:;@env', 'print']
+    env = {name: text for name, text in os.environ.items() if name != 'GLIBC_TUNABLES'}
+    for given, expected in ((env, setting), (env | {'GLIBC_TUNABLES': 'x'}, 'GLIBC_TUNABLES=x')):
+        printed = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
+        assert expected in printed.stdout.splitlines()
+    assert local_pod.environments(1, 1)[0]['GLIBC_TUNABLES']
+    for file in ('launch/Dockerfile', 'launch/slurm.sbatch'):
+        assert setting.partition('=')[2] in (ROOT / file).read_text()
