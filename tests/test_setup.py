@@ -149,7 +149,11 @@ class Project:
         return subprocess.Popen(
             ['make', 'PIP_INSTALL=fake_pip', *arguments],
             cwd=self.folder,
-            env={'PATH': ':'.join([str(self.bin), *sorted(tools)]), 'HOME': str(self.folder)},
+            env={
+                'PATH': ':'.join([str(self.bin), *sorted(tools)]),
+                'HOME': str(self.folder),
+                'PYTHONDONTWRITEBYTECODE': '1',
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -257,6 +261,17 @@ def test_an_unknown_accelerator_or_extra_is_an_error(project: Project) -> None:
         assert process.returncode == 2
         assert asked in output
         assert expected in output
+
+
+def test_what_training_imports_is_compiled_even_if_python_is_told_to_write_no_bytecode(
+    project: Project,
+) -> None:
+    project.python('python3')
+    (project.folder / 'train.py').touch()
+    (project.folder / 'pytest.py').touch()
+    project.setup()
+    compiled = project.folder.glob('__pycache__/*.pyc')
+    assert {file.name.partition('.')[0] for file in compiled} == {'train', 'pytest'}
 
 
 def test_huge_pages_are_asked_for_wherever_training_starts() -> None:
