@@ -56,7 +56,7 @@ machines() {
 on_each() {
   local instance rest now code=0 found pids=()
   found=$(machines) && [[ $found ]] || return 1
-  trap 'kill 0' INT # what runs in the background does not hear Ctrl-C
+  trap 'trap "" TERM && kill 0 && exit 130' INT # what runs in the background does not hear Ctrl-C
   while read -r instance rest; do
     in_zone "${@//INSTANCE/$instance}" &
     pids+=($!)

@@ -66,9 +66,10 @@ RUN = ['--', '--config=configs/reviews.py', '--workdir=gs://bucket/run']
 PATIENCE = 300
 
 GCLOUD = r"""
-import json, os, shutil, socket, subprocess, sys
+import json, os, shutil, signal, socket, subprocess, sys
 from pathlib import Path
 
+signal.signal(signal.SIGINT, lambda *_: sys.exit(1))  # unlike most, it does not die of the signal
 cloud = Path(os.environ['CLOUD'])
 kind, verb, *words = [w for w in sys.argv[1:] if w not in ('compute', 'tpus', 'managed')]
 if kind in ('ssh', 'scp'):
@@ -319,6 +320,38 @@ def test_watch_restarts_what_may_succeed(
     code, _, errors = cloud.run('watch', *RUN)
     assert code == end, errors
     assert len((cloud.folder / 'codes').read_text().split()) == len(codes) - starts
+
+
+@mig
+@pytest.mark.parametrize(
+    ('codes', 'end'), [((1, 3), 3), ((2, 137), 2), ((0, REQUEUE), REQUEUE), ((REQUEUE, 1), REQUEUE)]
+)
+def test_exit_code_of_a_group_is_the_highest_but_first_one_that_ends_the_run(
+    cloud: Cloud, codes: tuple[int, int], end: int
+) -> None:
+    cloud.put('worker-python', 'exit $(echo "$CODES" | cut -d, -f$((JAX_PROCESS_ID + 1)))')
+    code, _, errors = cloud.run('resume', *RUN, CODES=','.join(map(str, codes)))
+    assert code == end, errors
+
+
+def test_set_up_that_fails_is_tried_again_and_is_not_taken_for_bad_input(cloud: Cloud) -> None:
+    cloud.put('make', 'echo "$@" >>"$CLOUD/made"; exit 2')
+    code, _, errors = cloud.run('watch', *RUN)
+    assert code == 1, errors
+    assert len((cloud.folder / 'made').read_text().splitlines()) == 2 * 4  # on two workers
+
+
+def test_ctrl_c_ends_watch_and_not_the_run(cloud: Cloud) -> None:
+    until_told = 'while [ ! -e "$CLOUD/enough" ]; do sleep 0.1; done'
+    cloud.put('worker-python', until_told)
+    process = cloud.start('watch', *RUN)
+    wait_for((cloud.folder / 'calls').exists, process)
+    wait_for(lambda: 'follow' in (cloud.folder / 'calls').read_text(), process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert ended(process)[0] == 130
+    for pid in cloud.pids():
+        os.kill(pid, 0)
+    (cloud.folder / 'enough').touch()
 
 
 def test_run_that_is_running_is_followed_and_not_started_again(cloud: Cloud) -> None:
