@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a TPU slice of Google Kubernetes Engine, v4 to TPU7x, by a JobSet.
 #
-#   launch/gke.sh COMMAND [FLAGS] -- --config=configs/reviews.py --workdir=gs://BUCKET/reviews
+#   launch/gke.sh COMMAND [FLAGS] -- --config=FILE --workdir=gs://BUCKET/FOLDER
 #
 # create   make a node pool that is the slice, unless it exists (not on Autopilot)
 # run      fill in launch/k8s/tpu_jobset.yaml, apply it, and follow the log of host 0 until the
@@ -93,7 +93,7 @@ filled_in() {
       *' google.com/tpu: '*) echo "${line%%:*}: $chips" ;;
       *' value: gs://BUCKET/'*) echo "${line%%:*}: $(yaml "${beside%/*}/compiled")" ;;
       *' - --config='*) for word in "${train_flags[@]}"; do echo "$start- $(yaml "$word")"; done ;;
-      *' - --workdir='*) ;; # among the flags
+      *' - --config.num_shards='* | *' - --workdir='*) ;; # left to the flags
       *) printf '%s\n' "$line" ;;
     esac
   done <"$JOBSET"
