@@ -16,7 +16,7 @@
 #   --project=PROJECT       PROJECT_ID
 #   --cluster=NAME          CLUSTER          create, delete: the cluster
 #   --location=PLACE        LOCATION         create, delete: the cluster's region or zone
-#   --zone=ZONE             ZONE             create: where the chips are
+#   --zone=ZONE             ZONE             create, delete: where the chips are
 #   --topology=CHIPS        TOPOLOGY         of the slice, such as 2x2x2: two hosts with four chips
 #   --machine-type=TYPE     MACHINE_TYPE     (default: tpu7x-standard-4t)
 #   --spot                  SPOT=1           create: cheaper, but may be preempted at any time
