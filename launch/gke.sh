@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a TPU slice of Google Kubernetes Engine, v4 to TPU7x, by a JobSet.
 #
-#   launch/gke.sh COMMAND [FLAGS] -- --config=configs/reviews.py --workdir=gs://BUCKET/reviews
+#   launch/gke.sh COMMAND [FLAGS] -- --config=FILE --workdir=gs://BUCKET/FOLDER
 #
 # create   make a node pool that is the slice, unless it exists (not on Autopilot)
 # run      fill in launch/k8s/tpu_jobset.yaml, apply it, and follow the log of host 0 until the
@@ -16,7 +16,7 @@
 #   --project=PROJECT       PROJECT_ID
 #   --cluster=NAME          CLUSTER          create, delete: the cluster
 #   --location=PLACE        LOCATION         create, delete: the cluster's region or zone
-#   --zone=ZONE             ZONE             create: where the chips are
+#   --zone=ZONE             ZONE             create, delete: where the chips are
 #   --topology=CHIPS        TOPOLOGY         of the slice, such as 2x2x2: two hosts with four chips
 #   --machine-type=TYPE     MACHINE_TYPE     (default: tpu7x-standard-4t)
 #   --spot                  SPOT=1           create: cheaper, but may be preempted at any time
@@ -93,7 +93,7 @@ filled_in() {
       *' google.com/tpu: '*) echo "${line%%:*}: $chips" ;;
       *' value: gs://BUCKET/'*) echo "${line%%:*}: $(yaml "${beside%/*}/compiled")" ;;
       *' - --config='*) for word in "${train_flags[@]}"; do echo "$start- $(yaml "$word")"; done ;;
-      *' - --workdir='*) ;; # among the flags
+      *' - --config.num_shards='* | *' - --workdir='*) ;; # left to the flags
       *) printf '%s\n' "$line" ;;
     esac
   done <"$JOBSET"

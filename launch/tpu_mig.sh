@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains this checkout on a TPU slice of Compute Engine, v5p to TPU7x, through preemptions.
 #
-#   launch/tpu_mig.sh COMMAND [FLAGS] -- --config=configs/reviews.py --workdir=gs://BUCKET/reviews
+#   launch/tpu_mig.sh COMMAND [FLAGS] -- --config=FILE --workdir=gs://BUCKET/FOLDER
 #
 # A slice is a managed instance group (MIG) whose machines are made all together, as a workload
 # policy with the slice's topology says.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains this checkout on a TPU slice of Google Cloud, v4 to v6e, through preemptions.
 #
-#   launch/tpu_vm.sh COMMAND [FLAGS] -- --config=configs/reviews.py --workdir=gs://BUCKET/reviews
+#   launch/tpu_vm.sh COMMAND [FLAGS] -- --config=FILE --workdir=gs://BUCKET/FOLDER
 #
 # This is the Cloud TPU API, which Google only maintains. TPU7x needs launch/tpu_mig.sh or
 # launch/gke.sh, which have v5p and v6e too.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs on each worker of a slice, in its copy of the project; launch/tpu_vm.sh calls it.
+# Runs on each worker of a slice, in its copy of the project; launch/tpu_vm.sh and launch/tpu_mig.sh
+# call it.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."

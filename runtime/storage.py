@@ -55,7 +55,7 @@ def open_location(text: str, for_checkpoints: bool = False) -> epath.Path:
     try:
         importlib.import_module(package)
     except ImportError as error:
-        install = f'pip install -c requirements.txt {package}'
+        install = f'.venv/bin/pip install -c requirements.txt {package}'
         raise UserError(f'{text}: needs {package}; {install}') from error
     for verbose in (package, 'fsspec', 'google'):  # they log what they also raise
         logging.getLogger(verbose).setLevel(logging.CRITICAL)

@@ -41,7 +41,7 @@ ELSEWHERE = {
     'make train WORKDIR=gs://': 'tests/test_remote_paths.py: test_run_in_a_bucket',
     'python -m tools.compare_runs gs://': 'tests/test_remote_paths.py: test_tools_read_a_run',
 }
-OTHERS = {'gcloud', 'ssh-add', 'docker', 'kubectl', 'git', 'tail', 'cat', '$EDITOR', 'pip'}
+OTHERS = {'gcloud', 'ssh-add', 'docker', 'kubectl', 'git', 'tail', 'cat', '$EDITOR'}
 
 # configs/reviews.py as the commands train it here, and what its shorter run changes in them.
 SMALL = """

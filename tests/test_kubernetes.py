@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -51,6 +52,11 @@ def each(container: dict[str, Any]) -> int:
     return int(count)
 
 
+def flags_of(container: dict[str, Any]) -> dict[str, str]:
+    """The flags of train.py, by name."""
+    return dict(arg.removeprefix('--').split('=') for arg in container['args'])
+
+
 def test_there_is_one_for_tpus_and_one_for_gpus() -> None:
     assert [file.name for file in FILES] == ['gpu_jobset.yaml', 'tpu_jobset.yaml']
 
@@ -93,8 +99,8 @@ def test_every_pod_has_time_to_save(file: Path) -> None:
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.name)
 def test_flags_are_those_of_train(file: Path) -> None:
     *_, container = parts(file)
-    given = dict(arg.removeprefix('--').split('=') for arg in container['args'])
-    assert set(given) <= set(flags.FLAGS)
+    given = flags_of(container)
+    assert {name.partition('.')[0] for name in given} <= set(flags.FLAGS)
     assert (ROOT / given['config']).is_file()
     mounts = [f'{mount["mountPath"]}/' for mount in container.get('volumeMounts', ())]
     compiled = {entry['name']: entry.get('value', '') for entry in container['env']}
@@ -108,6 +114,19 @@ def test_all_pods_are_one_run_on_a_power_of_two_devices(file: Path) -> None:
     assert job['parallelism'] == job['completions']
     assert job['completionMode'] == 'Indexed'
     assert math.log2(job['parallelism'] * each(container)).is_integer()
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: file.name)
+def test_run_has_a_shard_for_each_device(file: Path) -> None:
+    """Otherwise train.py exits with 2 once the nodes are there, and paid for."""
+    _, job, _, container = parts(file)
+    given = flags_of(container)
+    config = runpy.run_path(str(ROOT / given['config']))['get_config']()
+    devices = job['parallelism'] * each(container)
+    shards = int(given.get('config.num_shards', config.num_shards)) or devices
+    assert devices <= shards
+    assert config.batch_size % shards == 0
+    assert config.eval_batch_size % shards == 0
 
 
 def test_gpu_pods_find_each_other() -> None:
@@ -267,7 +286,7 @@ def test_gpu_run_of_two_processes_on_each_of_two_nodes_equals_an_undisturbed_one
     )
     text = text.replace('value: /runs/compiled', f'value: {runs.COMPILED}')
     args = '\n'.join(f'{" " * 20}- "{word}"' for word in runs.command(run, **SHORT)[2:])
-    text = re.sub(r' +- --config=.*\n +- --workdir=.*', lambda _: args, text)
+    text = re.sub(r'( +- --(config|workdir)[=.].*\n)+', lambda _: f'{args}\n', text)
     kubectl = cluster.folder / 'bin' / 'kubectl'
     subprocess.run(
         [kubectl, 'apply', '--filename=-'], input=text, text=True, env=cluster.env, check=True

@@ -329,7 +329,7 @@ def test_missing_package_is_told_with_how_to_install_it(monkeypatch: pytest.Monk
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UserError) as refused:
             storage.open_location(path)
-        install = f'pip install -c requirements.txt {package}'
+        install = f'.venv/bin/pip install -c requirements.txt {package}'
         assert str(refused.value) == f'{path}: needs {package}; {install}'
 
 
