@@ -221,7 +221,7 @@ def plot(a: Run, b: Run, file: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError('--plot needs matplotlib: pip install matplotlib') from error
+        raise UserError('--plot needs matplotlib: .venv/bin/pip install matplotlib') from error
     figure = Figure((9, 6), layout='constrained')
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     losses = [run.rows['loss'].astype(np.float64) / run.rows['weight'] for run in (a, b)]

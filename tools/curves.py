@@ -68,7 +68,7 @@ def drawing(
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError('curves need matplotlib: pip install matplotlib') from error
+        raise UserError('curves need matplotlib: .venv/bin/pip install matplotlib') from error
     # A run may be called '$x$'. Text in an SVG stays text, and equal runs give equal files.
     style = {'text.parse_math': False, 'font.size': 9, 'svg.fonttype': 'none', 'svg.hashsalt': '0'}
     with matplotlib.rc_context(style):  # type: ignore[arg-type]

@@ -70,7 +70,9 @@ def files(predictor: Predictor, params: Any, run_record: RunRecord) -> dict[str,
     try:
         program = jax.export.export(jax.jit(model), platforms=PLATFORMS)(flat, rows).serialize()
     except ImportError as error:
-        raise UserError(f'{error}: pip install flatbuffers, which jax.export needs') from error
+        raise UserError(
+            f'{error}: .venv/bin/pip install flatbuffers, which jax.export needs'
+        ) from error
     arrays = io.BytesIO()
     np.savez(arrays, allow_pickle=False, **flat)
     return {
