@@ -11,8 +11,6 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from reporting.start_report import young
-
 # Kinds of spans that count wherever they are, even within a step; the first one that fits counts.
 INNER = ('save', 'restore', 'compilation')
 PARTS = ('steps', 'steps again', 'start-up', 'compilation', 'restore', 'save', 'stopping')
@@ -112,14 +110,3 @@ def parts(life: Life, end: float, kept: float, usual: float) -> list[tuple[str, 
 def median(values: Sequence[float], otherwise: float) -> float:
     """Returns the median, or another value if there are none."""
     return statistics.median(values) if values else otherwise
-
-
-def daly(save: float, between_failures: float) -> float:
-    """Returns what `young` does, to higher order.
-
-    J. T. Daly, Future Gener. Comput. Syst. 22(3), 2006.
-    """
-    if save >= 2 * between_failures:
-        return between_failures
-    x = save / (2 * between_failures)
-    return young(save, between_failures) * (1 + math.sqrt(x) / 3 + x / 9) - save

@@ -32,7 +32,7 @@ from etils import epath
 from benchmarks import accounting
 from benchmarks.accounting import PARTS, Account, Life, Span
 from launch import local_pod
-from reporting.start_report import young
+from reporting.start_report import best_interval
 from runtime import ledger
 from tools.arguments import Arguments, one_line_errors, run_tool
 
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
         expected = outcome(Path(folder) / first.name)
         print(line(first.name, accounting.account(lives)), flush=True)
         save = cost_of_save(lives)
-        minutes = f'--config.checkpoint_minutes={young(save, given.mean) / 60}'
+        minutes = f'--config.checkpoint_minutes={best_interval(save, given.mean) / 60}'
         for row in (known[name] for name in given.only):
             clock = (minutes,) if row.numbers and row.off != CLOCK else ()
             found = accounting.account(trained(row, Path(folder), (*flags, *clock), given))
@@ -226,11 +226,7 @@ def advice(save: float, mean: float) -> str:
     """Returns how often to save, from what a save costs, for several rates of failure."""
     lines = [f'\nA save held training for {save:.3f} s. Least is lost by a save every']
     for name, between in ((f'{mean:g} s', mean), ('hour', 3600.0), ('day', 86400.0)):
-        seconds = young(save, between), accounting.daly(save, between)
-        lines.append(
-            '{:6.1f} s (Young 1974), {:6.1f} s (Daly 2006)'.format(*seconds)
-            + f' with one failure every {name}'
-        )
+        lines.append(f'{best_interval(save, between):6.1f} s with one failure every {name}')
     return '\n'.join(lines)
 
 

@@ -62,7 +62,7 @@ def start_report(
 
 def report_saving(seconds: float) -> None:
     """Logs how often to save, from the seconds that a save holds training."""
-    hourly, daily = young(seconds, 3600), young(seconds, 86400)
+    hourly, daily = best_interval(seconds, 3600), best_interval(seconds, 86400)
     show(
         'saving',
         f'holds training for {seconds:.2f} s; the best interval is {hourly:.0f} s with a failure '
@@ -70,9 +70,13 @@ def report_saving(seconds: float) -> None:
     )
 
 
-def young(save: float, between_failures: float) -> float:
-    """Returns the seconds between saves that lose least, to first order.
+def best_interval(save: float, between_failures: float) -> float:
+    """Returns the seconds between saves that lose least; `save` is what one costs, in seconds.
 
-    save: seconds that a save costs. J. W. Young, CACM 17(9), 1974.
+    J. W. Young, CACM 17(9), 1974, to higher order: J. T. Daly, Future Gener. Comput. Syst. 22(3),
+    2006.
     """
-    return math.sqrt(2 * save * between_failures)
+    if save >= 2 * between_failures:
+        return between_failures
+    x = save / (2 * between_failures)
+    return math.sqrt(2 * save * between_failures) * (1 + math.sqrt(x) / 3 + x / 9) - save
