@@ -58,11 +58,7 @@ class DecoderCell(nn.Module):
         return state, self.logits(hidden).astype(jnp.float32)
 
     def sampled(
-        self,
-        carry: tuple[LSTMState, jax.Array],
-        token: jax.Array,
-        forcing: jax.Array,
-        train: bool,
+        self, carry: tuple[LSTMState, jax.Array], token: jax.Array, forcing: jax.Array, train: bool
     ) -> tuple[tuple[LSTMState, jax.Array], jax.Array]:
         """Reads the true token with probability `forcing`, a coin for each row, and otherwise
         what it drew itself at the step before. Both draws come from the 'sample' stream.
@@ -117,6 +113,7 @@ class Seq2Seq(nn.Module):
         self.source_dropout = Dropout(self.embedding_dropout)
         cell = lstm_cell(self.remat)(self.hidden_size, dtype=self.dtype)
         self.encoder = nn.RNN(cell, return_carry=True, reverse=True)
+        sizes = (self.target_vocab_size, self.embedding_size, self.hidden_size)
         over_time = {
             'variable_broadcast': 'params',
             'split_rngs': {'params': False, 'dropout': True, 'sample': True},
@@ -129,16 +126,7 @@ class Seq2Seq(nn.Module):
                 'sampled': over_time | {'in_axes': (1, nn.broadcast, nn.broadcast)},
                 'greedy': over_time | {'in_axes': 0},
             },
-        )(
-            self.target_vocab_size,
-            self.embedding_size,
-            self.hidden_size,
-            self.dropout,
-            self.pad_id,
-            self.eos_id,
-            self.dtype,
-            self.remat,
-        )
+        )(*sizes, self.dropout, self.pad_id, self.eos_id, self.dtype, self.remat)
 
     def __call__(
         self,

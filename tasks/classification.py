@@ -140,10 +140,7 @@ def require_labels(rows: Rows, label_names: Collection[str]) -> None:
 
 def affix_letters(data: DataConfig) -> list[slice]:
     """Returns the slices that cut a word's prefix and suffix."""
-    if not data.affixes:
-        return []
-    first, last = data.affixes
-    return [slice(first), slice(-last, None)]
+    return [slice(data.affixes[0]), slice(-data.affixes[1], None)] if data.affixes else []
 
 
 def make_vocabularies(data: DataConfig, texts: Sequence[str]) -> list[Vocabulary]:
@@ -200,10 +197,8 @@ def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array],
     """Returns key -> parameters, whose shapes do not depend on the width of a batch."""
 
     def init(key: jax.Array) -> Params:
-        rows: dict[str, Any] = {'token_ids': jnp.zeros((1, 2), jnp.int32)}
-        rows['lengths'] = jnp.full(1, 2)
-        if affixes:
-            rows['affix_ids'] = jnp.zeros((1, 2, affixes), jnp.int32)
+        rows: Any = {'token_ids': jnp.zeros((1, 2), jnp.int32), 'lengths': jnp.full(1, 2)}
+        rows |= {'affix_ids': jnp.zeros((1, 2, affixes), jnp.int32)} if affixes else {}
         return model.init({'params': key}, **rows, train=False)['params']
 
     return init
@@ -242,10 +237,8 @@ def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
 
 def classifier_metrics(totals: Totals) -> dict[str, float]:
     """Returns mean loss and accuracy; in evaluation also macro and weighted F1."""
-    metrics = {
-        'loss': totals['loss'] / totals['weight'],
-        'accuracy': totals['correct'] / totals['weight'],
-    }
+    weight = totals['weight']
+    metrics = {'loss': totals['loss'] / weight, 'accuracy': totals['correct'] / weight}
     if 'confusion' in totals:
         means = averages(*label_counts(totals['confusion']))
         metrics |= {f'{name}_f1': means[name][2] for name in ('macro', 'weighted')}
@@ -391,12 +384,5 @@ def make_predictor(
         ids = vocabulary.ids(text)
         return {'unknown': unknown_share([ids], vocabulary.unk), 'cut': len(ids) > width - 2}
 
-    return Predictor(
-        init=classifier_init(model, len(affixes)),
-        encode=encode,
-        apply=apply,
-        show=show,
-        notes=notes,
-        features=config.data.text_features,
-        join=SEPARATOR.join,
-    )
+    init, features = classifier_init(model, len(affixes)), config.data.text_features
+    return Predictor(init, encode, apply, show, notes, features, SEPARATOR.join)

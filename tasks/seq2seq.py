@@ -189,10 +189,8 @@ def token_sums(logits: jax.Array, batch: Batch) -> Sums:
 
 def seq2seq_metrics(totals: dict[str, float]) -> dict[str, float]:
     """Returns mean loss and accuracy per target token; in evaluation also of exact pairs."""
-    metrics = {
-        'loss': totals['loss'] / totals['weight'],
-        'token_accuracy': totals['correct'] / totals['weight'],
-    }
+    weight = totals['weight']
+    metrics = {'loss': totals['loss'] / weight, 'token_accuracy': totals['correct'] / weight}
     if 'exact' in totals:
         metrics['exact_match'] = totals['exact'] / totals['pairs']
     return metrics

@@ -120,9 +120,7 @@ def jit_on_mesh(
     mapped = jax.shard_map(
         program, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
+    unread = bool(donate)  # a donated buffer is reused even if it is not read
     return jax.jit(
-        mapped,
-        donate_argnums=donate,
-        keep_unused=bool(donate),  # a donated buffer is reused even if it is not read
-        compiler_options=COMPILER_OPTIONS,
+        mapped, donate_argnums=donate, keep_unused=unread, compiler_options=COMPILER_OPTIONS
     )
