@@ -175,14 +175,6 @@ def check_workdir(workdir: str | None) -> epath.Path:
     return path
 
 
-def existing_run(workdir: str) -> epath.Path:
-    """Returns the folder of an existing run. Raises UserError if there is none."""
-    path = open_location(workdir)
-    if not path.is_dir():
-        raise UserError(f'{workdir}: expected the workdir of a run, found no folder')
-    return path
-
-
 def one_line(text: object, most: int = MOST_CHARACTERS) -> str:
     """Returns the text on one line, without its middle if it has more than `most` characters."""
     line = ' '.join(str(text).split())
