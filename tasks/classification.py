@@ -18,7 +18,7 @@ from configs.schema import Config, option
 from errors import UserError
 from input_pipeline import checks, reviews
 from input_pipeline.encoded import LabelledTexts, unknown_share
-from input_pipeline.examples import Rows, brief, not_among, read_splits
+from input_pipeline.examples import Features, Rows, brief, not_among, read_splits
 from input_pipeline.labels import class_names
 from input_pipeline.library_tokenizer import SEPARATOR, restored
 from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
@@ -106,7 +106,7 @@ def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[st
             for texts, labels in reviews.make_reviews(data.num_train, data.num_eval)
         )
         return train, evaluation, reviews.LABEL_NAMES
-    train_rows, eval_rows = read_splits(data, data.text_features, data.label_feature)
+    train_rows, eval_rows = read_splits(data, Features(data.text_features, data.label_feature))
     label_names = train_rows.classes or class_names(
         [label for (label,) in train_rows.labels], train_rows.place
     )

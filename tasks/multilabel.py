@@ -17,7 +17,7 @@ from arrays import Batch, Params, Rngs, Sums, Totals
 from configs.checks import Check, one_of
 from configs.schema import Config, option
 from errors import UserError
-from input_pipeline.examples import read_splits
+from input_pipeline.examples import Features, read_splits
 from input_pipeline.labels import class_names
 from input_pipeline.library_tokenizer import SEPARATOR
 from tasks import classification
@@ -83,9 +83,8 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
     assert isinstance(data, DataConfig)
     if data.class_weights or data.sampling_weights:
         raise UserError('config.data: expected no weights of labels, since a text may have several')
-    train, evaluation = read_splits(
-        data, data.text_features, data.label_feature, data.label_separator
-    )
+    features = Features(data.text_features, data.label_feature, data.label_separator)
+    train, evaluation = read_splits(data, features)
     given = [(row, label) for row, found in enumerate(train.labels) for label in found]
     if not given:
         raise UserError(f'{data.train}: no row has a label in {data.label_feature!r}')

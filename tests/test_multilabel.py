@@ -16,7 +16,7 @@ import tasks
 import train
 from configs.schema import Config
 from errors import UserError
-from input_pipeline.examples import read_splits
+from input_pipeline.examples import Features, read_splits
 from tasks import multilabel
 from tasks.multilabel import DataConfig, ModelConfig
 from tests.parameters import random_params
@@ -78,7 +78,7 @@ def test_labels_in_json_lists_and_in_tables_are_the_same(tmp_path: Path) -> None
 def test_labels_of_tfds_are_a_text(tmp_path: Path) -> None:
     Reviews(data_dir=tmp_path).download_and_prepare(file_format='array_record')
     data = DataConfig(source='tfds', name='reviews', data_dir=str(tmp_path))
-    train, _ = read_splits(data, ('hypothesis',), 'premise', label_separator=' ')
+    train, _ = read_splits(data, Features(('hypothesis',), 'premise', separator=' '))
     assert train.texts == [('film',), ('film',), ('play',)]
     assert train.labels == [['good'], ['bad'], ['fine', 'é']]
 

@@ -24,6 +24,7 @@ from tensorboardX.proto.event_pb2 import Event
 from configs.schema import DataConfig
 from errors import KeyfoldError, Unavailable, UserError
 from input_pipeline import text_files
+from input_pipeline.examples import Features
 from runtime import command_line, lock, processes, storage
 from runtime.checkpoints import Checkpoints
 from tests import runs
@@ -403,9 +404,11 @@ def test_text_files_are_read_from_a_bucket(workdir: epath.Path, tmp_path: Path) 
         (folder / 'train.tsv').write_text('text\tlabel\nso good\t1\nso bad\t0\ngut größer\t1\n')
         (folder / 'dev.jsonl').write_text('{"text": "fine", "label": "1"}\n')
 
+    features = Features(['text'], 'label')
+
     def read(folder: epath.Path | Path) -> list[object]:
         parts = [
-            text_files.read(DataConfig(), str(folder / name), ['text'], 'label', '', pytest.fail)
+            text_files.read(DataConfig(), str(folder / name), features, pytest.fail)
             for name in ('train.tsv', 'dev.jsonl')
         ]
         return [(part.texts, part.labels) for part in parts]
