@@ -95,7 +95,8 @@ def load_config(path: str) -> Config:
         # ml_collections raises TypeError and ValueError again, with a traceback as their text.
         cause = error.__context__ or error
         lines = [getattr(cause, 'lineno', 0)]  # of a SyntaxError
-        lines += [f.lineno for f in traceback.extract_tb(cause.__traceback__) if f.filename == path]
+        frames = traceback.extract_tb(cause.__traceback__)
+        lines += [frame.lineno for frame in frames if Path(frame.filename) == file]
         hint = ''
         if isinstance(cause, AttributeError | TypeError):
             quoted = str(cause).split("'")[-2:-1]  # the unknown attribute or keyword
