@@ -51,13 +51,14 @@ def multilabel_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
 
     def sums(params: Params, batch: Batch, rngs: Rngs | None = None, _: Any = None) -> Sums:
         targets, weights = batch['labels'].astype(jnp.float32), batch['weights']
-        logits = model.apply({'params': params}, **inputs(batch), train=bool(rngs), rngs=rngs)
+        train = rngs is not None
+        logits = model.apply({'params': params}, **inputs(batch), train=train, rngs=rngs)
         logits = jnp.asarray(logits)
         smoothed = targets * (1 - label_smoothing) + label_smoothing / 2
         losses = optax.sigmoid_binary_cross_entropy(logits, smoothed).mean(axis=1)
         predicted = (logits > 0).astype(jnp.float32)
         hits = zip(COUNTS, (predicted * targets, predicted, targets), strict=True)
-        counts = {} if rngs else {name: weights @ of_rows for name, of_rows in hits}
+        counts = {} if train else {name: weights @ of_rows for name, of_rows in hits}
         return counts | {
             'exact_match': jnp.sum(weights * jnp.all(predicted == targets, axis=1)),
             'loss': jnp.sum(weights * losses),

@@ -147,6 +147,17 @@ def test_unknown_labels_and_weights_are_refused(tmp_path: Path) -> None:
         tasks.make_task(config_of(file, class_weights=('balanced',)))
 
 
+def test_counts_of_labels_are_of_the_evaluation_alone(tmp_path: Path) -> None:
+    """With rngs it is training, even without a stream in them."""
+    config = config_of(written(tmp_path, '.tsv'))
+    off = dict.fromkeys(('word_dropout', 'embedding_dropout', 'dropout'), 0.0)
+    config.model = ModelConfig(embedding_size=8, hidden_size=8, **off)
+    task = tasks.make_task(config)
+    rows = random_params(task.init), task.train.batch(np.arange(4), 8)
+    assert set(task.eval_sums(*rows)) == {*task.sum_names, *multilabel.COUNTS}
+    assert set(task.loss_sums(*rows, {})) == set(task.sum_names)
+
+
 @pytest.mark.parametrize('devices', [1, 4])
 def test_counts_of_labels_are_exact_on_any_layout(
     tmp_path: Path, layout: Callable[..., Any], devices: int
