@@ -356,6 +356,10 @@ def test_network_that_fails_is_worth_another_try_and_a_missing_bucket_is_not(
         with pytest.raises(KeyfoldError, match='cannot be reached') as raised:
             storage.open_location(str(workdir))
         assert type(raised.value) is kind
+    verbose = OSError('\n no route to host\n  in a trace of many lines')
+    monkeypatch.setattr(type(workdir), 'exists', mock.Mock(side_effect=verbose))
+    with pytest.raises(Unavailable, match=r'cannot be reached \(no route to host\); see docs'):
+        storage.open_location(str(workdir))
 
 
 def test_only_a_folder_of_a_gs_bucket_can_be_a_workdir(store: Storage, workdir: epath.Path) -> None:
