@@ -17,19 +17,14 @@ class Check(NamedTuple):
     expected: str  # the same in words
 
 
+# Seeds have 32 bits, since two larger ones could give the same key. -1 is the run's seed.
+SEED = Check(lambda value: 0 <= value < 2**32, 'a whole number in [0, 2**32)')
+STREAM_SEED = Check(lambda value: -1 <= value < 2**32, '-1 or a whole number in [0, 2**32)')
+
+
 def at_least(low: float) -> Check:
     """Expects a number in [low, 2**31), so that it fits in an int32."""
     return Check(lambda value: low <= value < 2**31, f'a number in [{low}, 2**31)')
-
-
-def uint32() -> Check:
-    """Expects a 32-bit seed, since two larger ones could give the same key."""
-    return Check(lambda value: 0 <= value < 2**32, 'a whole number in [0, 2**32)')
-
-
-def zero_or_power_of_two() -> Check:
-    """Expects 0, 1, 2, 4, 8, ..."""
-    return Check(lambda value: value >= 0 and value & (value - 1) == 0, '0 or a power of two')
 
 
 def fraction() -> Check:
@@ -42,30 +37,12 @@ def one_of(*names: str) -> Check:
     return Check(lambda value: value in names, 'one of ' + ', '.join(names))
 
 
-def whole_numbers(low: int, example: str) -> Check:
-    """Expects a tuple of increasing whole numbers, none below `low`."""
-    return Check(
-        lambda value: bool(value) and list(value) == sorted({n for n in value if n >= low}),
-        f'increasing whole numbers >= {low}, such as {example}',
-    )
-
-
 def names() -> Check:
     """Expects a tuple of one or more names, each once."""
     return Check(
         lambda value: bool(value) and all(value) and len(set(value)) == len(value),
         "one or more names, such as ('sentence',)",
     )
-
-
-def not_empty() -> Check:
-    """Expects some text."""
-    return Check(bool, 'some text')
-
-
-def stream_seed() -> Check:
-    """Expects a seed, or -1 for the run's."""
-    return Check(lambda value: -1 <= value < 2**32, '-1 or a whole number in [0, 2**32)')
 
 
 def converted(value: Any, kind: Any) -> Any:

@@ -11,20 +11,8 @@ import typing
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from configs.checks import (
-    WORDS,
-    Check,
-    at_least,
-    converted,
-    did_you_mean,
-    fraction,
-    not_empty,
-    one_of,
-    stream_seed,
-    uint32,
-    whole_numbers,
-    zero_or_power_of_two,
-)
+from configs import checks
+from configs.checks import SEED, STREAM_SEED, WORDS, Check, at_least, fraction, one_of
 from errors import UserError
 
 MOST_CPU_THREADS = 1024
@@ -61,12 +49,12 @@ class DataConfig:
     train: str = option(
         'train',
         'tfds: training split; files: path of .tsv, .csv or .jsonl, also .gz; * for several files',
-        not_empty(),
+        Check(bool, 'some text'),
     )
     evaluation: str = option(
         'validation',
         'tfds: evaluation split; files: path; either: share of training rows to hold out, 10%',
-        not_empty(),
+        Check(bool, 'some text'),
     )
     columns: tuple[str, ...] = option(
         (), 'files: names of the columns of tables without a header line, in order', resumable=True
@@ -86,7 +74,10 @@ class DataConfig:
     bucket_lengths: tuple[int, ...] = option(
         (8, 16, 32, 64, 128),
         'padded lengths of training batches, in tokens, start and end marks included',
-        whole_numbers(3, '(8,16,32)'),
+        Check(
+            lambda value: bool(value) and list(value) == sorted({n for n in value if n >= 3}),
+            'increasing whole numbers >= 3, such as (8,16,32)',
+        ),
     )
     window_batches: int = option(
         16, 'global batches whose examples are sorted by length together', at_least(1)
@@ -152,10 +143,10 @@ class InitConfig:
 class SeedsConfig:
     """Seeds of single streams, to vary one source of randomness and keep the others."""
 
-    params: int = option(-1, 'initial parameters (-1 = seed)', stream_seed(), resumable=True)
-    dropout: int = option(-1, 'dropout masks (-1 = seed)', stream_seed(), resumable=True)
-    sample: int = option(-1, 'sampled tokens (-1 = seed)', stream_seed(), resumable=True)
-    data: int = option(-1, 'order of the examples (-1 = seed)', stream_seed(), resumable=True)
+    params: int = option(-1, 'initial parameters (-1 = seed)', STREAM_SEED, resumable=True)
+    dropout: int = option(-1, 'dropout masks (-1 = seed)', STREAM_SEED, resumable=True)
+    sample: int = option(-1, 'sampled tokens (-1 = seed)', STREAM_SEED, resumable=True)
+    data: int = option(-1, 'order of the examples (-1 = seed)', STREAM_SEED, resumable=True)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -163,7 +154,7 @@ class Config:
     """Configures a run. Its task is the module of tasks/ that defines `data` and `model`."""
 
     seed: int = option(
-        0, 'makes the root key of a new run; a resumed run keeps its own', uint32(), resumable=True
+        0, 'makes the root key of a new run; a resumed run keeps its own', SEED, resumable=True
     )
     prng_impl: str = option(
         'threefry2x32', 'PRNG implementation of every key', one_of('threefry2x32', 'rbg')
@@ -173,7 +164,7 @@ class Config:
         0,
         'data shards, a power of two: the most devices this run can ever use '
         '(0 = device count of the first launch)',
-        zero_or_power_of_two(),
+        Check(lambda n: n >= 0 and n & (n - 1) == 0, '0 or a power of two'),
         chosen=True,
     )
     batch_size: int = option(64, 'global batch, examples per step', at_least(1))
@@ -254,7 +245,7 @@ def check(config: Config) -> None:
     """
     known = [name for name, _, _ in options(config)]
     if unknown := [
-        f'config.{prefix}{name}: no such option{did_you_mean(prefix + name, known)}'
+        f'config.{prefix}{name}: no such option{checks.did_you_mean(prefix + name, known)}'
         for prefix, section in sections(config)
         for name in vars(section).keys() - {field.name for field in dataclasses.fields(section)}
     ]:
@@ -266,7 +257,7 @@ def check(config: Config) -> None:
             name = f'config.{prefix}{field.name}'
             rule: Check | None = field.metadata.get('check')
             try:
-                value = converted(value, kind)
+                value = checks.converted(value, kind)
             except (TypeError, OverflowError) as error:
                 expected = WORDS.get(kind) or (rule.expected if rule else f'{kind.__name__}(...)')
                 raise UserError(f'{name} = {value!r}: expected {expected}') from error

@@ -29,13 +29,16 @@ class Rows(NamedTuple):
     skipped: tuple[str, ...] = ()  # the problems of bad rows that were left out
 
 
-def read_splits(
-    data: DataConfig,
-    texts: Sequence[str],
-    label: str = '',
-    label_separator: str = '',
-    pairs: bool = False,
-) -> tuple[Rows, Rows]:
+class Features(NamedTuple):
+    """Names the features of a split to read. With `separator`, a row has any number of labels."""
+
+    texts: Sequence[str]
+    label: str = ''
+    separator: str = ''
+    pairs: bool = False  # each text is needed, not only one of them
+
+
+def read_splits(data: DataConfig, features: Features) -> tuple[Rows, Rows]:
     """Reads the training and the evaluation split, as `read_rows` does.
 
     The evaluation split may be a share of the training split, such as '10%'. A hash of the texts,
@@ -43,12 +46,12 @@ def read_splits(
     and a row stays where it is when others are added. '10%:SPLIT' also holds out 10%, but evaluates
     on SPLIT.
     """
-    train = read_rows(data, data.train, texts, label, label_separator, pairs)
+    train = read_rows(data, data.train, features)
     evaluation = data.evaluation
     if share := SHARE.fullmatch(evaluation):
         parts: tuple[list[int], list[int]] = [], []
         for row, found in enumerate(train.texts):
-            content = '\0'.join(found[:1] if pairs else found).encode()
+            content = '\0'.join(found[:1] if features.pairs else found).encode()
             number = int.from_bytes(hashlib.sha256(content).digest()[:8], 'big')
             parts[number < float(share[1]) / 100 * 2**64].append(row)
         if not all(parts):
@@ -61,24 +64,17 @@ def read_splits(
             return train, held_out._replace(skipped=())
         evaluation = share[2]
     classes = set(itertools.chain.from_iterable(train.labels))
-    return train, read_rows(data, evaluation, texts, label, label_separator, pairs, classes)
+    return train, read_rows(data, evaluation, features, classes)
 
 
 def read_rows(
-    data: DataConfig,
-    split: str,
-    texts: Sequence[str],
-    label: str = '',
-    label_separator: str = '',
-    pairs: bool = False,
-    classes: Collection[str] = (),
+    data: DataConfig, split: str, features: Features, classes: Collection[str] = ()
 ) -> Rows:
-    """Reads the features `texts` and `label` of a split from the source that the config names.
+    """Reads features of a split from the source that the config names.
 
-    A row has one label or, with a `label_separator`, any number. It needs some text in one of the
-    features or, in `pairs`, in each of them, and labels that are among the `classes` or not missing
-    ones. Bad rows are refused or skipped, as `data.bad_rows` says. Raises UserError for data that
-    is missing, malformed or empty.
+    A row needs some text in one of the features or, in `pairs`, in each of them, and labels that
+    are among the `classes` or not missing ones. Bad rows are refused or skipped, as
+    `data.bad_rows` says. Raises UserError for data that is missing, malformed or empty.
     """
     problems: list[str] = []
 
@@ -91,23 +87,23 @@ def read_rows(
     if data.source == 'tfds':
         from input_pipeline import tfds_source
 
-        rows = tfds_source.read(data, split, texts, label, label_separator)
+        rows = tfds_source.read(data, split, features)
     else:
         from input_pipeline import text_files
 
-        rows = text_files.read(data, split, texts, label, label_separator, bad)
+        rows = text_files.read(data, split, features, bad)
     found = [name for labels in rows.labels for name in labels]
     missing = {''} if rows.classes else missing_labels(found) - set(classes)
 
     def problem(row: int) -> str:
-        named = zip(texts, rows.texts[row], strict=True)
+        named = zip(features.texts, rows.texts[row], strict=True)
         empty = [repr(name) for name, text in named if not any(visible(text))]
-        if empty and (pairs or len(empty) == len(texts)):
+        if empty and (features.pairs or len(empty) == len(features.texts)):
             return f'{" and ".join(empty)} is empty, expected some text'
-        if wrong := missing.intersection(rows.labels[row] if label else ()):
+        if wrong := missing.intersection(rows.labels[row] if features.label else ()):
             return (
-                f'{label!r} is {min(wrong)!a}, which marks a missing label; expected a class (give '
-                "it another name, or set config.data.bad_rows='skip')"
+                f'{features.label!r} is {min(wrong)!a}, which marks a missing label; expected a '
+                "class (give it another name, or set config.data.bad_rows='skip')"
             )
         return ''
 

@@ -99,6 +99,7 @@ def encode_sources(
             )
         if (width := 1 + len(tokens)) > max_length and not cut:
             raise UserError(f'{where}: needs a width of {width}, expected at most {max_length}')
-        rows.append(vocabulary.marked(vocabulary.ids(text), max_length, start=False))
+        ids = [index for index, _ in tokens]
+        rows.append(vocabulary.marked(ids, max_length, start=False))
     sequences = Ragged(rows)
     return sequences.padded(np.arange(len(texts)), max_length), sequences.lengths

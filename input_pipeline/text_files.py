@@ -22,7 +22,7 @@ from etils import epath
 
 from configs.schema import DataConfig
 from errors import UserError
-from input_pipeline.examples import Rows, brief, not_among
+from input_pipeline.examples import Features, Rows, brief, not_among
 
 Records = Iterator[tuple[str, list[object]]]  # place ('a.tsv:17'), values in the order asked for
 Report = Callable[[str], None]  # gets what is wrong with a row
@@ -33,18 +33,17 @@ _UNSTORABLE = re.compile('[\0\ud800-\udfff]')
 _WHOLLY_QUOTED = re.compile('(^|[\t\r\n])"([^"\t\r\n]|"")*"([\t\r\n]|$)')
 
 
-def read(
-    data: DataConfig, file: str, texts: Sequence[str], label: str, label_separator: str, bad: Report
-) -> Rows:
+def read(data: DataConfig, file: str, features: Features, bad: Report) -> Rows:
     """Reads columns of a table, or keys of JSON objects; 'a.b' is key b of the object at key a.
 
-    A JSON label is a string, a number, true or false; with a `label_separator`, a text or a list
-    holds any number of labels. `file` is a path, or a pattern with * for several files, which are
-    read in order of their names. `bad` gets the problem of each row that cannot be read, and the
-    row is left out. Raises UserError for a file that cannot be read: one line that starts with the
-    file and, if possible, the number of the line at fault.
+    A JSON label is a string, a number, true or false; with a `separator`, a text or a list holds
+    any number of labels. `file` is a path, or a pattern with * for several files, which are read in
+    order of their names. `bad` gets the problem of each row that cannot be read, and the row is
+    left out. Raises UserError for a file that cannot be read: one line that starts with the file
+    and, if possible, the number of the line at fault.
     """
     places, found, labels = [], [], []
+    texts, label, separator = features[:3]
     wanted = [*texts, *([label] if label else [])]
     for path in _paths(file):
         match suffix := epath.Path(path.lower().removesuffix('.gz')).suffix:
@@ -52,19 +51,19 @@ def read(
                 # Not splitlines(): it also breaks at characters inside texts, such as U+2028.
                 records = json_objects(path, contents(path).split('\n'), wanted, bad)
             case '.tsv' | '.csv':
-                separator = data.delimiter or (',' if suffix == '.csv' else '\t')
+                delimiter = data.delimiter or (',' if suffix == '.csv' else '\t')
                 text = contents(path)
-                if separator == '\t':
+                if delimiter == '\t':
                     table = _tab_separated(path, text)
                 else:
-                    table = split_rows(path, io.StringIO(text, newline=''), separator)
+                    table = split_rows(path, io.StringIO(text, newline=''), delimiter)
                 records = table_rows(path, table, wanted, data.columns, bad)
             case _:
                 raise UserError(f'{path}: suffix {suffix!r}, expected .tsv, .csv or .jsonl')
         for where, values in records:
             try:
                 row = tuple(map(cell_text, itertools.repeat(where), texts, values))
-                labels += [cell_labels(where, label, values[-1], label_separator)] if label else []
+                labels += [cell_labels(where, label, values[-1], separator)] if label else []
             except UserError as error:
                 bad(str(error))
             else:

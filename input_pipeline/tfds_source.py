@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from configs.schema import DataConfig
 from errors import UserError, first_line
-from input_pipeline.examples import Rows, not_among
+from input_pipeline.examples import Features, Rows, not_among
 from input_pipeline.text_files import cell_labels
 
 _FORMAT = 'array_record'
@@ -24,44 +24,43 @@ _PROBE_SECONDS = 5.0
 _PORTS = {'https': 443, 'http': 80, 'ftp': 21}
 
 
-def read(
-    data: DataConfig, split: str, texts: Sequence[str], label: str, label_separator: str
-) -> Rows:
+def read(data: DataConfig, split: str, features: Features) -> Rows:
     """Reads a whole split, after downloading and preparing the data set if necessary.
 
     `split` may be a slice, such as 'train[:90%]'; `texts` are features of type Text, `label` one of
-    type ClassLabel, whose names become the classes; '' is a missing label. With `label_separator`,
+    type ClassLabel, whose names become the classes; '' is a missing label. With a `separator`,
     `label` is a Text with any number of labels. Raises UserError if there is no such data set,
     split or feature, or if the data cannot be prepared or read.
     """
     from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
 
+    texts, label, separator = features[:3]
     info = (builder := _prepared(data.name, data.data_dir)).info
-    kinds = dict.fromkeys(texts, 'Text') | {label: 'Text' if label_separator else 'ClassLabel'}
+    kinds = dict.fromkeys(texts, 'Text') | {label: 'Text' if separator else 'ClassLabel'}
     for feature, kind in kinds.items():
         where = f'TFDS data set {info.full_name!r}: feature'
         if feature and feature not in info.features:
             raise UserError(f'{where} {not_among(feature, sorted(info.features))}')
         if feature and (found := type(info.features[feature]).__name__) != kind:
             raise UserError(f'{where} {feature!r} is {found}, expected {kind}')
-    classes = () if label_separator or not label else tuple(info.features[label].names)
-    read_as_text = [*texts, label] if label_separator else texts
+    classes = () if separator or not label else tuple(info.features[label].names)
+    read_as_text = [*texts, label] if separator else texts
     place = f'TFDS data set {info.full_name!r}, {split!r}'
     rows: list[tuple[str, ...]] = []
     labels: list[list[str]] = []
     for record in _records(builder, place, split):
         # TFDS's own decoding of whole examples is more than ten times slower.
-        features = Example.FromString(record).features.feature
+        example = Example.FromString(record).features.feature
         try:
-            values = [features[name].bytes_list.value[0].decode().strip() for name in read_as_text]
+            values = [example[name].bytes_list.value[0].decode().strip() for name in read_as_text]
         except (IndexError, UnicodeDecodeError) as error:
             raise UserError(f'{place}: example {len(rows)}: {first_line(error)}') from error
         rows.append(tuple(values[: len(texts)]))
-        if label_separator:
+        if separator:
             where = f'{place}: example {len(labels)}'
-            labels.append(cell_labels(where, label, values[-1], label_separator))
+            labels.append(cell_labels(where, label, values[-1], separator))
         elif label:
-            number = (*features[label].int64_list.value, -1)[0]
+            number = (*example[label].int64_list.value, -1)[0]
             labels.append([classes[number] if 0 <= number < len(classes) else ''])
     return Rows(rows, labels, classes, lambda row: f'{place}: example {row}')
 

@@ -44,10 +44,7 @@ class Vocabulary:
         letters: slice = ALL_LETTERS,
     ) -> 'Vocabulary':
         """Makes a vocabulary of units seen at least `min_frequency` times; ties alphabetically."""
-        counts = collections.Counter(itertools.chain.from_iterable(map(units, texts)))
-        parts: collections.Counter[str] = collections.Counter()
-        for word, count in counts.items():
-            parts[word[letters]] += count
+        parts = collections.Counter(unit[letters] for text in texts for unit in units(text))
         frequent = [(-count, part) for part, count in parts.items() if count >= min_frequency]
         return cls([part for _, part in sorted(frequent)], units, letters)
 

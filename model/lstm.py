@@ -118,12 +118,9 @@ def lstm_backward(remat: bool, saved: Any, d_outputs: jax.Array) -> tuple[jax.Ar
         return (d_fused @ recurrent_kernel.T, dc * f), d_fused
 
     zero = jnp.zeros_like(h[0])
-    _, d_fused = jax.lax.scan(
-        step,
-        (zero, zero.astype(jnp.float32)),
-        (d_outputs, c, before(c), (inputs, h_before) if remat else gates),
-        reverse=True,
-    )
+    start = (zero, zero.astype(jnp.float32))
+    along = (d_outputs, c, before(c), (inputs, h_before) if remat else gates)
+    _, d_fused = jax.lax.scan(step, start, along, reverse=True)
     over_words = functools.partial(jnp.einsum, 'tbi,tbj->ij')
     return d_fused @ input_kernel.T, (
         over_words(inputs, d_fused),

@@ -23,6 +23,12 @@ def lstm_cell(remat: bool) -> type[nn.OptimizedLSTMCell]:
     return nn.remat(nn.OptimizedLSTMCell, prevent_cse=False)  # a scan separates the passes already
 
 
+def embed(vocab_size: int, size: int, dtype: jnp.dtype) -> nn.Embed:
+    """Returns an embedding that starts with small vectors."""
+    start = nn.initializers.normal(0.1)
+    return nn.Embed(vocab_size, size, embedding_init=start, dtype=dtype)
+
+
 class DecoderCell(nn.Module):
     """Performs one step of the decoder: reads a token and returns the logits of the next.
 
@@ -41,12 +47,7 @@ class DecoderCell(nn.Module):
 
     def setup(self) -> None:
         """Names every submodule by its attribute, so that its keys do not depend on order."""
-        self.embedding = nn.Embed(
-            self.vocab_size,
-            self.embedding_size,
-            embedding_init=nn.initializers.normal(0.1),
-            dtype=self.dtype,
-        )
+        self.embedding = embed(self.vocab_size, self.embedding_size, self.dtype)
         self.lstm = lstm_cell(self.remat)(self.hidden_size, dtype=self.dtype)
         self.lstm_dropout = Dropout(self.dropout)
         self.logits = nn.Dense(self.vocab_size, dtype=self.dtype)
@@ -58,11 +59,7 @@ class DecoderCell(nn.Module):
         return state, self.logits(hidden).astype(jnp.float32)
 
     def sampled(
-        self,
-        carry: tuple[LSTMState, jax.Array],
-        token: jax.Array,
-        forcing: jax.Array,
-        train: bool,
+        self, carry: tuple[LSTMState, jax.Array], token: jax.Array, forcing: jax.Array, train: bool
     ) -> tuple[tuple[LSTMState, jax.Array], jax.Array]:
         """Reads the true token with probability `forcing`, a coin for each row, and otherwise
         what it drew itself at the step before. Both draws come from the 'sample' stream.
@@ -108,15 +105,11 @@ class Seq2Seq(nn.Module):
     def setup(self) -> None:
         """Makes the submodules; each step of the decoder draws from its own keys."""
         self.word_dropped = WordDropout(self.word_dropout, self.unk_id, self.first_word_id)
-        self.embedding = nn.Embed(
-            self.source_vocab_size,
-            self.embedding_size,
-            embedding_init=nn.initializers.normal(0.1),
-            dtype=self.dtype,
-        )
+        self.embedding = embed(self.source_vocab_size, self.embedding_size, self.dtype)
         self.source_dropout = Dropout(self.embedding_dropout)
         cell = lstm_cell(self.remat)(self.hidden_size, dtype=self.dtype)
         self.encoder = nn.RNN(cell, return_carry=True, reverse=True)
+        sizes = (self.target_vocab_size, self.embedding_size, self.hidden_size)
         over_time = {
             'variable_broadcast': 'params',
             'split_rngs': {'params': False, 'dropout': True, 'sample': True},
@@ -129,16 +122,7 @@ class Seq2Seq(nn.Module):
                 'sampled': over_time | {'in_axes': (1, nn.broadcast, nn.broadcast)},
                 'greedy': over_time | {'in_axes': 0},
             },
-        )(
-            self.target_vocab_size,
-            self.embedding_size,
-            self.hidden_size,
-            self.dropout,
-            self.pad_id,
-            self.eos_id,
-            self.dtype,
-            self.remat,
-        )
+        )(*sizes, self.dropout, self.pad_id, self.eos_id, self.dtype, self.remat)
 
     def __call__(
         self,

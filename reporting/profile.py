@@ -45,6 +45,7 @@ class Profile:
         """Waits for the devices and writes the trace, if one is being taken."""
         if self._first:
             logging.warning('profile: not taken, this launch had no step %d', self._first)
+            self._first = 0
         elif self._tracing:
             self._tracing = False
             jax.block_until_ready(jax.live_arrays())

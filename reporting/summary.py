@@ -33,12 +33,7 @@ def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
 
 
 def write_summary(
-    workdir: epath.Path,
-    state: TrainState,
-    layout: Layout,
-    data: str,
-    metrics: Metrics,
-    rate: float,
+    workdir: epath.Path, state: TrainState, layout: Layout, data: str, metrics: Metrics, rate: float
 ) -> dict[str, Any]:
     """Writes the summary of a finished run to summary.json, logs it, and returns it.
 

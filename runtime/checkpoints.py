@@ -32,11 +32,7 @@ class Checkpoints:
     """The checkpoints of one workdir."""
 
     def __init__(
-        self,
-        workdir: epath.Path,
-        keep_newest: int = 1,
-        keep_best: int = 0,
-        metric: str = '',
+        self, workdir: epath.Path, keep_newest: int = 1, keep_best: int = 0, metric: str = ''
     ) -> None:
         """`metric`: the evaluation metric that ranks the best; larger is better."""
         self._directory, self._quarantine = workdir / 'checkpoints', workdir / 'damaged'

@@ -95,7 +95,8 @@ def load_config(path: str) -> Config:
         # ml_collections raises TypeError and ValueError again, with a traceback as their text.
         cause = error.__context__ or error
         lines = [getattr(cause, 'lineno', 0)]  # of a SyntaxError
-        lines += [f.lineno for f in traceback.extract_tb(cause.__traceback__) if f.filename == path]
+        frames = traceback.extract_tb(cause.__traceback__)
+        lines += [frame.lineno for frame in frames if Path(frame.filename) == file]
         hint = ''
         if isinstance(cause, AttributeError | TypeError):
             quoted = str(cause).split("'")[-2:-1]  # the unknown attribute or keyword
@@ -172,14 +173,6 @@ def check_workdir(workdir: str | None) -> epath.Path:
         except OSError as error:
             problem = f'cannot write in {folder} ({error.strerror})'
             raise UserError(f'--workdir={workdir}: {problem}') from error
-    return path
-
-
-def existing_run(workdir: str) -> epath.Path:
-    """Returns the folder of an existing run. Raises UserError if there is none."""
-    path = open_location(workdir)
-    if not path.is_dir():
-        raise UserError(f'{workdir}: expected the workdir of a run, found no folder')
     return path
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from errors import NonFinite, UserError
+from errors import NonFinite, UserError, first_line
 from runtime.storage import write_whole
 
 IN_FLIGHT = 2  # steps that the device may have queued before the host waits for a row
@@ -46,7 +46,7 @@ def read(directory: epath.Path, first: int = 1) -> np.ndarray:
         try:
             rows = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         except Exception as error:  # NumPy evaluates the header, so a damaged one raises anything
-            problem = ' '.join(str(error).split())
+            problem = first_line(error)
             raise UserError(f'{path}: not a ledger segment, damaged or cut ({problem})') from error
         if 'step' not in (rows.dtype.names or ()) or rows.dtype != (parts or [rows])[0].dtype:
             raise UserError(f'{path}: expected the columns of a ledger, as in the segments before')

@@ -79,9 +79,9 @@ def open_location(text: str, for_checkpoints: bool = False) -> epath.Path:
     if not answers:
         raise Unavailable(f'{text}: no answer within {ANSWER_SECONDS:.0f} s; see docs/launch.md')
     if refusal := answers[0]:
-        problem = ' '.join(str(refusal).split())[:300] or type(refusal).__name__
         answered = getattr(refusal, 'code', None) in (401, 403, 404)  # trying again will not help
         kind = UserError if answered else access_error(refusal) or UserError
+        problem = first_line(refusal)
         raise kind(f'{text}: cannot be reached ({problem}); see docs/launch.md') from refusal
     return path
 

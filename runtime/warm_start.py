@@ -159,6 +159,8 @@ def from_bert(file: str, arrays: Arrays, options: RunRecord) -> dict[str, np.nda
         facts = json.loads(beside.read_text()) if beside.exists() else {}
     except (OSError, ValueError) as error:
         raise UserError(f'{beside}: cannot be read ({error}), expected JSON') from error
+    if not isinstance(facts, dict):
+        raise UserError(f'{beside}: holds a {type(facts).__name__}, expected a JSON object')
     # No shape shows a wrong one of these.
     heads = options.get('model.num_heads')
     for name, here in (('num_attention_heads', heads), ('hidden_act', 'gelu')):

@@ -18,7 +18,7 @@ from configs.schema import Config, option
 from errors import UserError
 from input_pipeline import checks, reviews
 from input_pipeline.encoded import LabelledTexts, unknown_share
-from input_pipeline.examples import Rows, brief, not_among, read_splits
+from input_pipeline.examples import Features, Rows, brief, not_among, read_splits
 from input_pipeline.labels import class_names
 from input_pipeline.library_tokenizer import SEPARATOR, restored
 from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
@@ -106,7 +106,7 @@ def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[st
             for texts, labels in reviews.make_reviews(data.num_train, data.num_eval)
         )
         return train, evaluation, reviews.LABEL_NAMES
-    train_rows, eval_rows = read_splits(data, data.text_features, data.label_feature)
+    train_rows, eval_rows = read_splits(data, Features(data.text_features, data.label_feature))
     label_names = train_rows.classes or class_names(
         [label for (label,) in train_rows.labels], train_rows.place
     )
@@ -140,10 +140,7 @@ def require_labels(rows: Rows, label_names: Collection[str]) -> None:
 
 def affix_letters(data: DataConfig) -> list[slice]:
     """Returns the slices that cut a word's prefix and suffix."""
-    if not data.affixes:
-        return []
-    first, last = data.affixes
-    return [slice(first), slice(-last, None)]
+    return [slice(data.affixes[0]), slice(-data.affixes[1], None)] if data.affixes else []
 
 
 def make_vocabularies(data: DataConfig, texts: Sequence[str]) -> list[Vocabulary]:
@@ -200,10 +197,8 @@ def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array],
     """Returns key -> parameters, whose shapes do not depend on the width of a batch."""
 
     def init(key: jax.Array) -> Params:
-        rows: dict[str, Any] = {'token_ids': jnp.zeros((1, 2), jnp.int32)}
-        rows['lengths'] = jnp.full(1, 2)
-        if affixes:
-            rows['affix_ids'] = jnp.zeros((1, 2, affixes), jnp.int32)
+        rows: Any = {'token_ids': jnp.zeros((1, 2), jnp.int32), 'lengths': jnp.full(1, 2)}
+        rows |= {'affix_ids': jnp.zeros((1, 2, affixes), jnp.int32)} if affixes else {}
         return model.init({'params': key}, **rows, train=False)['params']
 
     return init
@@ -242,10 +237,8 @@ def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
 
 def classifier_metrics(totals: Totals) -> dict[str, float]:
     """Returns mean loss and accuracy; in evaluation also macro and weighted F1."""
-    metrics = {
-        'loss': totals['loss'] / totals['weight'],
-        'accuracy': totals['correct'] / totals['weight'],
-    }
+    weight = totals['weight']
+    metrics = {'loss': totals['loss'] / weight, 'accuracy': totals['correct'] / weight}
     if 'confusion' in totals:
         means = averages(*label_counts(totals['confusion']))
         metrics |= {f'{name}_f1': means[name][2] for name in ('macro', 'weighted')}
@@ -391,12 +384,5 @@ def make_predictor(
         ids = vocabulary.ids(text)
         return {'unknown': unknown_share([ids], vocabulary.unk), 'cut': len(ids) > width - 2}
 
-    return Predictor(
-        init=classifier_init(model, len(affixes)),
-        encode=encode,
-        apply=apply,
-        show=show,
-        notes=notes,
-        features=config.data.text_features,
-        join=SEPARATOR.join,
-    )
+    init, features = classifier_init(model, len(affixes)), config.data.text_features
+    return Predictor(init, encode, apply, show, notes, features, SEPARATOR.join)

@@ -33,7 +33,8 @@ def weights_of_examples(
     of_labels = labels.size / (len(label_names) * np.maximum(counts, 1))
     if given != ('balanced',):
         named = dict(text.rpartition('=')[::2] for text in given)
-        for label in named.keys() - set(label_names):
-            raise UserError(f'config.data.{option}: label {not_among(label, label_names)}')
+        for label in named:
+            if label not in label_names:
+                raise UserError(f'config.data.{option}: label {not_among(label, label_names)}')
         of_labels = np.array([float(named.get(label, 1)) for label in label_names])
     return of_labels[labels]

@@ -17,7 +17,7 @@ from arrays import Batch, Params, Rngs, Sums, Totals
 from configs.checks import Check, one_of
 from configs.schema import Config, option
 from errors import UserError
-from input_pipeline.examples import read_splits
+from input_pipeline.examples import Features, read_splits
 from input_pipeline.labels import class_names
 from input_pipeline.library_tokenizer import SEPARATOR
 from tasks import classification
@@ -51,13 +51,14 @@ def multilabel_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
 
     def sums(params: Params, batch: Batch, rngs: Rngs | None = None, _: Any = None) -> Sums:
         targets, weights = batch['labels'].astype(jnp.float32), batch['weights']
-        logits = model.apply({'params': params}, **inputs(batch), train=bool(rngs), rngs=rngs)
+        train = rngs is not None
+        logits = model.apply({'params': params}, **inputs(batch), train=train, rngs=rngs)
         logits = jnp.asarray(logits)
         smoothed = targets * (1 - label_smoothing) + label_smoothing / 2
         losses = optax.sigmoid_binary_cross_entropy(logits, smoothed).mean(axis=1)
         predicted = (logits > 0).astype(jnp.float32)
         hits = zip(COUNTS, (predicted * targets, predicted, targets), strict=True)
-        counts = {} if rngs else {name: weights @ of_rows for name, of_rows in hits}
+        counts = {} if train else {name: weights @ of_rows for name, of_rows in hits}
         return counts | {
             'exact_match': jnp.sum(weights * jnp.all(predicted == targets, axis=1)),
             'loss': jnp.sum(weights * losses),
@@ -83,9 +84,8 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
     assert isinstance(data, DataConfig)
     if data.class_weights or data.sampling_weights:
         raise UserError('config.data: expected no weights of labels, since a text may have several')
-    train, evaluation = read_splits(
-        data, data.text_features, data.label_feature, data.label_separator
-    )
+    features = Features(data.text_features, data.label_feature, data.label_separator)
+    train, evaluation = read_splits(data, features)
     given = [(row, label) for row, found in enumerate(train.labels) for label in found]
     if not given:
         raise UserError(f'{data.train}: no row has a label in {data.label_feature!r}')

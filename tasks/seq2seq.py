@@ -15,7 +15,7 @@ from configs.checks import Check, at_least, fraction, one_of
 from configs.schema import Config, option
 from input_pipeline import addition, checks
 from input_pipeline.encoded import unknown_share
-from input_pipeline.examples import read_splits
+from input_pipeline.examples import Features, read_splits
 from input_pipeline.library_tokenizer import restored
 from input_pipeline.pairs import EncodedPairs, Pairs, encode_sources
 from input_pipeline.tokenizer import make_vocabulary, tokenizer_option
@@ -92,8 +92,8 @@ def read_pairs(data: DataConfig) -> tuple[Pairs, Pairs, tuple[str, ...]]:
     if data.source == 'addition':
         sizes = data.num_train, data.num_eval, data.split_seed, data.bucket_lengths[-1]
         return *addition.make_additions(data.operand_digits, *sizes), ()
-    features = (data.source_feature, data.target_feature)
-    train, evaluation = read_splits(data, features, pairs=True)
+    features = Features((data.source_feature, data.target_feature), pairs=True)
+    train, evaluation = read_splits(data, features)
     return train.texts, evaluation.texts, train.skipped + evaluation.skipped
 
 
@@ -189,10 +189,8 @@ def token_sums(logits: jax.Array, batch: Batch) -> Sums:
 
 def seq2seq_metrics(totals: dict[str, float]) -> dict[str, float]:
     """Returns mean loss and accuracy per target token; in evaluation also of exact pairs."""
-    metrics = {
-        'loss': totals['loss'] / totals['weight'],
-        'token_accuracy': totals['correct'] / totals['weight'],
-    }
+    weight = totals['weight']
+    metrics = {'loss': totals['loss'] / weight, 'token_accuracy': totals['correct'] / weight}
     if 'exact' in totals:
         metrics['exact_match'] = totals['exact'] / totals['pairs']
     return metrics

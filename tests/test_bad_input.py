@@ -170,6 +170,18 @@ def test_mistake_in_a_config_file_is_one_line_that_names_it(tmp_path: Path, line
 
 
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+def test_mistake_in_a_config_file_has_its_line_however_the_file_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = config_with(tmp_path, '1 / 0')
+    file.write_text(file.read_text().replace('get_config()', 'get_config(size=1)', 1))
+    monkeypatch.chdir(tmp_path)
+    for path in ('own.py', 'own.py:large', './own.py:large', str(file)):
+        _, printed = parsed([f'--config={path}'])
+        assert 'own.py, line 6: ZeroDivisionError: division by zero' in printed
+
+
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 def test_value_of_another_type_is_converted_where_that_loses_nothing(tmp_path: Path) -> None:
     line = 'c.num_steps = 2e1; c.optimizer.learning_rate = 1; c.data.affixes = [3.0, 2]'
     line += '; c.data.train = pathlib.Path("a/b"); c.data.name = numpy.str_("x")'

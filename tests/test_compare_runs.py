@@ -414,6 +414,19 @@ def test_a_run_that_is_not_whole_is_refused(
         assert str(b) in printed
 
 
+def test_cause_without_a_text_is_named_in_the_refusal_of_a_segment(
+    tmp_path: Path, compared: Callable[..., Any]
+) -> None:
+    a, b = write_run(tmp_path / 'a', rows()), write_run(tmp_path / 'b', rows())
+    header = b'-' * 9000 + b'1\n'  # Python 3.11 raises MemoryError() for it
+    start = b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little')
+    (b / 'ledger' / '000000003-000000004.npy').write_bytes(start + header)
+    code, printed = compared(a, b)
+    assert code == 2
+    assert 'not a ledger segment, damaged or cut (' in printed
+    assert '()' not in printed
+
+
 def test_no_bit_flip_in_a_segment_is_a_traceback(
     tmp_path: Path, compared: Callable[..., Any]
 ) -> None:

@@ -11,7 +11,7 @@ from etils import epath
 
 from configs.schema import Config
 from errors import UserError
-from input_pipeline.examples import Rows, read_splits
+from input_pipeline.examples import Features, Rows, read_splits
 from tasks import classification
 from tasks.classification import DataConfig, ModelConfig
 from tools.saved_run import SavedRun
@@ -25,8 +25,8 @@ def split(folder: Path, cells: Cells, share: str, pairs: bool = False) -> tuple[
     file.write_text('\n'.join(json.dumps({'text': text, 'label': label}) for text, label in cells))
     data = DataConfig(source='files', train=str(file), evaluation=share)
     if pairs:
-        return read_splits(data, ('text', 'label'), pairs=True)
-    return read_splits(data, ('text',), 'label')
+        return read_splits(data, Features(('text', 'label'), pairs=True))
+    return read_splits(data, Features(('text',), 'label'))
 
 
 def texts(rows: Rows) -> set[str]:
@@ -83,11 +83,10 @@ def test_class_of_the_training_split_is_a_class_in_evaluation_too(tmp_path: Path
         (tmp_path / f'{name}.tsv').write_text('text\tlabel\n' + ''.join(rows))
     train, evaluation = (str(tmp_path / f'{name}.tsv') for name in files)
     data = DataConfig(source='files', train=train, evaluation=evaluation)
-    assert read_splits(data, ('text',), 'label')[1].labels == [
-        [label] for label in 3 * files['dev']
-    ]
+    features = Features(('text',), 'label')
+    assert read_splits(data, features)[1].labels == [[label] for label in 3 * files['dev']]
     with pytest.raises(UserError, match="'-1', which marks a missing label"):
-        read_splits(dataclasses.replace(data, train=evaluation), ('text',), 'label')
+        read_splits(dataclasses.replace(data, train=evaluation), features)
 
 
 def test_pairs_of_one_source_are_on_one_side(tmp_path: Path) -> None:

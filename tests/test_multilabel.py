@@ -16,7 +16,7 @@ import tasks
 import train
 from configs.schema import Config
 from errors import UserError
-from input_pipeline.examples import read_splits
+from input_pipeline.examples import Features, read_splits
 from tasks import multilabel
 from tasks.multilabel import DataConfig, ModelConfig
 from tests.parameters import random_params
@@ -78,7 +78,7 @@ def test_labels_in_json_lists_and_in_tables_are_the_same(tmp_path: Path) -> None
 def test_labels_of_tfds_are_a_text(tmp_path: Path) -> None:
     Reviews(data_dir=tmp_path).download_and_prepare(file_format='array_record')
     data = DataConfig(source='tfds', name='reviews', data_dir=str(tmp_path))
-    train, _ = read_splits(data, ('hypothesis',), 'premise', label_separator=' ')
+    train, _ = read_splits(data, Features(('hypothesis',), 'premise', separator=' '))
     assert train.texts == [('film',), ('film',), ('play',)]
     assert train.labels == [['good'], ['bad'], ['fine', 'é']]
 
@@ -145,6 +145,17 @@ def test_unknown_labels_and_weights_are_refused(tmp_path: Path) -> None:
         tasks.make_task(config_of(file, evaluation=str(other)))
     with pytest.raises(UserError, match='expected no weights of labels'):
         tasks.make_task(config_of(file, class_weights=('balanced',)))
+
+
+def test_counts_of_labels_are_of_the_evaluation_alone(tmp_path: Path) -> None:
+    """With rngs it is training, even without a stream in them."""
+    config = config_of(written(tmp_path, '.tsv'))
+    off = dict.fromkeys(('word_dropout', 'embedding_dropout', 'dropout'), 0.0)
+    config.model = ModelConfig(embedding_size=8, hidden_size=8, **off)
+    task = tasks.make_task(config)
+    rows = random_params(task.init), task.train.batch(np.arange(4), 8)
+    assert set(task.eval_sums(*rows)) == {*task.sum_names, *multilabel.COUNTS}
+    assert set(task.loss_sums(*rows, {})) == set(task.sum_names)
 
 
 @pytest.mark.parametrize('devices', [1, 4])

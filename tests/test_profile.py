@@ -37,6 +37,17 @@ def test_a_profile_of_steps_that_never_come_is_reported(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_resume_after_the_first_step_of_a_profile_is_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    profile = Profile('3:5', epath.Path(tmp_path))
+    for step in (4, 5, 6):
+        with profile.step(step):
+            pass
+    profile.close()
+    assert caplog.text.count('this launch had no step 3') == 1
+
+
 def test_a_profile_that_cannot_be_written_is_logged_and_training_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from tensorboardX.proto.event_pb2 import Event
 from configs.schema import DataConfig
 from errors import KeyfoldError, Unavailable, UserError
 from input_pipeline import text_files
+from input_pipeline.examples import Features
 from runtime import command_line, lock, processes, storage
 from runtime.checkpoints import Checkpoints
 from tests import runs
@@ -355,6 +356,10 @@ def test_network_that_fails_is_worth_another_try_and_a_missing_bucket_is_not(
         with pytest.raises(KeyfoldError, match='cannot be reached') as raised:
             storage.open_location(str(workdir))
         assert type(raised.value) is kind
+    verbose = OSError('\n no route to host\n  in a trace of many lines')
+    monkeypatch.setattr(type(workdir), 'exists', mock.Mock(side_effect=verbose))
+    with pytest.raises(Unavailable, match=r'cannot be reached \(no route to host\); see docs'):
+        storage.open_location(str(workdir))
 
 
 def test_only_a_folder_of_a_gs_bucket_can_be_a_workdir(store: Storage, workdir: epath.Path) -> None:
@@ -403,9 +408,11 @@ def test_text_files_are_read_from_a_bucket(workdir: epath.Path, tmp_path: Path) 
         (folder / 'train.tsv').write_text('text\tlabel\nso good\t1\nso bad\t0\ngut größer\t1\n')
         (folder / 'dev.jsonl').write_text('{"text": "fine", "label": "1"}\n')
 
+    features = Features(['text'], 'label')
+
     def read(folder: epath.Path | Path) -> list[object]:
         parts = [
-            text_files.read(DataConfig(), str(folder / name), ['text'], 'label', '', pytest.fail)
+            text_files.read(DataConfig(), str(folder / name), features, pytest.fail)
             for name in ('train.tsv', 'dev.jsonl')
         ]
         return [(part.texts, part.labels) for part in parts]

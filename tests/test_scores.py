@@ -129,6 +129,9 @@ def test_weights_of_labels_are_balanced_or_named() -> None:
     assert named.tolist() == [3, 3, 3, 2.5, 1, 1]
     with pytest.raises(UserError, match=r"^config.data.class_weights: label 'd' is not among"):
         find('class_weights', ('d=2',), labels, 'abc')
+    unknown = tuple(f'x{n}=2' for n in range(100))  # the first is named, at any hash seed
+    with pytest.raises(UserError, match="label 'x0' is not among"):
+        find('class_weights', unknown, labels, 'abc')
     accepts, _ = label_weights()
     for wrong in (('a',), ('a=0',), ('a=-1',), ('a=nan',), ('=2',), ('balanced', 'a=1')):
         assert not accepts(wrong)

@@ -5,6 +5,7 @@ import functools
 import logging
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -489,6 +490,13 @@ def test_texts_that_can_not_be_predicted_from_are_named(text: str, message: str)
     assert lengths.tolist() == [4]
     with pytest.raises(UserError, match=message):
         encode_sources(['1+2', text], vocabulary, 7)
+
+
+def test_text_to_predict_from_is_tokenized_once() -> None:
+    units = mock.Mock(side_effect=list)
+    sources, _ = encode_sources(['1+2', '3'], Vocabulary(tuple('0123456789+'), units), 7)
+    assert [call.args for call in units.call_args_list] == [('1+2',), ('3',)]
+    assert sources.tolist() == [[5, 14, 6, 3, 0, 0, 0], [7, 3, 0, 0, 0, 0, 0]]
 
 
 def test_task_follows_the_type_of_the_model_section() -> None:

@@ -94,9 +94,9 @@ import sys
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest)
-from input_pipeline.tfds_source import DataConfig, UserError, read
+from input_pipeline.tfds_source import DataConfig, Features, UserError, read
 assert 'tensorflow_datasets' not in sys.modules  # Slow to import, and not always needed.
-arguments = 'train', ['premise'], 'label', ''
+arguments = 'train', Features(['premise'], 'label')
 assert len(read(DataConfig(name='reviews', data_dir=sys.argv[1]), *arguments).texts) == 3
 assert 'tensorflow' not in sys.modules
 try:

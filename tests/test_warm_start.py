@@ -188,6 +188,7 @@ RECORDED = (0.15448103399, -0.14289416121, 0.31569727553)
         ('wide', r'layer_0/inner/kernel is \[16, 80\], expected \[16, 64\]; give config.model'),
         ('nan', r'init.weights = \S+: layer_0/inner/kernel has values that are not finite'),
         ('no json', r'/config.json: cannot be read \(.*\), expected JSON'),
+        ('list', '/config.json: holds a list, expected a JSON object'),
         ('heads', 'its config.json has num_attention_heads 8, this model 4'),
         ('relu', "its config.json has hidden_act 'relu', this model 'gelu'"),
     ],
@@ -202,8 +203,8 @@ def test_weights_that_do_not_fit_are_one_line(
         arrays['encoder.layer.0.intermediate.dense.weight'] = np.zeros((80, 16), np.float32)
     if change == 'nan':
         arrays['encoder.layer.0.intermediate.dense.weight'][3, 3] = np.nan
-    if change == 'no json':
-        (tmp_path / 'config.json').write_text('{')
+    if change in ('no json', 'list'):
+        (tmp_path / 'config.json').write_text({'no json': '{', 'list': '[]'}[change])
     safetensors.numpy.save_file(arrays, file)
     if change in ('heads', 'relu'):
         facts = {'heads': {'num_attention_heads': 8}, 'relu': {'hidden_act': 'relu'}}[change]

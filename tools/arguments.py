@@ -9,8 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from errors import KeyfoldError
+from etils import epath
+
+from errors import KeyfoldError, UserError
 from runtime.command_line import refuse
+from runtime.storage import open_location
 
 
 class Arguments(argparse.ArgumentParser):
@@ -39,6 +42,14 @@ def one_line_errors(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[
             refuse(error)
 
     return wrapped
+
+
+def existing_run(workdir: str) -> epath.Path:
+    """Returns the folder of an existing run. Raises UserError if there is none."""
+    path = open_location(workdir)
+    if not path.is_dir():
+        raise UserError(f'{workdir}: expected the workdir of a run, found no folder')
+    return path
 
 
 def run_tool(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -15,10 +15,9 @@ import numpy as np
 
 from errors import UserError
 from runtime import ledger
-from runtime.command_line import existing_run
 from runtime.run_record import read_record
 from tools import curves
-from tools.arguments import Arguments, one_line_errors, run_tool
+from tools.arguments import Arguments, existing_run, one_line_errors, run_tool
 
 # Within a step, each can change only those that follow. Sums other than the loss (right answers,
 # tokens) count as part of it.

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from errors import UserError
 from input_pipeline.examples import not_among
-from runtime.command_line import existing_run
 from tools import curves
-from tools.arguments import Arguments, one_line_errors, run_tool
+from tools.arguments import Arguments, existing_run, one_line_errors, run_tool
 
 
 @one_line_errors

@@ -15,10 +15,10 @@ from input_pipeline.examples import SHARE
 from reporting.log import quiet_libraries
 from runtime import backend, resume
 from runtime.checkpoints import Checkpoints
-from runtime.command_line import existing_run
 from runtime.run_record import RunRecord
 from runtime.warm_start import restore_target
 from tasks.task import Predictor, Task
+from tools.arguments import existing_run
 from training.mesh import Layout, make_layout, make_mesh
 from training.state import TrainState
 

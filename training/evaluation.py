@@ -9,25 +9,20 @@ from arrays import Metrics, Totals, Tree
 from training.mesh import Layout
 from training.step import EvalSums, make_eval_step
 
+# Yields this process's rows of global batches, all of one shape.
+Batches = Callable[[], Iterator[dict[str, np.ndarray]]]
+
 
 def make_evaluate(
-    eval_sums: EvalSums,
-    metrics: Callable[[Totals], Metrics],
-    layout: Layout,
-    batches: Callable[[], Iterator[dict[str, np.ndarray]]],
+    eval_sums: EvalSums, metrics: Callable[[Totals], Metrics], layout: Layout, batches: Batches
 ) -> Callable[[Tree], Metrics]:
-    """Returns the function params -> metrics; `batches` as in `make_totals`."""
+    """Returns the function params -> metrics."""
     totals = make_totals(eval_sums, layout, batches)
     return lambda params: {n: float(value) for n, value in metrics(totals(params)).items()}
 
 
-def make_totals(
-    eval_sums: EvalSums, layout: Layout, batches: Callable[[], Iterator[dict[str, np.ndarray]]]
-) -> Callable[[Tree], Totals]:
-    """Returns the function params -> the evaluation sums, added over all `batches()`.
-
-    `batches()` yields this process's rows of global batches, all of one shape.
-    """
+def make_totals(eval_sums: EvalSums, layout: Layout, batches: Batches) -> Callable[[Tree], Totals]:
+    """Returns the function params -> the evaluation sums, added over all `batches()`."""
     eval_step = make_eval_step(eval_sums, layout)
 
     def totals(params: Tree) -> Totals:

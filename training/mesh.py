@@ -69,10 +69,7 @@ class Layout:
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Moves this process's rows of a batch to its devices, as part of the global batch."""
         with jax.transfer_guard('allow'):  # this transfer is intended, unlike any other in the loop
-            return {
-                name: jax.make_array_from_process_local_data(self.sharded, rows)
-                for name, rows in batch.items()
-            }
+            return jax.make_array_from_process_local_data(self.sharded, batch)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -120,9 +117,7 @@ def jit_on_mesh(
     mapped = jax.shard_map(
         program, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
+    unread = bool(donate)  # a donated buffer is reused even if it is not read
     return jax.jit(
-        mapped,
-        donate_argnums=donate,
-        keep_unused=bool(donate),  # a donated buffer is reused even if it is not read
-        compiler_options=COMPILER_OPTIONS,
+        mapped, donate_argnums=donate, keep_unused=unread, compiler_options=COMPILER_OPTIONS
     )

@@ -72,11 +72,6 @@ def gathered(part: jax.Array, axis: str) -> jax.Array:
     return lax.bitcast_convert_type(words, jnp.float32)
 
 
-def sum_gathered(vector: jax.Array, axis: str) -> jax.Array:
-    """Adds a few numbers over a mesh axis in tree order: every device gathers and adds all."""
-    return sum_pairs(gathered(vector[None], axis))
-
-
 def sum_pairs(parts: jax.Array) -> jax.Array:
     """Adds over the leading axis, whose size is a power of two, in tree order."""
     terms = list(parts)

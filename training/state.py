@@ -36,12 +36,8 @@ def make_create_state(
         return TrainState(jnp.int32(0), params, opt_state, root_keys)
 
     whole: Tree = layout.replicated
-    opt_state = layout.sharded if layout.shard_state else whole
-    return jax.jit(
-        create_state,
-        out_shardings=TrainState(whole, whole, opt_state, whole),
-        compiler_options=COMPILER_OPTIONS,
-    )
+    shardings = TrainState(whole, whole, layout.sharded if layout.shard_state else whole, whole)
+    return jax.jit(create_state, out_shardings=shardings, compiler_options=COMPILER_OPTIONS)
 
 
 def abstract_state(

@@ -31,10 +31,7 @@ EvalSums = Callable[[Tree, Batch], Sums]
 
 
 def make_train_step(
-    loss_sums: LossSums,
-    optimizer: optax.GradientTransformation,
-    clip_norm: float,
-    layout: Layout,
+    loss_sums: LossSums, optimizer: optax.GradientTransformation, clip_norm: float, layout: Layout
 ) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """Returns the function (state, global batch) -> (next state, row uint32[columns]).
 

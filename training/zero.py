@@ -170,7 +170,8 @@ def squared_norm(own: Tree, layout: Layout) -> jax.Array:
         return sum_of_squares(reduction.select_shard(own, index))
 
     total = reduction.tree_sum_local(of_slice, jnp.int32(0), layout.shards_per_device)
-    return reduction.sum_gathered(total, AXIS)
+    # A few numbers: every device gathers all and adds them.
+    return reduction.sum_pairs(reduction.gathered(total[None], AXIS))
 
 
 def packed(slices: Tree) -> jax.Array:
