@@ -54,7 +54,7 @@ setup: $(READY)  ## install into .venv [PYTHON=python3.12] [ACCELERATOR=cpu|cuda
 train: $(READY)  ## train CONFIG in WORKDIR, or resume the run that WORKDIR holds
 	$(VENV)/bin/python train.py --config="$(CONFIG)" --workdir="$(WORKDIR)" $(ARGS)
 
-test: $(READY)  ## test every promise (about 12 minutes on 2 cores) [ARGS="-k resume"]
+test: $(READY)  ## test every promise (about 10 minutes on 2 cores) [ARGS="-k resume"]
 	$(VENV)/bin/python -m pytest $(PARALLEL) -m 'not long' $(ARGS)
 
 test-all: $(READY)  ## test everything: also all layouts, launchers, and what the documents show
