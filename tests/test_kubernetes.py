@@ -306,7 +306,7 @@ def test_stopped_run_saves_and_bad_input_fails_at_once(cluster: Cluster, tmp_pat
     assert 'the JobSet failed' in errors
     assert (cluster.folder / 'attempt').read_text() == '0'
     assert cluster.gke('stop')[0] == 0
-    longer = runs.command(tmp_path / 'run', num_steps=2000, eval_every=2000)[2:]
+    longer = runs.command(tmp_path / 'run', num_steps=100_000, eval_every=100_000)[2:]
     launcher = cluster.start('launch/gke.sh', 'run', '--', *longer)
     wait_for((tmp_path / 'run' / 'checkpoints' / '6').exists)
     os.killpg(launcher.pid, signal.SIGINT)  # ends following, and nothing else
