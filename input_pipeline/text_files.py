@@ -59,7 +59,10 @@ def read(data: DataConfig, file: str, features: Features, bad: Report) -> Rows:
                     table = split_rows(path, io.StringIO(text, newline=''), delimiter)
                 records = table_rows(path, table, wanted, data.columns, bad)
             case _:
-                raise UserError(f'{path}: suffix {suffix!r}, expected .tsv, .csv or .jsonl')
+                raise UserError(
+                    f'{path}: suffix {suffix!r}, expected .tsv, .csv or .jsonl; '
+                    'config.data.evaluation may also be a share, such as 10%'
+                )
         for where, values in records:
             try:
                 row = tuple(map(cell_text, itertools.repeat(where), texts, values))

@@ -168,7 +168,7 @@ class Checkpoints:
             problem = first_line(error)
             self._problem = SaveFailed(
                 f'{self._directory}: the last checkpoint could not be written ({problem}); '
-                'earlier ones are intact: fix the storage and start again'
+                'those before it are intact: fix the storage and start again'
             )
             if jax.process_count() > 1:
                 if isinstance(error, jax.errors.JaxRuntimeError):  # of a collective, not of storage

@@ -176,6 +176,22 @@ def check_workdir(workdir: str | None) -> epath.Path:
     return path
 
 
+def require_free(workdir: epath.Path) -> None:
+    """Raises UserError if a workdir without a checkpoint holds what a new run would overwrite.
+
+    A run that was killed before its first checkpoint leaves a config.json, and no steps in ledger/.
+    """
+    config, found = workdir / 'config.json', [*workdir.glob('ledger/*.npy')]
+    found += [path for path in [workdir / 'summary.json'] if path.exists()]
+    if config.exists() and b'"num_shards"' not in config.read_bytes():
+        found += [config]
+    if found:
+        raise UserError(
+            f'{workdir}: expected an empty folder or a run, found {found[0].name} and no '
+            'checkpoint; bring back checkpoints/, or use another --workdir'
+        )
+
+
 def one_line(text: object, most: int = MOST_CHARACTERS) -> str:
     """Returns the text on one line, without its middle if it has more than `most` characters."""
     line = ' '.join(str(text).split())

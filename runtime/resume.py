@@ -12,7 +12,7 @@ from configs.schema import Config
 from errors import KeyfoldError, UserError
 from runtime import backend
 from runtime.checkpoints import Checkpoints
-from runtime.command_line import one_line
+from runtime.command_line import one_line, require_free
 from runtime.run_record import RunRecord, read_record
 from training import keys
 
@@ -35,6 +35,8 @@ def plan(
     run keeps its seeds and, by default, its shards. Raises UserError, listing the changes, if an
     option, task facts or threads changed, unless `allow_changes`; then the manifest records them.
     """
+    if saved is None:
+        require_free(workdir)
     now = backend.environment() | {'code': backend.code()}
     num_shards, overrides = config.num_shards or now['device_count'], []
     if saved is not None:

@@ -152,7 +152,7 @@ def test_failed_save_of_a_pod_ends_it_at_once_since_the_others_would_wait(
     keeper.save(small_state(layout(2), 1), HEADER, None, before=full)
     assert keeper.poll() is None  # one process trains on
     monkeypatch.setattr(checkpoints.jax, 'process_count', lambda: 2)
-    with pytest.raises(SaveFailed, match=r'No space left on device.*earlier ones are intact'):
+    with pytest.raises(SaveFailed, match=r'No space left on device.*those before it are intact'):
         keeper.save(small_state(layout(2), 2), HEADER, None, before=full)
 
 

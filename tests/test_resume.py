@@ -21,7 +21,7 @@ from configs import reviews
 from configs.schema import Config
 from errors import REQUEUE, UserError
 from input_pipeline.reviews import make_reviews
-from runtime import backend, preemption, resume
+from runtime import backend, command_line, preemption, resume
 from runtime.run_record import read_record
 from tasks.classification import DataConfig, ModelConfig
 from tests import runs
@@ -168,6 +168,28 @@ def test_no_whole_checkpoint_stops_the_run_instead_of_starting_over(finished: Tr
     with pytest.raises(UserError, match=r'no intact checkpoint is left'):  # nor later
         train.train(small_config(), epath.Path(tmp_path))
     assert list((tmp_path / 'ledger').iterdir())
+
+
+@pytest.mark.slow
+def test_run_whose_checkpoints_are_gone_is_not_started_over(finished: Trained) -> None:
+    tmp_path, _ = finished
+    shutil.rmtree(tmp_path / 'checkpoints')
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    with pytest.raises(UserError, match=r'found \d+-\d+\.npy and no checkpoint; bring back'):
+        train.train(small_config(), epath.Path(tmp_path))
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.parametrize('name', ['config.json', 'summary.json'])
+def test_new_run_overwrites_no_file_of_another_program(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=f'found {name} and no checkpoint'):
+        command_line.require_free(epath.Path(tmp_path))
+    (tmp_path / name).unlink()
+    (tmp_path / 'config.json').write_text('{"num_shards": 1}')  # killed before its first checkpoint
+    (tmp_path / 'ledger').mkdir()
+    command_line.require_free(epath.Path(tmp_path))
+    command_line.require_free(epath.Path(tmp_path / 'new'))
 
 
 @pytest.mark.slow
