@@ -135,11 +135,10 @@ setup() {
 # Sets `running` if the run goes on on all workers. They have no copy of the project at first, and
 # one that cannot be reached says nothing: what may still run is not set up again.
 look() {
-  # shellcheck disable=SC2016 # the workers expand it
-  local found probe='kill -0 -- "-$(cat keyfold-run/pid)" 2>/dev/null && echo running || echo idle'
+  local found probe='bash keyfold/launch/tpu_worker.sh running 2>/dev/null'
   running=
   if [[ $dry_run ]]; then return; fi
-  found=$(on_workers all "$probe") || return
+  found=$(on_workers all "$probe && echo running || echo idle") || return
   if [[ $found == *running* && $found != *idle* ]]; then running=1; fi
 }
 
