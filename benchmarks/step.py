@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from arrays import HostBatch
 from benchmarks.common import Row, in_turn, ratio
 from configs import sst2, sst2_flax
 from configs.schema import Config
@@ -155,7 +156,7 @@ def model_of(config: Config) -> nn.Module:
     return make_model(config.model, [Vocabulary([''] * (count - FIRST_WORD)) for count in sizes], 2)
 
 
-def random_batch(config: Config, width: int = WIDTH) -> dict[str, np.ndarray]:
+def random_batch(config: Config, width: int = WIDTH) -> HostBatch:
     """Returns a batch of one width."""
     random, rows = np.random.default_rng(0), config.batch_size
     batch = {

@@ -12,8 +12,8 @@ from typing import Protocol
 import grain
 import numpy as np
 
+from arrays import HostBatch
 from configs.schema import Config
-from input_pipeline.encoded import HostBatch
 from input_pipeline.sampling import weighted_epoch
 
 EpochSeed = Callable[[int], np.ndarray]

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from arrays import HostBatch
 from input_pipeline.vocabulary import PAD, Vocabulary
-
-HostBatch = dict[str, np.ndarray]  # every array [B, ...]
 
 
 class Ragged:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from arrays import HostBatch
 from errors import UserError
-from input_pipeline.encoded import HostBatch, Ragged, digest, unknown_share
+from input_pipeline.encoded import Ragged, digest, unknown_share
 from input_pipeline.examples import brief
 from input_pipeline.vocabulary import Vocabulary
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from arrays import Batch, Params, Rngs, Sums, Totals
+from arrays import Batch, HostBatch, Params, Rngs, Sums, Totals
 from configs import schema
 from configs.checks import Check, at_least, fraction, names, one_of
 from configs.schema import Config, option
@@ -350,7 +350,7 @@ def make_predictor(
     width = config.data.bucket_lengths[-1]
     model = make_model(config.model, vocabularies, len(labels))
 
-    def encode(texts: list[str]) -> dict[str, np.ndarray]:
+    def encode(texts: list[str]) -> HostBatch:
         if empty := next((n for n, text in enumerate(texts, 1) if not text.strip()), 0):
             raise UserError(f'text {empty}: expected some text')
         split = LabelledTexts(texts, np.zeros(len(texts)), vocabulary, width, affixes)

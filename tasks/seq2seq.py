@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from arrays import Batch, Params, Rngs, Sums
+from arrays import Batch, HostBatch, Params, Rngs, Sums
 from configs import schema
 from configs.checks import Check, at_least, fraction, one_of
 from configs.schema import Config, option
@@ -288,7 +288,7 @@ def make_predictor(config: Config, resume_facts: Json) -> Predictor:
     width = data.bucket_lengths[-1]
     model = make_model(options, source, target)
 
-    def encode(texts: list[str]) -> dict[str, np.ndarray]:
+    def encode(texts: list[str]) -> HostBatch:
         # If training had rare units, the model has learned what an unknown one means.
         rare, cut = data.min_frequency > 1, data.too_long == 'cut'
         sources, lengths = encode_sources(texts, source, width, rare, cut)

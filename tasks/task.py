@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from arrays import Batch, Params, Rngs, Sums, Totals
+from arrays import Batch, HostBatch, Params, Rngs, Sums, Totals
 from input_pipeline.batches import Examples
 
 Json = dict[str, Any]  # the facts of a run, its record, or a prediction
@@ -50,7 +50,7 @@ class Predictor:
     """Predicts on new texts; made from the config and the facts of a checkpoint alone."""
 
     init: Callable[[jax.Array], Params]  # key -> parameters
-    encode: Callable[[list[str]], dict[str, np.ndarray]]
+    encode: Callable[[list[str]], HostBatch]
     """N texts -> arrays [N, ...]. Raises UserError for a text that it cannot predict from."""
     apply: Callable[[Params, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
     show: Callable[[Any, int, str], Json]  # (result of apply on the host, row, text) -> JSON

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from arrays import Metrics, Totals
+from arrays import HostBatch, Metrics, Totals
 from errors import UserError
 from input_pipeline.batches import eval_batches
-from input_pipeline.encoded import HostBatch
 from tasks.task import Predictor, Task
 from tools import saved_run
 from tools.arguments import Arguments, one_line_errors, run_tool

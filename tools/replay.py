@@ -22,6 +22,7 @@ import optax
 from etils import epath
 
 import tasks
+from arrays import HostBatch
 from configs.schema import Config
 from errors import UserError
 from input_pipeline.batches import batch_order, train_batches
@@ -126,7 +127,7 @@ def module_norms(grads: Any, weight: jax.Array) -> Iterator[tuple[str, float]]:
 
 
 def print_largest_losses(
-    task: Task, config: Config, layout: Layout, state: TrainState, batch: dict[str, np.ndarray],
+    task: Task, config: Config, layout: Layout, state: TrainState, batch: HostBatch,
     epoch_seed: Any, step: int,
 ) -> None:  # fmt: skip
     """Prints the examples of the batch whose losses are not finite, or else the largest."""
@@ -146,9 +147,7 @@ def print_largest_losses(
         print(f'{where}: {task.train.text(example)!r}{label}')
 
 
-def example_losses(
-    task: Task, layout: Layout, state: TrainState, batch: dict[str, np.ndarray]
-) -> np.ndarray:
+def example_losses(task: Task, layout: Layout, state: TrainState, batch: HostBatch) -> np.ndarray:
     """Returns the loss float32[B] of each example, with the masks of the step.
 
     The loss is a sum over examples of weight times loss, so it is the gradient by the weights.

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from arrays import Metrics, Totals, Tree
+from arrays import HostBatch, Metrics, Totals, Tree
 from training.mesh import Layout
 from training.step import EvalSums, make_eval_step
 
 # Yields this process's rows of global batches, all of one shape.
-Batches = Callable[[], Iterator[dict[str, np.ndarray]]]
+Batches = Callable[[], Iterator[HostBatch]]
 
 
 def make_evaluate(

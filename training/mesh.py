@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from arrays import Tree
+from arrays import Batch, HostBatch, Tree
 from configs.schema import Config
 from errors import UserError
 
@@ -66,7 +66,7 @@ class Layout:
             )
         return trained, {name: params[name] for name in self.frozen}
 
-    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    def put(self, batch: HostBatch) -> Batch:
         """Moves this process's rows of a batch to its devices, as part of the global batch."""
         with jax.transfer_guard('allow'):  # this transfer is intended, unlike any other in the loop
             return jax.make_array_from_process_local_data(self.sharded, batch)
