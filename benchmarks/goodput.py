@@ -185,14 +185,12 @@ def read_spans(folder: Path) -> list[Span]:
 
     A kill may have cut the last line of a file.
     """
-    return [
-        span
-        for file in folder.iterdir()
-        for line in file.read_text().splitlines(keepends=True)
-        if line[-1] == '\n'
-        for span in [Span(*json.loads(line))]
-        if file.name == '0' or span.kind in accounting.INNER
-    ]
+    spans = list[Span]()
+    for file in folder.iterdir():
+        lines = file.read_text().splitlines(keepends=True)
+        found = [Span(*json.loads(line)) for line in lines if line[-1] == '\n']
+        spans += [span for span in found if file.name == '0' or span.kind in accounting.INNER]
+    return spans
 
 
 def outcome(workdir: Path) -> tuple[Any, ...]:

@@ -181,10 +181,12 @@ def require_free(workdir: epath.Path) -> None:
 
     A run that was killed before its first checkpoint leaves a config.json, and no steps in ledger/.
     """
-    config, found = workdir / 'config.json', [*workdir.glob('ledger/*.npy')]
-    found += [path for path in [workdir / 'summary.json'] if path.exists()]
+    summary, config = workdir / 'summary.json', workdir / 'config.json'
+    found = list(workdir.glob('ledger/*.npy'))
+    if summary.exists():
+        found.append(summary)
     if config.exists() and b'"num_shards"' not in config.read_bytes():
-        found += [config]
+        found.append(config)
     if found:
         raise UserError(
             f'{workdir}: expected an empty folder or a run, found {found[0].name} and no '
