@@ -41,6 +41,7 @@ TaskPlugin=task/none
 MpiDefault=none
 KillWait=7
 JobRequeue=0
+MinJobAge=3600
 MailProg=/bin/true
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU

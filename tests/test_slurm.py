@@ -158,7 +158,6 @@ def test_how_processes_end_decides_whether_the_job_starts_again(submit: Callable
         '3/waits': ('FAILED', '3', 0),
         'saves/4': ('FAILED', '4', 0),
         '5/waits': ('FAILED', '5', 0),
-        'then5/hangs,0/0': ('FAILED', '137', 0),  # Slurm kills the other, which hides the 5
         '75/75,75/75,0/0': ('COMPLETED', '0', 2),  # asked to stop: any number of times
         'killed/saves,0/0': ('COMPLETED', '0', 1),
         '1/saves,1/saves,0/0': ('FAILED', '129', 1),  # a crash, although one was asked to stop
@@ -167,6 +166,15 @@ def test_how_processes_end_decides_whether_the_job_starts_again(submit: Callable
     jobs = {ends: submit('', ends, MAX_RESTARTS='1') for ends in expected}
     assert {ends: job.end() for ends, job in jobs.items()} == expected
     assert 'exit code 129 after 1 restarts: not requeued' in jobs['1/saves,1/saves,0/0'].printed()
+
+
+def test_a_process_that_has_to_be_killed_does_not_hide_that_another_failed_for_good(
+    submit: Callable[..., Job],
+) -> None:
+    job = submit('', 'then5/hangs,0/0')
+    state, code, restarts = job.end()
+    assert (state, restarts) == ('FAILED', 0), job.printed()
+    assert code in ('137', '5'), job.printed()  # by which of the two srun hears of last
 
 
 def test_what_slurm_does_decides_whether_the_job_starts_again(
@@ -224,10 +232,18 @@ def test_gpus_that_cannot_be_shared_equally_are_refused(submit: Callable[..., Jo
 
 def test_nothing_outlives_the_cluster(tmp_path: Path) -> None:
     with slurm_cluster.cluster(tmp_path) as env:
-        ask(env, 'sbatch', '--output=/dev/null', '--wrap', 'srun sleep 1000')
-        wait_for(lambda: ask(env, 'squeue', '--noheader', '--format=%T') == 'RUNNING')
+        wait_for(lambda: sleeps(env), PAUSE)
         assert len(started_with(env)) >= 6
     wait_for(lambda: not started_with(env))
+
+
+def sleeps(env: dict[str, str]) -> bool:
+    """Returns whether a job that sleeps runs; submits one when none is queued."""
+    queue = ask(env, 'squeue', '--noheader', '--format=%i %T %r')
+    print(queue)  # shown when it never runs
+    if not queue:
+        print(ask(env, 'sbatch', '--output=/dev/null', '--wrap', 'srun sleep 1000'))
+    return 'sleep' in started_with(env)
 
 
 def started_with(env: dict[str, str]) -> list[str]:
