@@ -55,6 +55,7 @@ REFUSED_SETTINGS = (
     'jax_debug_infs',
 )
 
+M_ARENA_MAX = -8  # of glibc's mallopt
 VERSIONED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -92,14 +93,13 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
     os.environ['XLA_FLAGS'] = ' '.join(flags)
     devices = max(jax.config.values['jax_num_cpu_devices'], int(count))
     os.environ['PJRT_NPROC'] = str(cpu_threads or max(usable_cores(), devices))
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # or each thread of the compiler keeps a heap
     jax.monitoring.register_event_duration_secs_listener(return_freed_memory)
 
 
 def return_freed_memory(event: str, duration_secs: float, **_: object) -> None:
-    """Returns to the system what a long compilation has freed; JAX calls it after every one.
-
-    glibc gives each thread of the compiler a heap of its own, and keeps these.
-    """
+    """Returns to the system what a long compilation has freed; JAX calls it after every one."""
     if duration_secs > 1 and event.endswith('backend_compile_duration'):
         with contextlib.suppress(AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -322,6 +323,35 @@ def test_changed_files_are_those_edited_added_and_removed() -> None:
     assert resume.changed_files(old, new) == ['b.py', 'c.py', 'd.py']
     assert resume.changed_files(old, old) == []
     assert resume.changed_files(None, new) == []  # a record from before code was recorded
+
+
+HEAPS = """
+import ctypes, threading
+from runtime import backend
+if {prepared}:
+    backend.prepare()
+library = ctypes.CDLL(None)
+library.malloc.restype = library.fopen.restype = ctypes.c_void_p
+barrier = threading.Barrier(4)
+def allocate():
+    library.malloc(100)
+    barrier.wait()
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+file = ctypes.c_void_p(library.fopen(b'/dev/stdout', b'w'))
+library.malloc_info(0, file)
+library.fflush(file)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='heaps of glibc')
+def test_threads_share_one_heap() -> None:
+    def heaps(prepared: bool) -> int:
+        program = [sys.executable, '-c', HEAPS.format(prepared=prepared)]
+        return runs.printed(program, runs.ROOT, os.environ.copy(), 300).count('<heap nr=')
+
+    assert heaps(prepared=True) < heaps(prepared=False)  # imports may have started a thread
 
 
 def test_what_a_long_compilation_freed_goes_back_to_the_system(
