@@ -1,9 +1,9 @@
 """Saves the newest finished step and exits with REQUEUE when the run is asked to stop.
 
-A scheduler that reclaims the machine sends SIGTERM, Ctrl-C sends SIGINT. A thread hears both, even
-while the main thread compiles or reads. The processes of a run get a signal at different times, or
-only some of them do, and their clocks differ: they vote at every step, and all save or stop after
-the same one.
+A scheduler that reclaims the machine sends SIGTERM, Ctrl-C SIGINT, a terminal that closes SIGHUP. A
+thread hears them, even while the main thread compiles or reads. The processes of a run get a signal
+at different times, or only some of them do, and their clocks differ: they vote at every step, and
+all save or stop after the same one.
 """
 
 import collections
@@ -20,7 +20,9 @@ from errors import REQUEUE
 from runtime import processes
 from training.mesh import Layout
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# nohup ignores SIGHUP, so that the run outlives its terminal.
+HANGUP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *HANGUP)
 TRAIN, SAVE, STOP = range(3)  # the votes of a process; the largest decides
 VOTES_IN_FLIGHT = 2  # a vote is read this many steps later, so that nobody waits for it
 
@@ -46,7 +48,8 @@ class StopRequest:
     def _hear(self, pipe: int) -> None:
         while True:
             number = os.read(pipe, 1)[0]
-            if number not in SIGNALS:
+            # The kernel and the shell may both send SIGHUP: that is one request.
+            if number not in SIGNALS or (self._asked and number == signal.SIGHUP):
                 continue
             name = signal.Signals(number).name
             if self._asked or not self._training:

@@ -112,10 +112,12 @@ def explicit_settings(address: str) -> dict[str, Any]:
 
 def end_now(problem: str, code: int) -> NoReturn:
     """Ends the process from any thread, with a line unless `problem` is empty. Files stay whole."""
-    newline = '\n' if sys.stderr.isatty() else ''  # below the live line, which nobody erases
-    sys.stderr.write(f'{newline}{problem}\n' if problem else '')
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        newline = '\n' if sys.stderr.isatty() else ''  # below the live line, which nobody erases
+        sys.stderr.write(f'{newline}{problem}\n' if problem else '')
+        sys.stderr.flush()
+    finally:  # also if the terminal is gone
+        os._exit(code)
 
 
 def end_after(seconds: float, problem: str, code: int) -> threading.Timer:

@@ -58,6 +58,31 @@ def test_run_asked_to_stop_saves_its_newest_step_and_goes_on_from_it(tmp_path: P
     assert not list(tmp_path.rglob('*tmp*'))
 
 
+@pytest.mark.slow
+def test_run_whose_terminal_closes_saves_its_newest_step_unless_nohup_protects_it(
+    tmp_path: Path,
+) -> None:
+    ours, terminal = os.openpty()
+    command = runs.command(tmp_path, **LONG)
+    options: dict[str, Any] = {'cwd': runs.ROOT, 'env': runs.environment(2)}
+    run = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, **options)
+    os.close(terminal)
+    printed = b''
+    while b' step   50/' not in printed:
+        printed += os.read(ours, 1000)
+    os.close(ours)
+    for _ in range(2):  # one is the kernel's, one the shell's
+        run.send_signal(signal.SIGHUP)
+        time.sleep(0.05)
+    assert run.wait(300) == REQUEUE
+    step = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
+    assert 50 <= step < LONG['num_steps']
+    pipes: dict[str, Any] = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
+    again = subprocess.Popen(['nohup', *command], **options, **pipes)
+    printed_again = stopped(again, f'resumed after step {step}', [signal.SIGHUP, signal.SIGTERM])
+    assert 'SIGHUP' not in printed_again
+
+
 HANGS = """
 import runpy, sys, time
 from runtime import ledger

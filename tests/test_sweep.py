@@ -193,7 +193,7 @@ def test_run_that_was_asked_to_stop_stops_the_sweep(stage: Stage) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_reaches_the_run_and_stops_the_sweep(tmp_path: Path, number: signal.Signals) -> None:
     stage = Stage(tmp_path)
     stage.ends({'1': 'waits'})

@@ -160,8 +160,9 @@ def call(words: Sequence[str], asked: list[int]) -> int:
         raise UserError(f'--command: {words[0]}: {error.strerror}') from error
 
     def pass_on(number: int, _: object) -> None:
+        if not asked or number != signal.SIGHUP:  # which may come twice, for one request
+            child.terminate()
         asked.append(number)
-        child.terminate()
 
     for number in SIGNALS:
         signal.signal(number, pass_on)
