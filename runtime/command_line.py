@@ -1,5 +1,6 @@
 """Parses the command line. A mistake in it ends the program with one line and exit code 2."""
 
+import ast
 import io
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any, NoReturn, get_type_hints
 from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
 from configs.checks import did_you_mean
 from configs.schema import Config, check, options
@@ -33,8 +35,23 @@ class NumberOrText(flags.ArgumentParser[float | str]):
             return argument
 
 
+class TupleOrWords(tuple_parser.TupleParser):
+    """Parses an override of a tuple, as Python writes it or as words between commas."""
+
+    def parse(self, argument: object) -> tuple[object, ...]:
+        """Returns ('a', 'b') for a,b and (a,b). A word that holds a comma needs quotes."""
+        if isinstance(argument, str):
+            try:
+                ast.literal_eval(argument)
+            except (SyntaxError, ValueError):
+                bare = argument[1:-1] if argument[:1] + argument[-1:] in ('()', '[]') else argument
+                argument = tuple(filter(None, map(str.strip, bare.split(','))))
+        return super().parse(argument)
+
+
 for kind in (int, float):
     config_flags.register_flag_parser_for_type(kind, NumberOrText())
+config_flags.register_flag_parser_for_type(tuple, TupleOrWords())
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

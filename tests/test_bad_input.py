@@ -232,6 +232,38 @@ def test_command_line_takes_the_numbers_that_a_config_file_takes(
     assert parsed([f'--config={config_with(tmp_path, line)}']) == (config, printed)
 
 
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+@pytest.mark.parametrize(
+    ('name', 'texts', 'value'),
+    [
+        ('data.columns', ['a,b', '(a,b)', 'a, b,'], ['a', 'b']),
+        ('data.columns', ["('a','b')", "'a','b'", '["a","b"]'], ['a', 'b']),
+        ('data.columns', ['class,my/text', '[class,my/text]'], ['class', 'my/text']),
+        ('data.columns', ['a', '(a)', "('a',)", "'a'"], ['a']),
+        ('data.columns', ["'a,b'", "('a,b',)"], ['a,b']),
+        ('data.columns', ['()', ''], []),
+        ('data.class_weights', ['very bad=5,good=0.5'], ['very bad=5', 'good=0.5']),
+        ('data.bucket_lengths', ['8,16', '(8,16)', '[8, 16]', '8,16,'], [8, 16]),
+        ('data.bucket_lengths', ['8'], [8]),
+        ('data.bucket_lengths', ['8 16', 'short,long'], None),
+    ],
+)
+def test_tuples_are_written_as_in_python_or_as_words_between_commas(
+    name: str, texts: list[str], value: list[str] | None
+) -> None:
+    for text in texts:
+        config, printed = parsed(['--config=configs/reviews.py', f'--config.{name}={text}'])
+        if value is None:
+            assert printed.startswith(f'error: config.{name} = ')
+        else:
+            assert config is not None, printed
+            assert to_dict(config)[name] == value
+    repeated = [f'--config.data.columns={name}' for name in ('a', 'b')]
+    config, _ = parsed(['--config=configs/reviews.py', *repeated])
+    assert config is not None
+    assert config.data.columns == ('a', 'b')
+
+
 def test_long_error_keeps_its_beginning_and_what_to_do() -> None:
     line = command_line.one_line('config.x: ' + 'v' * 1000 + ' use\n another')
     assert len(line) == 400
