@@ -2,6 +2,7 @@
 
 import ast
 import io
+import os
 import sys
 import tempfile
 import traceback
@@ -172,24 +173,28 @@ def checked_config(holder: flags.FlagHolder[Any]) -> Config:
 def check_workdir(workdir: str | None) -> epath.Path:
     """Returns the folder of a run. Raises UserError if it is a file, unreachable or not writable.
 
-    The same holds for `checkpoints/` in it, if that exists. A bucket that is not writable is found
-    when the run takes its lease there.
+    The same holds for `checkpoints/` and `ledger/` in it, if they exist. A bucket that is not
+    writable is found when the run takes its lease there.
     """
     if not workdir:
         raise UserError('--workdir: expected the folder of the run, such as --workdir=runs/reviews')
     if in_bucket(workdir) and not workdir.startswith('gs://'):
         raise UserError(f'--workdir={workdir}: expected a local folder or gs://BUCKET/FOLDER')
     path, remote = open_location(workdir, for_checkpoints=True), in_bucket(workdir)
-    parent = path if remote else next(p for p in (path, *path.parents) if p.exists())
-    for folder in (parent,) if remote else (parent, path / 'checkpoints'):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f'--workdir={workdir}: expected a folder, {folder} is a file')
+    parent = path if remote else next(p for p in (path, *path.parents) if os.path.lexists(p))
+    for folder in (parent,) if remote else (parent, path / 'checkpoints', path / 'ledger'):
+        if not folder.is_dir() and (folder.exists() or os.path.islink(folder)):
+            found = 'file' if folder.exists() else 'link to nothing'
+            raise UserError(f'--workdir={workdir}: expected a folder, {folder} is a {found}')
         try:
             if not remote and folder.exists():
                 tempfile.TemporaryDirectory(dir=folder).cleanup()
         except OSError as error:
             problem = f'cannot write in {folder} ({error.strerror})'
             raise UserError(f'--workdir={workdir}: {problem}') from error
+    for file in (path / 'config.json', path / 'metrics.csv', path / 'summary.json'):
+        if not remote and file.is_dir():
+            raise UserError(f'--workdir={workdir}: expected a file, {file} is a folder')
     return path
 
 

@@ -322,6 +322,31 @@ def test_workdir_that_is_a_file_or_not_writable_or_missing_is_refused(tmp_path: 
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize('name', ['checkpoints', 'ledger'])
+def test_file_in_the_place_of_a_folder_of_the_workdir_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('')
+    with pytest.raises(UserError, match=f'expected a folder, {tmp_path}/{name} is a file'):
+        command_line.check_workdir(str(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['config.json', 'metrics.csv', 'summary.json'])
+def test_folder_in_the_place_of_a_file_of_the_workdir_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f'expected a file, {tmp_path}/{name} is a folder'):
+        command_line.check_workdir(str(tmp_path))
+
+
+def test_workdir_that_is_or_holds_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / 'link'
+    link.symlink_to(tmp_path / 'nothing')
+    for workdir in (link, link / 'run'):
+        with pytest.raises(UserError, match=f'expected a folder, {link} is a link to nothing'):
+            command_line.check_workdir(str(workdir))
+    link.rename(tmp_path / 'ledger')
+    with pytest.raises(UserError, match=f'expected a folder, {tmp_path}/ledger is a link to'):
+        command_line.check_workdir(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ('field', 'value'),
     [

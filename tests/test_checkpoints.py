@@ -583,9 +583,3 @@ def test_checkpoints_that_cannot_be_written_are_found_before_the_first_step(
     with pytest.raises(UserError, match=rf': cannot write in {read_only}/checkpoints \('):
         check_workdir(str(read_only))
     assert Checkpoints(epath.Path(read_only)).steps() == []
-
-
-def test_file_in_the_place_of_checkpoints_is_found_before_the_first_step(tmp_path: Path) -> None:
-    (tmp_path / 'checkpoints').write_text('')
-    with pytest.raises(UserError, match=r'expected a folder, .*/checkpoints is a file'):
-        check_workdir(str(tmp_path))
