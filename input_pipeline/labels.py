@@ -12,6 +12,7 @@ _MISSING = {'', 'nan', '-nan', 'inf', '-inf', 'na', 'n/a', '#n/a', '<na>', 'null
 _HIDDEN = {'Cc', 'Cf', 'Zs', 'Zl', 'Zp'}  # categories of Unicode
 # Blank or without a glyph, though their categories are those of letters, marks and symbols.
 _HIDDEN_TOO = {*'\u034f\u115f\u1160\u2800\u3164\uffa0', *map(chr, range(0xFE00, 0xFE10))}
+_TRUTH = {'true': decimal.Decimal(1), 'false': decimal.Decimal(0)}
 _QUOTES = '"\'\u2018\u2019\u201c\u201d'
 
 
@@ -32,7 +33,7 @@ def class_names(labels: Sequence[str], place: Callable[[int], str]) -> tuple[str
         )
     spelled: dict[str | decimal.Decimal, str] = {}
     for label, key in keys.items():
-        if (other := spelled.setdefault(key, label)) != label:
+        if (other := spelled.setdefault(_TRUTH.get(str(key), key), label)) != label:
             places = (place(labels.index(spelling)) for spelling in (label, other))
             raise UserError(
                 f'{next(places)}: label {label[:40]!a}, but {next(places)} has {other[:40]!a}: '

@@ -77,6 +77,8 @@ INVISIBLE = ['\u200b', '\u2800', '\u3164', 'n\u200ban']
         ('1', '\uff11'),
         ('٣', '3.0'),
         ('x' * 5000, 'X' * 5000),
+        ('true', '1'),
+        ('0.0', 'False'),
     ],
 )
 def test_two_spellings_of_a_label_are_refused_with_both_lines(

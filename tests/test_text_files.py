@@ -151,6 +151,19 @@ def test_json_labels_may_be_numbers_and_truth_values(
     assert found == [label if isinstance(label, str) else json.dumps(label) for label in labels]
 
 
+def test_json_labels_that_mix_truth_values_and_numbers_are_refused(tmp_path: Path) -> None:
+    lines = [json.dumps({'sentence': 'a', 'label': label}) for label in (True, False, -1, 2, 1)]
+    assert read(tmp_path, '.jsonl', '\n'.join(lines[:4])).label_names == (
+        '-1',
+        '2',
+        'false',
+        'true',
+    )
+    message = refusal(tmp_path, '.jsonl', '\n'.join(lines))
+    assert message.startswith("train.jsonl:5: label '1', but ")
+    assert "train.jsonl:1 has 'true'" in message
+
+
 def test_json_values_are_found_inside_other_objects(tmp_path: Path) -> None:
     records = [
         {'review': {'body': {'text': ' good film '}}, 'meta': {'stars': 5}},
