@@ -59,10 +59,10 @@ def read_splits(data: DataConfig, features: Features) -> tuple[Rows, Rows]:
                 f'config.data.evaluation = {evaluation!r}: holds out {len(parts[1])} of '
                 f'{len(train.texts)} rows, expected some and not all'
             )
-        train, held_out = (_selected(train, rows, train.skipped) for rows in parts)
         if not share[2]:
-            return train, held_out._replace(skipped=())
-        evaluation = share[2]
+            held_out = _selected(train, parts[1], (), ' (held out of training)')
+            return _selected(train, parts[0], train.skipped), held_out
+        train, evaluation = _selected(train, parts[0], train.skipped), share[2]
     classes = set(itertools.chain.from_iterable(train.labels))
     return train, read_rows(data, evaluation, features, classes)
 
@@ -119,10 +119,10 @@ def read_rows(
     return _selected(rows, good, tuple(problems))
 
 
-def _selected(rows: Rows, keep: Sequence[int], skipped: tuple[str, ...]) -> Rows:
+def _selected(rows: Rows, keep: Sequence[int], skipped: tuple[str, ...], note: str = '') -> Rows:
     texts = [rows.texts[row] for row in keep]
     labels = [rows.labels[row] for row in keep if rows.labels]
-    return Rows(texts, labels, rows.classes, lambda row: rows.place(keep[row]), skipped)
+    return Rows(texts, labels, rows.classes, lambda row: rows.place(keep[row]) + note, skipped)
 
 
 def not_among(name: str, known: Collection[str]) -> str:

@@ -39,13 +39,15 @@ def read(data: DataConfig, file: str, features: Features, bad: Report) -> Rows:
     A JSON label is a string, a number, true or false; with a `separator`, a text or a list holds
     any number of labels. `file` is a path, or a pattern with * for several files, which are read in
     order of their names. `bad` gets the problem of each row that cannot be read, and the row is
-    left out. Raises UserError for a file that cannot be read: one line that starts with the file
-    and, if possible, the number of the line at fault.
+    left out. Raises UserError for a file that cannot be read: one line that names the file and, if
+    possible, the number of the line at fault.
     """
-    places, found, labels = [], [], []
+    places, found, labels = list[str](), [], []
     texts, label, separator = features[:3]
     wanted = [*texts, *([label] if label else [])]
-    for path in _paths(file):
+    option = f'config.data.{"train" if file == data.train else "evaluation"}'
+    for path in _paths(file, option):
+        before = len(places)
         match suffix := epath.Path(path.lower().removesuffix('.gz')).suffix:
             case '.jsonl':
                 # Not splitlines(): it also breaks at characters inside texts, such as U+2028.
@@ -59,10 +61,9 @@ def read(data: DataConfig, file: str, features: Features, bad: Report) -> Rows:
                     table = split_rows(path, io.StringIO(text, newline=''), delimiter)
                 records = table_rows(path, table, wanted, data.columns, bad)
             case _:
-                raise UserError(
-                    f'{path}: suffix {suffix!r}, expected .tsv, .csv or .jsonl; '
-                    'config.data.evaluation may also be a share, such as 10%'
-                )
+                share = ', or a share of the training rows, such as 10%' * (file != data.train)
+                expected = f'expected .tsv, .csv or .jsonl{share}'
+                raise UserError(f'{option}: {path}: suffix {suffix!r}, {expected}')
         for where, values in records:
             try:
                 row = tuple(map(cell_text, itertools.repeat(where), texts, values))
@@ -72,10 +73,12 @@ def read(data: DataConfig, file: str, features: Features, bad: Report) -> Rows:
             else:
                 found.append(row)
                 places.append(where)
+        if len(places) == before:
+            bad(f'{path}: no examples, expected one or more rows of data')
     return Rows(found, labels, (), places.__getitem__)
 
 
-def _paths(pattern: str) -> list[str]:
+def _paths(pattern: str, option: str) -> list[str]:
     if '*' not in pattern or epath.Path(pattern).expanduser().exists():
         return [pattern]
     folder, slash, _ = pattern[: pattern.index('*')].rpartition('/')
@@ -83,7 +86,7 @@ def _paths(pattern: str) -> list[str]:
     with contextlib.suppress(ValueError, NotImplementedError):  # an impossible name, or **
         found = sorted(map(str, root.glob(pattern.removeprefix(f'{folder}{slash}'))))
     if not found:
-        raise UserError(f'{pattern}: no such files')
+        raise UserError(f'{option}: {pattern}: no such files')
     return found
 
 

@@ -333,13 +333,20 @@ def test_several_files_are_read_in_order_of_their_names(tmp_path: Path) -> None:
     assert make_task(tmp_path, GOOD, train=pattern).resume_facts == one.resume_facts
     table(tmp_path / 'part-c.tsv', [('a', 'neg'), ('a', '')])
     assert refusal(tmp_path, GOOD, train=pattern).startswith("part-c.tsv:3: 'label' is ''")
+    for empty in ('', 'text\tlabel\n'):
+        (tmp_path / 'part-c.tsv').write_text(empty)
+        assert refusal(tmp_path, GOOD, train=pattern).startswith(
+            'part-c.tsv: no examples, expected'
+        )
+        skipped = make_task(tmp_path, GOOD, train=pattern, bad_rows='skip')
+        assert 'part-c.tsv: no examples' in skipped.files['skipped_rows.txt']
     for folder in ('x', 'y'):
         (tmp_path / folder).mkdir()
         table(tmp_path / folder / 'train.tsv', GOOD)
     twice = make_task(tmp_path, GOOD, train=str(tmp_path / '*' / 'train.tsv'))
     assert twice.resume_facts == make_task(tmp_path, GOOD * 2).resume_facts
     absent = str(tmp_path / 'port-*.tsv')
-    assert refusal(tmp_path, GOOD, train=absent) == 'port-*.tsv: no such files'
+    assert refusal(tmp_path, GOOD, train=absent) == 'config.data.train: port-*.tsv: no such files'
 
 
 QUOTED = '"she said ""hi"" and left"\t"pos"\nplain words\tpos\n"a tab\tinside"\tneg\n'

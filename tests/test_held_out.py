@@ -45,9 +45,9 @@ def test_share_is_held_out_and_every_row_is_in_one_split(
     assert len(held_out.texts) == pytest.approx(expected, abs=40)
     together = [*zip(train.texts, train.labels), *zip(held_out.texts, held_out.labels)]  # noqa: B905
     assert sorted(((text,), [label]) for text, label in CELLS) == sorted(together)
-    assert held_out.place(0).endswith(
-        f':{1 + CELLS.index((held_out.texts[0][0], held_out.labels[0][0]))}'
-    )
+    line = 1 + CELLS.index((held_out.texts[0][0], held_out.labels[0][0]))
+    assert held_out.place(0).endswith(f'all.jsonl:{line} (held out of training)')
+    assert train.place(0).endswith('all.jsonl:1')
 
 
 def test_rows_keep_their_split_when_the_file_grows_or_is_shuffled(tmp_path: Path) -> None:
@@ -106,8 +106,9 @@ def test_share_that_leaves_a_split_empty_is_refused(tmp_path: Path, share: str) 
 
 @pytest.mark.parametrize('name', ['ten%', '-10%', '10 %', '10%%', '%', '1e1%'])
 def test_what_is_no_share_is_a_file_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=f'^{name}: suffix'):
+    with pytest.raises(UserError, match=f'^config.data.evaluation: {name}: suffix') as caught:
         split(tmp_path, CELLS[:9], name)
+    assert str(caught.value).endswith('.jsonl, or a share of the training rows, such as 10%')
 
 
 def test_another_split_is_evaluated_while_the_share_stays_out_of_training(tmp_path: Path) -> None:

@@ -272,7 +272,6 @@ HEADER = 'sentence\tlabel\n'
         ('.tsv', '', 'train.tsv: no examples'),
         ('.jsonl', '\n', 'train.jsonl: no examples'),
         ('.csv', 'sentence,label\n', 'train.csv: no examples'),
-        ('.txt', '', "train.txt: suffix '.txt', expected .tsv, .csv or .jsonl"),
         ('.tsv', 'sentense\tlabel\n', "train.tsv:1: column 'sentence' is not among ['sentense'"),
         ('.tsv', 'sentense\tlabel\n', "; did you mean 'sentense'?"),
         ('.csv', '\nsentence,label,label\n', "train.csv:2: column 'label' occurs twice"),
@@ -306,6 +305,13 @@ def test_refusal_names_file_line_and_finding(
     tmp_path: Path, suffix: str, contents: str | bytes, message: str
 ) -> None:
     assert message in refusal(tmp_path, suffix, contents)
+
+
+def test_wrong_suffix_is_refused_with_its_option(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, '.txt', '')
+    expected = "train.txt: suffix '.txt', expected .tsv, .csv or .jsonl"
+    assert str(caught.value) == f'config.data.train: {tmp_path}/{expected}'
 
 
 @pytest.mark.parametrize('label', ['null', '[1]', '{}', 'NaN', '-Infinity', '1e999', '""'])
