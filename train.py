@@ -107,7 +107,7 @@ def train(
         names, make_predictor = task.token_names, tasks.predictor_from_record
         state = warm_start.apply_init(create_state(roots), config, names, layout, make_predictor)
     start, padding = int(state.step), padding_share(task.train.lengths, config)
-    start_report(config, layout, state, workdir, task.summary, task.warnings, padding)
+    start_report(config, layout, state, workdir, bool(saved), task.summary, task.warnings, padding)
     patience = EarlyStopping(task.best_metric, config.patience, evaluation_data, saved)
     run_record['evaluations'] = patience.evaluations  # which grow
     ended = start >= config.num_steps or patience.ended

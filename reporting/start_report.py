@@ -20,6 +20,7 @@ def start_report(
     layout: Layout,
     state: TrainState,
     workdir: epath.Path,
+    resumed: bool,
     data: str,
     warnings: Sequence[str],
     padded: float,
@@ -54,7 +55,7 @@ def start_report(
         name = name if part is state.params else f'  {name}'
         show(name, f'{sum(sizes):15,} in {len(sizes)} {"array" if len(sizes) == 1 else "arrays"}')
     checkpoint = workdir / 'checkpoints' / str(step)
-    show('start', f'resumed after step {step} from {checkpoint}' if step else 'new run')
+    show('start', f'resumed after step {step} from {checkpoint}' if resumed else 'new run')
     show('root key', root_key_hex(state))
     if step < config.num_steps:
         show('compiling', 'the training step, once for each padded length ...')

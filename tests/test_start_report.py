@@ -20,14 +20,20 @@ def test_start_report_shows_devices_shards_parameters_padding_and_where_training
     cell = {'kernel': jnp.ones((40, 30)), 'bias': jnp.ones(30)}
     params = {'cell': cell, 'embedding': jnp.ones((7, 2))}
     state = TrainState(jnp.int32(0), params, (), keys.root_keys(3, 'threefry2x32'))
+    config, workdir = reviews.get_config(), epath.Path('runs/x')
     caplog.set_level(logging.INFO)
-    for made in (state, dataclasses.replace(state, step=jnp.int32(312))):
-        start_report(
-            reviews.get_config(), layout(2), made, epath.Path('runs/x'), 'texts', (), 0.217
-        )
-    lines = [' '.join(line.split()) for line in caplog.messages]
-    new, resumed = lines[: len(lines) // 2], lines[len(lines) // 2 :]
-    assert [*new[:7], *new[8:]] == [*resumed[:7], *resumed[8:]]
+
+    def report(step: int, resumed: bool) -> list[str]:
+        caplog.clear()
+        made = dataclasses.replace(state, step=jnp.int32(step))
+        start_report(config, layout(2), made, workdir, resumed, 'texts', (), 0.217)
+        return [' '.join(line.split()) for line in caplog.messages]
+
+    new = report(0, resumed=False)
+    for step in (0, 312):
+        resumed = report(step, resumed=True)
+        assert [*new[:7], *new[8:]] == [*resumed[:7], *resumed[8:]]
+        assert resumed[7] == f'start resumed after step {step} from runs/x/checkpoints/{step}'
     assert new == [
         'data texts',
         'batches 64 examples, padded to 12, 20, 28, 42 ids (about 22% padding); '
@@ -42,7 +48,6 @@ def test_start_report_shows_devices_shards_parameters_padding_and_where_training
         'root key 0000000000000003',
         'compiling the training step, once for each padded length ...',
     ]
-    assert resumed[7] == 'start resumed after step 312 from runs/x/checkpoints/312'
 
 
 def test_start_says_how_often_to_save_from_what_the_first_save_cost(
@@ -76,7 +81,7 @@ def test_start_report_says_which_devices_a_resume_may_use_and_how_to_allow_more(
         caplog.clear()
         config = dataclasses.replace(reviews.get_config(), num_shards=chosen)
         made = layout(devices, shards, reduction)
-        start_report(config, made, state, epath.Path('runs/x'), 'texts', (), 0.2)
+        start_report(config, made, state, epath.Path('runs/x'), False, 'texts', (), 0.2)
         (line,) = (line for line in caplog.messages if line.startswith('shards '))
         assert line.endswith(f'; resumes exactly on {exact}')
         advice = f'--config.num_shards=N in a new run allows more than {shards}'
