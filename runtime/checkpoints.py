@@ -1,8 +1,8 @@
 """Saves checkpoints while training continues, commits them atomically, verifies them when read.
 
-A checkpoint `checkpoints/STEP` holds two Orbax items: `state`, the arrays of a TrainState with its
-root keys, and `run`, the run record as JSON: config, task facts (such as the vocabulary) and a
-manifest with the fingerprint of the state. Nothing in it is code.
+A checkpoint `checkpoints/STEP` holds two Orbax items: `state`, the arrays of a TrainState, and
+`run`, the run record as JSON: config, task facts such as the vocabulary, and a manifest with the
+state's fingerprint. Nothing in it is code.
 """
 
 import contextlib
@@ -245,7 +245,7 @@ def score(manifest: dict[str, Any], metric: str) -> float:
 def without_closed_loops(unraisable: Any) -> None:
     """Prints unraisable errors, except the one per array of a failed restore.
 
-    TensorStore's threads still answer for these after Orbax has closed the event loop.
+    TensorStore's threads answer for these after Orbax closed the event loop.
     """
     if str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)
@@ -255,8 +255,9 @@ def without_closed_loops(unraisable: Any) -> None:
 def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
     """Turns an error inside into Damaged if proven, else into UserError or Unavailable.
 
-    Orbax raises alike for a file that is cut and for one it could not open. Damage is proved if no
-    error in the chain is one of access and every file can be read. If one process raises, all do.
+    Orbax raises alike for a cut file and one it could not open. Damage is proved if no error in the
+    chain is one of access and every file can be read, unless the folder holds only other things: it
+    is another program's. If one process raises, all do.
     """
     with processes.agreed(checkpoint):
         try:
@@ -265,10 +266,14 @@ def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
             problem, kind = error, storage.access_error(error)
             try:  # decides, since Orbax may report "File exists" for a folder it cannot stat
                 storage.read_through(checkpoint)
+                names = {path.name for path in checkpoint.glob('[!._]*')} - {'commit_success.txt'}
             except Exception as unreadable:  # OSError, or an exception of a bucket's client
                 problem, kind = unreadable, storage.access_error(unreadable) or UserError
             if kind:
                 raise kind(f'{checkpoint}: cannot be read ({first_line(problem)})') from error
+            if names and names.isdisjoint(('state', 'run')):
+                found = f'expected state/ and run/, found {min(names)}; move it elsewhere'
+                raise UserError(f'{checkpoint}: {found}') from error
             raise Damaged(f'{checkpoint} is damaged ({first_line(error)})') from error
 
 

@@ -290,6 +290,35 @@ def refused(workdir: Path, layout: Any) -> KeyfoldError:
     return caught.value
 
 
+@pytest.mark.parametrize('files', [['notes.txt'], ['default/_METADATA', 'commit_success.txt']])
+def test_folder_of_another_program_is_refused_and_not_moved(saved: Any, files: list[str]) -> None:
+    workdir, layout = saved
+    folder = workdir / 'checkpoints' / '100'
+    for file in ['_CHECKPOINT_METADATA', '.hidden', *files]:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text('')
+    found = files[0].partition('/')[0]
+    message = f'{folder}: expected state/ and run/, found {found}; move it elsewhere'
+    assert str(refused(workdir, layout)) == message
+
+
+@pytest.mark.parametrize('left', [[], ['state'], ['state', 'notes.txt'], ['commit_success.txt']])
+def test_checkpoint_that_lost_files_is_damaged_and_not_of_another_program(
+    saved: Any, left: list[str]
+) -> None:
+    workdir, layout = saved
+    whole, folder = workdir / 'whole', workdir / 'checkpoints' / '2'
+    folder.rename(whole)
+    folder.mkdir()
+    for name in left:
+        if (whole / name).exists():
+            (whole / name).rename(folder / name)
+        else:
+            (folder / name).write_text('')
+    assert int(restore(workdir, layout).step) == 1
+    assert (workdir / 'damaged' / '2').exists()
+
+
 @pytest.mark.parametrize('code', CODES)
 @pytest.mark.parametrize('victim', ['run/metadata', 'state/_METADATA'])
 def test_file_that_cannot_be_opened_ends_the_run_with_the_cause(
