@@ -115,7 +115,7 @@ def train(
         return finished
     summary.write_inputs(workdir, config, task.files)
 
-    # A batch is a pure function of (root key, step); each process loads its own rows of it.
+    # A batch is a pure function of (root key, step); each process loads its own rows.
     epoch_seed = functools.partial(keys.epoch_seed, keys.local_copy(state.root_keys))
     rows, eval_rows = map(layout.process_rows, (config.batch_size, config.eval_batch_size))
     batches = train_batches(task.train, config, epoch_seed, rows, start, task.sampling_weights)

@@ -178,8 +178,8 @@ class Config:
     )
     matmul_precision: str = option(
         'highest',
-        "float32 matrix products: 'highest' is float32; 'high' is TF32 on GPUs and three bfloat16 "
-        "passes on TPUs; 'default' is TF32 on GPUs and one bfloat16 pass on TPUs",
+        "float32 matrix products: 'highest' is float32; 'high' is TF32 on GPUs, three bfloat16 "
+        "passes on TPUs; 'default' is TF32 or one bfloat16 pass",
         one_of('default', 'high', 'highest'),
     )
     reduction: str = option(
@@ -291,7 +291,7 @@ def fill(config: Config, values: dict[str, Any]) -> Config:
     """Sets the options of `config` to `values`, as `to_dict` gave them, and returns it.
 
     Options missing in `values` are newer and keep their default. Raises UserError for a name that
-    this code does not have.
+    this code lacks.
     """
     known = {name: default for name, default, _ in options(config)}
     values = renamed(values, known)

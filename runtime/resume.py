@@ -31,9 +31,9 @@ def plan(
 
     `facts`: the task's resume facts; `saved`: the newest record in `workdir`.
 
-    A new run takes `num_shards` from the config or, by default, from the number of devices; a saved
-    run keeps its seeds and, by default, its shards. Raises UserError, listing the changes, if an
-    option, task facts or threads changed, unless `allow_changes`; then the manifest records them.
+    A new run has `num_shards` shards or, by default, one per device; a saved one keeps its seeds
+    and, by default, its shards. Raises UserError, listing the changes, if an option, task facts or
+    threads changed, unless `allow_changes`; then the manifest records them.
     """
     if saved is None:
         require_free(workdir)
@@ -155,14 +155,14 @@ def task_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def saved_cpu_threads(workdir: epath.Path) -> int:
     """Returns the thread-pool size of the run in `workdir`, or 0.
 
-    All checkpoints of a run record the same pool, so the newest that can be read decides.
+    All checkpoints of a run record the same pool: the newest readable one decides.
     """
     record = readable_record(workdir)
     return recorded_cpu_threads(record) if record else 0
 
 
 def readable_record(workdir: epath.Path) -> RunRecord | None:
-    """Returns the newest run record in `workdir` that can be read; JSON only, before JAX starts."""
+    """Returns the newest readable run record in `workdir`; JSON only, before JAX starts."""
     with contextlib.suppress(KeyfoldError):  # the restore reports it
         for step in reversed(Checkpoints(workdir).steps()):
             with contextlib.suppress(OSError, ValueError):
@@ -171,6 +171,6 @@ def readable_record(workdir: epath.Path) -> RunRecord | None:
 
 
 def recorded_cpu_threads(run_record: RunRecord) -> int:
-    """Returns the thread pool that a run record holds; older ones hold it as text, in `threads`."""
+    """Returns a run record's thread pool; older records hold it as text, in `threads`."""
     manifest = run_record['manifest']
     return int(manifest.get('cpu_threads', manifest.get('threads')))

@@ -120,7 +120,7 @@ def read_texts(data: DataConfig) -> tuple[LabelledSplit, LabelledSplit, tuple[st
 def labelled(rows: Rows, label_names: Sequence[str]) -> LabelledSplit:
     """Joins the text features of each row and numbers its label.
 
-    Raises UserError for a label that is not among `label_names`.
+    Raises UserError for an unknown label.
     """
     require_labels(rows, label_names)
     index = {name: position for position, name in enumerate(label_names)}

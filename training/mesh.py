@@ -53,7 +53,7 @@ class Layout:
         """Returns (trained parts, frozen parts) of a model's parameters, or of slices of them.
 
         Gradient, sums over devices and optimizer know the trained parts alone. Raises UserError for
-        a part that the model does not have, or if none is left to train.
+        a part that the model lacks, or if none is left to train.
         """
         if unknown := sorted(set(self.frozen) - params.keys()):
             raise UserError(
@@ -75,7 +75,7 @@ class Layout:
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes a one-axis mesh of `devices` (default: all), ordered by process."""
     ordered = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
-    # Auto axes, since Linen's modules do not run on the Explicit axes that jax.make_mesh makes.
+    # Auto axes: Linen's modules do not run on the Explicit ones of jax.make_mesh.
     return Mesh(np.array(ordered), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
