@@ -59,6 +59,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main` by absl's `app.run`; a KeyfoldError becomes one line and its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal shows escapes
         sys.stdout.reconfigure(errors='backslashreplace')
+    if not (sys.stdout or sys.stderr):  # both closed
+        sys.stdout = sys.stderr = open(os.devnull, 'w')  # noqa: SIM115
     if sys.warnoptions:  # PYTHONWARNINGS=error would end a run for what a library warns of
         warnings.simplefilter('default')
 

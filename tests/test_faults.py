@@ -151,6 +151,13 @@ def test_ascii_terminal_and_warnings_as_errors_end_no_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_run_without_standard_output_and_error_trains(tmp_path: Path) -> None:
+    without = ['sh', '-c', 'exec "$@" >&- 2>&-', 'sh', *runs.command(tmp_path, num_steps=6)]
+    assert runs.printed(without, runs.ROOT, runs.environment(1), 120) == ''
+    assert (tmp_path / 'summary.json').exists()
+
+
+@pytest.mark.slow
 def test_run_whose_output_nobody_reads_any_more_continues_quietly(tmp_path: Path) -> None:
     process = subprocess.Popen(
         runs.command(tmp_path, num_steps=6),
