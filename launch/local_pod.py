@@ -5,8 +5,9 @@
 The flags after ` -- ` go to every train.py. Each line starts with the number of its process. If a
 process fails, the others are stopped, since they would wait for it, and all restart from the newest
 checkpoint after 1, 2, 4, ... seconds, up to --restarts times. The exit code is that of the last
-failure. SIGTERM and Ctrl-C are passed on: the run saves and exits with 75; a second one stops it at
-once. No process outlives the launcher (on Linux not even if it is killed by SIGKILL).
+failure. SIGTERM, Ctrl-C and a closed terminal are passed on: the run saves and exits with 75; a
+second signal stops it at once. No process outlives the launcher (on Linux not even if it is killed
+by SIGKILL).
 """
 
 import argparse
@@ -29,7 +30,9 @@ from tools.arguments import Arguments
 
 PROJECT = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 2.0  # between signals to processes that should end
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# nohup ignores SIGHUP, so that the pod outlives its terminal.
+HANGUP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+STOPPING = (signal.SIGINT, signal.SIGTERM, *HANGUP)
 ASKED_TO_STOP = 75  # exit code of runtime/preemption.py
 FINAL = (0, 2, 3, 4, 5, ASKED_TO_STOP)  # exit codes after which a restart would not help
 GLOO_NOISE = 'peer ranks. Expected number of'  # XLA's CPU collectives log every connection
@@ -82,6 +85,8 @@ def run_pod(
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def pass_on(number: int, _: Any) -> None:
+        if asked and number == signal.SIGHUP:
+            return  # the kernel and the shell may both send it
         if asked:
             sys.exit(128 + number)
         asked.append(number)

@@ -228,6 +228,47 @@ def test_no_process_outlives_the_launcher(tmp_path: Path, number: signal.Signals
     wait_for(lambda: not trainers(run))
 
 
+STAND_IN = """
+import signal, sys, time
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+print('ready', flush=True)
+while not asked:
+    time.sleep(0.01)
+time.sleep(0.5)  # saves
+sys.exit(75 if len(asked) == 1 else 1)
+"""
+POD = """
+import sys
+from launch import local_pod
+sys.exit(local_pod.run_pod([], local_pod.environments(2, 1), [], [sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize('protected', [False, True])
+def test_pod_whose_terminal_closes_saves_once_unless_nohup_protects_it(
+    tmp_path: Path, protected: bool
+) -> None:
+    stand_in = tmp_path / 'stand_in.py'
+    stand_in.write_text(STAND_IN)
+    pod = subprocess.Popen(
+        [*['nohup'][:protected], sys.executable, '-c', POD, str(stand_in)],
+        cwd=runs.ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert pod.stdout is not None
+    assert [pod.stdout.readline()[4:] for _ in range(2)] == ['ready\n'] * 2
+    for _ in range(2):  # one is the kernel's, one the shell's
+        pod.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+    if protected:
+        time.sleep(1)
+        assert pod.poll() is None
+        pod.send_signal(signal.SIGTERM)
+    assert ended(pod)[0] == REQUEUE
+
+
 @pytest.mark.slow
 def test_only_process_0_writes_logs_and_every_line_tells_its_process(tmp_path: Path) -> None:
     short = {'num_steps': 6, 'data__bucket_lengths': '(42,)'}
