@@ -32,15 +32,22 @@ class LibraryTokenizer(Vocabulary):
         (self.bos, self.eos), (self.unk, *_) = marks, unknown
         self.first_word = max(self.unk, self.bos, self.eos) + 1
         self.words = self.names[self.first_word :]
-        self.units = lambda text: [piece.lower() for _, piece in self.tokens(text)]
+        self.units = lambda text: [piece.lower() for _, piece in self.tokens(text, repeat=True)]
         self._tokenizer, self._json = tokenizer, json
 
-    def tokens(self, text: str) -> list[tuple[int, str]]:
-        """Returns ids and parts of the text, with an end mark between two features, as in BERT."""
+    def tokens(self, text: str, repeat: bool = False) -> list[tuple[int, str]]:
+        """Returns ids and parts of the text, with an end mark between two features, as in BERT.
+
+        Of the tokens that make up one character, only the first shows it, unless `repeat`.
+        """
         found: list[tuple[int, str]] = []
         for part in text.split(SEPARATOR):
             encoding = self._tokenizer.encode(part, add_special_tokens=False)
-            written = [part[start:stop].strip() for start, stop in encoding.offsets]
+            ends = [0, *(stop for _, stop in encoding.offsets)]
+            written = [
+                part[start if repeat else max(start, end) : stop].strip()
+                for (start, stop), end in zip(encoding.offsets, ends, strict=False)
+            ]
             found += [(self.eos, SEPARATOR.strip()), *zip(encoding.ids, written, strict=True)]
         return found[1:]
 

@@ -104,7 +104,7 @@ def test_chinese_texts_need_one_config(project: Path) -> None:
     assert ' 2 classes ' in printed
     predicted = json.loads(printed.splitlines()[-1])
     text = re.findall('--text "(.*)"', block)[0]
-    assert [character for character, _ in predicted['attention']] == list(text)
+    assert ''.join(word for word, _ in predicted['attention']) == text
 
 
 def test_a_labelling_tools_file_needs_one_config(project: Path) -> None:

@@ -82,6 +82,15 @@ def test_letters_of_scripts_without_spaces_and_emoji_are_apart_and_accents_stay(
     assert basic.ids('cafe हिनदी') == [UNK, UNK]
 
 
+def test_a_character_of_several_tokens_is_shown_once() -> None:
+    bpe = make_vocabulary('bpe', TEXTS, 2, 400)
+    for text in ('\u623f\u95f4', '\U0001f600ok'):
+        tokens = bpe.tokens(text)
+        assert len(tokens) > len(text)
+        assert ''.join(piece for _, piece in tokens) == text
+        assert len(''.join(bpe.units(text))) > len(text)  # as in runs that have affixes
+
+
 def test_bpe_knows_every_text_and_gives_it_back() -> None:
     bpe = make_vocabulary('bpe', TEXTS, 2, 400)
     for text in ('The FILM was awful!', 'Ünïcode 音乐 😀', TEXTS[0]):
