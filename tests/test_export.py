@@ -79,12 +79,15 @@ def test_exported_classifier_predicts_the_same_without_the_project(
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out']
 
 
-@pytest.mark.parametrize(('kind', 'affixes'), [('basic', (3, 2)), ('wordpiece', ())])
+@pytest.mark.parametrize(
+    ('kind', 'affixes'), [('basic', (3, 2)), pytest.param('wordpiece', (), marks=pytest.mark.long)]
+)
 def test_exported_run_predicts_as_people_write_and_shows_their_words(
     tmp_path: Path, kind: str, affixes: tuple[int, ...]
 ) -> None:
     cells = [(text, 'pos' if 'o' in text[:9] else 'neg') for text in TEXTS]
     config = files_config(tmp_path, cells, tokenizer=kind, affixes=affixes, vocab_size=400)
+    config.data.bucket_lengths = (42,)
     train.train(config, epath.Path(tmp_path / 'run'))
     texts = [TEXTS[0], 'The film was AWFUL!', 'zyx [sep] <eos>', ' '.join(['wonderful'] * 60)]
     texts.append(TEXTS[0].replace(' .', '.').replace(' ,', ',').upper())
@@ -120,7 +123,8 @@ def test_exported_run_predicts_all_labels_of_a_text(tmp_path: Path) -> None:
     file, config = tmp_path / 'a.tsv', small_config()
     file.write_text('text\tlabels\n' + 'good food\tfood\nthe door\t\nslow\tservice,food\n' * 8)
     sizes = {'embedding_size': 8, 'hidden_size': 8}
-    config.data = multilabel.DataConfig(train=str(file), evaluation=str(file), min_frequency=1)
+    data = {'train': str(file), 'evaluation': str(file), 'min_frequency': 1}
+    config.data = multilabel.DataConfig(**data, bucket_lengths=(8,))
     config.model = multilabel.ModelConfig(**sizes)
     train.train(dataclasses.replace(config, num_steps=2), epath.Path(tmp_path / 'run'))
     texts = ['good food', 'the door was slow']

@@ -187,7 +187,7 @@ def test_run_trains_evaluates_and_predicts(
 ) -> None:
     workdir = tmp_path / 'run'
     config = config_of(written(tmp_path, '.jsonl'))
-    config = dataclasses.replace(config, num_steps=60, eval_every=30)
+    config = dataclasses.replace(config, num_steps=60, eval_every=30, checkpoint_every=60)
     config.optimizer.learning_rate = 3e-2
     summary = train.train(config, epath.Path(workdir))
     assert summary['eval']['micro_f1'] > 0.9

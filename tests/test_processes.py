@@ -209,6 +209,20 @@ def test_pod_with_a_dead_process_starts_again_and_equals_the_undisturbed_run(
     assert code == 0, output
     assert 'restarting in 1 s, 1 of 1' in output
     assert runs.outcome(run) == runs.outcome(undisturbed)
+    check_logs(run, output)
+    assert 'the run is finished at step 24' in finish_pod('2x1', run)
+
+
+def check_logs(run: Path, output: str) -> None:
+    """Checks that every line names its process, and that process 0 alone writes logs and files."""
+    start = output.index('restarting in 1 s')
+    lines = output[start:].splitlines()[1:]
+    assert all(re.match(r'\[[01]\] ', line) for line in lines), lines
+    assert sum('24/24  evaluation  loss' in line for line in lines if line.startswith('[0]')) == 1
+    others = [line for line in lines if line.startswith('[1]')]
+    assert not any('step ' in line or 'finished' in line for line in others), others
+    assert len(list((run / 'tensorboard').iterdir())) == 2  # one of each launch
+    assert not list(run.rglob('*tmp*'))
 
 
 @pytest.mark.slow
@@ -267,23 +281,6 @@ def test_pod_whose_terminal_closes_saves_once_unless_nohup_protects_it(
         assert pod.poll() is None
         pod.send_signal(signal.SIGTERM)
     assert ended(pod)[0] == REQUEUE
-
-
-@pytest.mark.slow
-def test_only_process_0_writes_logs_and_every_line_tells_its_process(tmp_path: Path) -> None:
-    short = {'num_steps': 6, 'data__bucket_lengths': '(42,)'}
-    lines = finish_pod('2x1', tmp_path / 'run', **short).splitlines()
-    assert all(re.match(r'\[[01]\] ', line) for line in lines), lines
-    assert sum('  evaluation  loss' in line for line in lines if line.startswith('[0]')) == 1
-    others = [line for line in lines if line.startswith('[1]')]
-    assert not any('step' in line or 'finished' in line for line in others), others
-    assert len(list((tmp_path / 'run' / 'tensorboard').iterdir())) == 1
-    assert [path.name for path in (tmp_path / 'run' / 'ledger').iterdir()] == [
-        '000000001-000000006.npy'
-    ]
-    assert not list((tmp_path / 'run').rglob('*tmp*'))
-    again = finish_pod('2x1', tmp_path / 'run', **short)
-    assert 'the run is finished at step 6' in again
 
 
 def start_by_hand(
