@@ -61,7 +61,6 @@ def main(_: Sequence[str]) -> None:
     profile = Profile(PROFILE.value, workdir)
     cpu_threads = resume.saved_cpu_threads(workdir) or config.cpu_threads
     backend.prepare(cpu_threads, config.matmul_precision)
-    backend.enable_compilation_cache()
     processes.join(JOIN_TIMEOUT.value)
     with processes.bounded_end():
         log.quiet_libraries()

@@ -60,7 +60,9 @@ VERSIONED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
-    """Pins the CPU thread pool, XLA's flags and JAX's settings. Call it before using any device.
+    """Pins the CPU thread pool, XLA's flags and JAX's settings, and keeps compiled programs.
+
+    Call it before using any device.
 
     cpu_threads: the pool of the run; 0 chooses the larger of the cores and the CPU devices. A
     PJRT_NPROC in the environment is overwritten, since XLA would take its pool from it.
@@ -96,6 +98,7 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
     with contextlib.suppress(AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # or each thread of the compiler keeps a heap
     jax.monitoring.register_event_duration_secs_listener(return_freed_memory)
+    enable_compilation_cache()
 
 
 def return_freed_memory(event: str, duration_secs: float, **_: object) -> None:
@@ -175,7 +178,7 @@ def enable_compilation_cache() -> None:
 
     JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false disables it.
     Each kind of processor and each size of the thread pool has its own folder, because machines can
-    share a home and JAX's cache key contains neither. Call it after `prepare`.
+    share a home and JAX's cache key contains neither.
     """
     chosen = jax.config.values['jax_compilation_cache_dir'] or ''
     if '://' not in chosen:

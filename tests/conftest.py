@@ -28,7 +28,6 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_debug_key_reuse', True)
 jax.config.update('jax_compilation_cache_dir', runs.COMPILED)
 backend.prepare(cpu_threads=8)
-backend.enable_compilation_cache()
 jax.devices()
 gc.freeze()  # as train.py does: collections need not search through what was imported
 

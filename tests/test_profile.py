@@ -107,6 +107,22 @@ def test_a_cache_on_a_disk_keeps_every_program_and_one_in_a_bucket_what_took_lon
             jax.config.update(name, value)
 
 
+def test_compiled_programs_are_kept_in_a_folder_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of training and of the tools, by the size of the pool."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    shared = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    jax.config.update('jax_compilation_cache_dir', None)
+    try:
+        backend.prepare(cpu_threads=8)
+        kept = Path(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+        assert kept.is_relative_to(tmp_path / 'keyfold')
+        assert kept.is_dir()
+    finally:
+        jax.config.update('jax_compilation_cache_dir', shared)
+
+
 def test_without_a_home_that_can_be_written_nothing_is_kept_and_nothing_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
