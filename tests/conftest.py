@@ -3,6 +3,7 @@
 import collections
 import gc
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ jax.config.update('jax_debug_key_reuse', True)
 jax.config.update('jax_compilation_cache_dir', runs.COMPILED)
 backend.prepare(cpu_threads=8)
 jax.devices()
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, lambda *_: None)  # unlike SIG_IGN, not inherited by programs
 gc.freeze()  # as train.py does: collections need not search through what was imported
 
 
