@@ -254,6 +254,20 @@ def test_one_flipped_bit_in_a_saved_array_is_noticed(
     assert 'fingerprint of the state is' in caplog.text
 
 
+def test_root_keys_of_another_run_are_noticed(saved: Any) -> None:
+    """They decide every later step, and no fingerprint of parameters covers them."""
+    workdir, layout = saved
+    state_folder = workdir / 'checkpoints' / '2' / 'state'
+    roots = jax.device_put(keys.root_keys(4, 'rbg'), layout.replicated)
+    keeper = Checkpoints(epath.Path(workdir / 'other'))
+    keeper.save(small_state(layout, 2).replace(root_keys=roots), HEADER)
+    keeper.close()
+    shutil.rmtree(state_folder)
+    (workdir / 'other' / 'checkpoints' / '2' / 'state').rename(state_folder)
+    assert int(restore(workdir, layout).step) == 1
+    assert (workdir / 'damaged' / '2').exists()
+
+
 def test_another_model_is_refused_and_no_checkpoint_is_moved(saved: Any) -> None:
     workdir, layout = saved
     keeper = Checkpoints(epath.Path(workdir), keep_newest=2, keep_best=0, metric='accuracy')

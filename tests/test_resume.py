@@ -371,6 +371,17 @@ def test_shards_stay_and_formats_and_devices_that_change_bits_are_refused(
         planned(summed, reduction='psum')
 
 
+def test_manifest_keeps_every_change_that_was_ever_allowed() -> None:
+    record = None
+    for precision in ('highest', 'high', 'high', 'default'):
+        config = small_config(matmul_precision=precision)
+        where = epath.Path('run')
+        record = resume.plan(config, 'classification', {}, where, record, True)[1]
+    assert record
+    changes = ("'highest' -> 'high'", "'high' -> 'default'")
+    assert record['manifest']['overrides'] == [f'matmul_precision: {text}' for text in changes]
+
+
 @pytest.mark.slow
 def test_resume_with_other_xla_flags_warns_of_roundings(
     classifier_run: Trained, caplog: pytest.LogCaptureFixture

@@ -54,6 +54,18 @@ def test_option_added_since_counts_as_changed_only_if_it_is_not_its_default() ->
     assert changed == ['data.affixes: () -> (4, 3)']
 
 
+def test_only_options_that_decide_no_bit_may_differ_on_a_resume() -> None:
+    """One more in this list is one more way to continue a run as another one, without a word."""
+    named = options(reviews.get_config())
+    found = {name for name, _, field in named if field.metadata['resumable']}
+    streams = {f'seeds.{name}' for name in ('params', 'dropout', 'sample', 'data')}
+    reading = {'data_dir', 'columns', 'delimiter', 'bad_rows', 'loader_threads'}
+    often = {'eval_every', 'checkpoint_every', 'checkpoint_minutes', 'log_every'}
+    kept = {'keep_newest', 'keep_best', 'best_metric', 'patience'}
+    others = {'seed', 'cpu_threads', 'optimizer.on_nonfinite'}
+    assert found == others | streams | often | kept | {f'data.{name}' for name in reading}
+
+
 @pytest.mark.parametrize('name', ['summarization', '../train', 'os', ''])
 def test_record_of_a_task_that_the_code_lacks_is_refused_by_name(name: str) -> None:
     saved = record(reviews.get_config())
