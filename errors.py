@@ -4,6 +4,8 @@ A `KeyfoldError` reaches people as one line: what was found, what is expected, w
 exception is a bug: a traceback and exit code 1.
 """
 
+import signal
+
 
 class KeyfoldError(Exception):
     """Base class of user-facing errors."""
@@ -12,7 +14,7 @@ class KeyfoldError(Exception):
 
 
 class UserError(KeyfoldError):
-    """Bad input: something in the command, the config, the data or the environment to correct."""
+    """A mistake in the command, config, data or environment."""
 
     exit_code = 2
 
@@ -26,7 +28,7 @@ class Unavailable(KeyfoldError):
 
 
 class NonFinite(KeyfoldError):
-    """The loss or the gradient is not finite, and the config says to stop."""
+    """A loss or gradient is not finite, and the config says to stop."""
 
     exit_code = 3
 
@@ -44,10 +46,13 @@ class SaveFailed(KeyfoldError):
 
 
 REQUEUE = 75
-"""Exit code of a run that was asked to stop: start it again (EX_TEMPFAIL, sysexits.h)."""
+"""Exit code of a run asked to stop: start it again (EX_TEMPFAIL, sysexits.h)."""
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # ask a run to stop
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup
+    SIGNALS.remove(signal.SIGHUP)
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an exception that says something, or else its name."""
+    """Returns an exception's first line that says something, or else its name."""
     lines = (line.strip()[:300] for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)

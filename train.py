@@ -2,7 +2,7 @@
 
     python train.py --config=configs/reviews.py --workdir=DIR [--config.FIELD=VALUE ...]
 
-If the workdir already holds a run, training resumes from its newest checkpoint, with the same bits
+If the workdir holds a run, training resumes from its newest checkpoint, with the same bits
 as if it had never stopped, on any number of devices that divides `num_shards`. Add --help to list
 the options of a config. docs/reliability.md explains the exit codes.
 """

@@ -25,16 +25,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from errors import REQUEUE, SIGNALS
 from runtime.command_line import refuse
 from tools.arguments import Arguments
 
 PROJECT = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 2.0  # between signals to processes that should end
-# nohup ignores SIGHUP, so that the pod outlives its terminal.
-HANGUP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
-STOPPING = (signal.SIGINT, signal.SIGTERM, *HANGUP)
-ASKED_TO_STOP = 75  # exit code of runtime/preemption.py
-FINAL = (0, 2, 3, 4, 5, ASKED_TO_STOP)  # exit codes after which a restart would not help
+FINAL = (0, 2, 3, 4, 5, REQUEUE)  # exit codes after which a restart would not help
 GLOO_NOISE = 'peer ranks. Expected number of'  # XLA's CPU collectives log every connection
 PR_SET_PDEATHSIG = 1  # Linux: sets the signal that a process gets when its parent dies
 
@@ -57,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
 
     asked: list[int] = []  # signals that the launcher received
-    for number in STOPPING:
+    for number in SIGNALS:
         signal.signal(number, lambda number, _: asked.append(number))
     for attempt in range(given.restarts + 1):
         envs = environments(given.processes, given.devices_per_process)
@@ -70,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         while not asked and time.monotonic() < last:
             time.sleep(0.05)
         if asked:
-            return ASKED_TO_STOP
+            return REQUEUE
     return code
 
 
@@ -92,7 +89,7 @@ def run_pod(
         asked.append(number)
         signal_all(processes, signal.SIGTERM)
 
-    for number in STOPPING:
+    for number in SIGNALS:
         signal.signal(number, pass_on)
     try:
         for env in envs:
@@ -100,7 +97,7 @@ def run_pod(
         relays = watch(processes, ended)
         failed = first_failure(processes, ended)
     finally:
-        for number in STOPPING:  # another Ctrl-C must not keep the processes from being stopped
+        for number in SIGNALS:  # another Ctrl-C must not keep the processes from being stopped
             signal.signal(number, lambda number, _: asked.append(number))
         stop(processes)
     for thread in relays:
@@ -109,7 +106,7 @@ def run_pod(
         return max(process.returncode for process in processes)
     code = processes[failed].returncode
     if asked and code == -signal.SIGTERM:  # before it handled signals, so before it wrote
-        return ASKED_TO_STOP
+        return REQUEUE
     cause = f'exit code {code}' if code > 0 else f'signal {signal.Signals(-code).name}'
     print(f'process {failed} ended with {cause}; the others were stopped', file=sys.stderr)
     return code if code > 0 else 128 - code
@@ -207,7 +204,7 @@ def first_failure(
     """Waits for all processes or the first that fails, and returns its index."""
     for _ in processes:
         index = ended.get()
-        if processes[index].returncode not in (0, ASKED_TO_STOP):
+        if processes[index].returncode not in (0, REQUEUE):
             return index
     return None
 

@@ -16,13 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from errors import REQUEUE
+from errors import REQUEUE, SIGNALS
 from runtime import processes
 from training.mesh import Layout
 
-# nohup ignores SIGHUP, so that the run outlives its terminal.
-HANGUP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
-SIGNALS = (signal.SIGTERM, signal.SIGINT, *HANGUP)
 TRAIN, SAVE, STOP = range(3)  # the votes of a process; the largest decides
 VOTES_IN_FLIGHT = 2  # a vote is read this many steps later, so that nobody waits for it
 

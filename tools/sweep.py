@@ -37,12 +37,11 @@ from etils import epath
 
 from configs import schema
 from configs.schema import Config
-from errors import REQUEUE, UserError
+from errors import REQUEUE, SIGNALS, UserError
 from input_pipeline.examples import not_among
 from reporting.summary import read_summary
 from runtime import resume
 from runtime.command_line import check_workdir
-from runtime.preemption import SIGNALS
 from tools.arguments import Arguments, one_line_errors, run_tool
 from training import early_stopping
 
