@@ -59,10 +59,11 @@ def read_splits(data: DataConfig, features: Features) -> tuple[Rows, Rows]:
                 f'config.data.evaluation = {evaluation!r}: holds out {len(parts[1])} of '
                 f'{len(train.texts)} rows, expected some and not all'
             )
+        held_out = _selected(train, parts[1], (), ' (held out of training)')
+        train = _selected(train, parts[0], train.skipped)
         if not share[2]:
-            held_out = _selected(train, parts[1], (), ' (held out of training)')
-            return _selected(train, parts[0], train.skipped), held_out
-        train, evaluation = _selected(train, parts[0], train.skipped), share[2]
+            return train, held_out
+        evaluation = share[2]
     classes = set(itertools.chain.from_iterable(train.labels))
     return train, read_rows(data, evaluation, features, classes)
 

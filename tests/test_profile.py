@@ -1,6 +1,7 @@
 """The promises of --profile and of the compilation cache: neither changes a bit of a run."""
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -107,32 +108,31 @@ def test_a_cache_on_a_disk_keeps_every_program_and_one_in_a_bucket_what_took_lon
             jax.config.update(name, value)
 
 
+@pytest.fixture
+def no_cache_chosen() -> Iterator[None]:
+    """No folder for compiled programs, as where the environment names none."""
+    shared = jax.config.values['jax_compilation_cache_dir']
+    jax.config.update('jax_compilation_cache_dir', None)
+    yield
+    jax.config.update('jax_compilation_cache_dir', shared)
+
+
 def test_compiled_programs_are_kept_in_a_folder_of_the_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_cache_chosen: None
 ) -> None:
     """Those of training and of the tools, by the size of the pool."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    shared = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    jax.config.update('jax_compilation_cache_dir', None)
-    try:
-        backend.prepare(cpu_threads=8)
-        kept = Path(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
-        assert kept.is_relative_to(tmp_path / 'keyfold')
-        assert kept.is_dir()
-    finally:
-        jax.config.update('jax_compilation_cache_dir', shared)
+    backend.prepare(cpu_threads=8)
+    kept = Path(jax.config.values['jax_compilation_cache_dir'])
+    assert kept.is_relative_to(tmp_path / 'keyfold')
+    assert kept.is_dir()
 
 
 def test_without_a_home_that_can_be_written_nothing_is_kept_and_nothing_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_cache_chosen: None
 ) -> None:
     (tmp_path / 'file').touch()
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
     monkeypatch.setenv('PJRT_NPROC', '8')
-    shared = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    jax.config.update('jax_compilation_cache_dir', None)
-    try:
-        backend.enable_compilation_cache()
-        assert jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]
-    finally:
-        jax.config.update('jax_compilation_cache_dir', shared)
+    backend.enable_compilation_cache()
+    assert jax.config.values['jax_compilation_cache_dir'] is None
