@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,30 +83,37 @@ def missing() -> str:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Runs a cluster with its files in `folder`. Gives the environment in which sbatch finds it."""
-    with contextlib.ExitStack() as probes:
-        ports = [probes.enter_context(socket.create_server(('', 0))) for _ in range(3)]
-        names = {'folder': folder, 'ports': [port.getsockname()[1] for port in ports]}
-    for name in ('state', 'spool-127.0.0.1', 'spool-127.0.0.2'):
-        (folder / name).mkdir()
-    (folder / 'slurm.conf').write_text(CONFIG.format(**names))
-    (folder / 'gres.conf').write_text(GPUS)
-    (folder / 'key').write_bytes(os.urandom(1024))
-    (folder / 'key').chmod(0o400)
-    env = os.environ | {'PATH': PATH, 'SLURM_CONF': str(folder / 'slurm.conf')}
-    command = [*NAMESPACE, 'bash', '-c', DAEMONS.format(**names)]
-    with (folder / 'log').open('wb') as log:
-        daemons = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    try:
-        limit = time.monotonic() + START_SECONDS
-        while ask(env, 'sinfo', '--noheader', '--format=%D %t') != '2 idle':
-            assert time.monotonic() < limit, (folder / 'log').read_text()
-            time.sleep(0.1)
-        yield env
-    finally:
-        daemons.kill()  # ends the namespace, and with it everything that was started inside
-        daemons.wait()
+def cluster() -> Iterator[dict[str, str]]:
+    """Runs a cluster. Gives the environment in which sbatch finds it.
+
+    Its files are in a folder of a short name: Slurm puts a socket for each step there, and the path
+    of a socket has at most 107 characters. Where it is longer, every job ends as it starts.
+    """
+    temporary = tempfile.TemporaryDirectory(prefix='slurm-', dir='/tmp', ignore_cleanup_errors=True)
+    with temporary as made:
+        folder = Path(made)
+        with contextlib.ExitStack() as probes:
+            ports = [probes.enter_context(socket.create_server(('', 0))) for _ in range(3)]
+            names = {'folder': folder, 'ports': [port.getsockname()[1] for port in ports]}
+        for name in ('state', 'spool-127.0.0.1', 'spool-127.0.0.2'):
+            (folder / name).mkdir()
+        (folder / 'slurm.conf').write_text(CONFIG.format(**names))
+        (folder / 'gres.conf').write_text(GPUS)
+        (folder / 'key').write_bytes(os.urandom(1024))
+        (folder / 'key').chmod(0o400)
+        env = os.environ | {'PATH': PATH, 'SLURM_CONF': str(folder / 'slurm.conf')}
+        command = [*NAMESPACE, 'bash', '-c', DAEMONS.format(**names)]
+        with (folder / 'log').open('wb') as log:
+            daemons = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        try:
+            limit = time.monotonic() + START_SECONDS
+            while ask(env, 'sinfo', '--noheader', '--format=%D %t') != '2 idle':
+                assert time.monotonic() < limit, (folder / 'log').read_text()
+                time.sleep(0.1)
+            yield env
+        finally:
+            daemons.kill()  # ends the namespace, and with it everything that was started inside
+            daemons.wait()
 
 
 def ask(env: dict[str, str], *command: str) -> str:

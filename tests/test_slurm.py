@@ -86,9 +86,9 @@ class Job:
 
 
 @pytest.fixture(scope='module')
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def slurm() -> Iterator[dict[str, str]]:
     """Returns the environment of a cluster."""
-    with slurm_cluster.cluster(tmp_path_factory.mktemp('slurm')) as env:
+    with slurm_cluster.cluster() as env:
         yield env
 
 
@@ -230,20 +230,12 @@ def test_gpus_that_cannot_be_shared_equally_are_refused(submit: Callable[..., Jo
     assert re.search(r'error: 4 GPUs on \S+ for 3 processes; give --ntasks-per', job.printed())
 
 
-def test_nothing_outlives_the_cluster(tmp_path: Path) -> None:
-    with slurm_cluster.cluster(tmp_path) as env:
-        wait_for(lambda: sleeps(env), PAUSE)
+def test_nothing_outlives_the_cluster() -> None:
+    with slurm_cluster.cluster() as env:
+        ask(env, 'sbatch', '--output=/dev/null', '--wrap', 'srun sleep 1000')
+        wait_for(lambda: 'sleep' in started_with(env))
         assert len(started_with(env)) >= 6
     wait_for(lambda: not started_with(env))
-
-
-def sleeps(env: dict[str, str]) -> bool:
-    """Returns whether a job that sleeps runs; submits one when none is queued."""
-    queue = ask(env, 'squeue', '--noheader', '--format=%i %T %r')
-    print(queue)  # shown when it never runs
-    if not queue:
-        print(ask(env, 'sbatch', '--output=/dev/null', '--wrap', 'srun sleep 1000'))
-    return 'sleep' in started_with(env)
 
 
 def started_with(env: dict[str, str]) -> list[str]:
