@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from runtime.run_record import read_record
 from tests import runs
 from tests.test_resume import small_config
 from tests.test_tensorboard import events
+from training.early_stopping import since_best
 from training.mesh import Layout
 
 pytestmark = pytest.mark.slow
@@ -67,6 +69,11 @@ def test_run_without_improvement_stops_early_and_is_finished(
         assert trained(tmp_path) == first
     assert 'the run is finished at step 9' in caplog.text
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob('*.json')} == times
+
+
+def test_evaluation_that_is_not_a_number_is_not_the_best() -> None:
+    later = [(2, 0.5), (3, math.nan), (4, 0.25)]
+    assert since_best([(1, math.nan), *later]) == later
 
 
 @pytest.mark.parametrize(

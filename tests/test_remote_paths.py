@@ -220,7 +220,9 @@ def test_lease_of_a_dead_holder_expires(
 ) -> None:
     monkeypatch.setattr(lock, 'LEASE_SECONDS', 0.3)
     (workdir / 'lock.json').write_text(text)
+    began = time.monotonic()
     with lock.exclusive_workdir(workdir):
+        assert time.monotonic() - began >= 0.3
         assert json.loads((workdir / 'lock.json').read_text())['pid'] == os.getpid()
 
 
@@ -253,7 +255,7 @@ def test_run_whose_lease_was_taken_over_exits_with_4_and_leaves_the_new_lease(
     monkeypatch.setattr(lock, 'LEASE_SECONDS', 0.6)
     ended: list[tuple[str, int]] = []
     monkeypatch.setattr(processes, 'end_now', lambda *given: ended.append(given))
-    other = b'{"host": "elsewhere", "pid": 7, "id": "x"}'
+    other = json.dumps({'host': socket.gethostname(), 'pid': 7, 'id': 'x'}).encode()
     with lock.exclusive_workdir(workdir):
         store.put(workdir.parts[2], 'a/run/lock.json', other)
         soon(lambda: ended)
@@ -270,6 +272,15 @@ def test_renewal_whose_answer_was_lost_is_not_a_takeover(workdir: epath.Path) ->
     lease.renew()
     lease.release()
     assert not (workdir / 'lock.json').exists()
+
+
+def test_released_lease_of_another_run_is_left_alone(store: Storage, workdir: epath.Path) -> None:
+    lease, other = lock.Lease(workdir), b'{"host": "elsewhere", "pid": 7, "id": "x"}'
+    lease.acquire()
+    store.put(workdir.parts[2], 'a/run/lock.json', other)
+    with pytest.raises(lease._errors.PreconditionFailed):
+        lease.release()
+    assert objects(store, workdir) == {'lock.json': other}
 
 
 def test_lease_that_is_released_while_it_is_read_is_free(

@@ -18,7 +18,7 @@ from etils import epath
 
 import train
 from configs import reviews
-from configs.schema import Config
+from configs.schema import Config, SeedsConfig
 from errors import REQUEUE, UserError
 from input_pipeline.reviews import make_reviews
 from runtime import backend, command_line, preemption, resume
@@ -155,6 +155,16 @@ def test_damaged_newest_checkpoint_is_passed_over_without_changing_a_bit(
     assert 'is damaged' in caplog.text
     assert (tmp_path / 'damaged' / '12').is_dir()
     assert resumed['state_fingerprint'] == whole['state_fingerprint']
+
+
+@pytest.mark.slow
+def test_run_asked_to_stop_in_its_last_step_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preemption.StopRequest, 'agreed', lambda *_: preemption.STOP)
+    config = small_config()
+    config.num_steps = 1
+    assert train.train(config, epath.Path(tmp_path))['step'] == 1
 
 
 @pytest.mark.slow
@@ -366,9 +376,10 @@ def test_shards_stay_and_formats_and_devices_that_change_bits_are_refused(
             planned(other)
     summed = planned(None, reduction='psum')
     assert planned(summed, reduction='psum')['manifest']['overrides'] == []
-    summed['manifest']['device_count'] = 4
-    with pytest.raises(UserError, match=r'device_count: 4 -> 8 \(only reduction='):
-        planned(summed, reduction='psum')
+    for count in (4, 16):
+        summed['manifest']['device_count'] = count
+        with pytest.raises(UserError, match=rf'device_count: {count} -> 8 \(only reduction='):
+            planned(summed, reduction='psum')
 
 
 def test_manifest_keeps_every_change_that_was_ever_allowed() -> None:
@@ -380,6 +391,14 @@ def test_manifest_keeps_every_change_that_was_ever_allowed() -> None:
     assert record
     changes = ("'highest' -> 'high'", "'high' -> 'default'")
     assert record['manifest']['overrides'] == [f'matmul_precision: {text}' for text in changes]
+
+
+def test_resumed_run_records_the_seeds_that_made_its_root_keys() -> None:
+    where, first = epath.Path('run'), small_config(seed=3, seeds=SeedsConfig(dropout=7))
+    saved = resume.plan(first, 'classification', {}, where, None, False)[1]
+    config, record = resume.plan(small_config(), 'classification', {}, where, saved, False)
+    assert config == first
+    assert record['config'] == saved['config']
 
 
 @pytest.mark.slow

@@ -66,6 +66,22 @@ def test_only_options_that_decide_no_bit_may_differ_on_a_resume() -> None:
     assert found == others | streams | often | kept | {f'data.{name}' for name in reading}
 
 
+def test_run_may_be_prolonged_only_if_its_schedule_does_not_end_with_it() -> None:
+    config = reviews.get_config()
+    for fields, allowed in (
+        ({'schedule': 'cosine', 'decay_steps': 0}, False),
+        ({'schedule': 'cosine', 'decay_steps': 500}, True),
+        ({'schedule': 'constant', 'decay_steps': 0}, True),
+    ):
+        optimizer = dataclasses.replace(config.optimizer, **fields)
+        short, long = (
+            dataclasses.replace(config, optimizer=optimizer, num_steps=steps)
+            for steps in (1000, 1001)
+        )
+        changed = trajectory_changes(long, to_dict(short))
+        assert changed == ([] if allowed else ['num_steps: 1000 -> 1001'])
+
+
 @pytest.mark.parametrize('name', ['summarization', '../train', 'os', ''])
 def test_record_of_a_task_that_the_code_lacks_is_refused_by_name(name: str) -> None:
     saved = record(reviews.get_config())

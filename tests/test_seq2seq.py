@@ -259,6 +259,8 @@ def test_samples_differ_between_shards_and_steps_and_follow_the_root_key_on_any_
     first = draw_in_trainer(drawn, layout(1), step=0)
     assert len(drawn) == len(first) == 8 * WIDTH * 2  # shards, time steps, a coin and a token
     assert len({key for key, _ in first}) == len(first)
+    rows = ROWS // 8  # each has a coin (one byte) and a token (four) of its own
+    assert sorted({len(values) for _, values in first}) == [rows, 4 * rows]
     for devices in (2, 4, 8):
         assert draw_in_trainer(drawn, layout(devices), step=0) == first
     later = draw_in_trainer(drawn, layout(2), step=1)
@@ -271,7 +273,8 @@ def test_samples_do_not_depend_on_dropout_being_on(
 ) -> None:
     plain = draw_in_trainer(drawn, layout(2), step=0)
     with_dropout = draw_in_trainer(drawn, layout(2), step=0, dropout=0.5)
-    assert len(with_dropout) > len(plain)  # masks of dropout are drawn as raw bits
+    masks = with_dropout - plain  # drawn as raw bits: one for each shard and time step
+    assert len({key for key, _ in masks}) == 8 * WIDTH
     assert plain <= with_dropout
 
 

@@ -9,7 +9,7 @@ from configs import schema
 from configs.schema import Config
 from errors import UserError
 from input_pipeline.pairs import Pairs
-from tasks.seq2seq import DataConfig, ModelConfig, make_predictor, read_pairs
+from tasks.seq2seq import DataConfig, ModelConfig, make_predictor, make_task, read_pairs
 from tests.tfds_reviews import Reviews, prepare_rows
 
 Splits = tuple[Pairs, Pairs, tuple[str, ...]]  # of training, of evaluation; problems skipped
@@ -79,6 +79,17 @@ def test_pairs_with_an_empty_side_are_skipped_and_counted_if_asked_for(tmp_path:
     train, _, skipped = read_file(tmp_path, '.tsv', contents, bad_rows='skip')
     assert train == [('a dog', 'ein Hund')]
     assert len(skipped) == 4  # two in each split
+
+
+def test_vocabularies_hold_the_words_of_the_training_pairs_alone(tmp_path: Path) -> None:
+    for name, pair in (('train', 'a b\tc d'), ('dev', 'a x\tc y')):
+        (tmp_path / f'{name}.tsv').write_text(f'source\ttarget\n{pair}\n{pair}\n')
+    options: dict[str, Any] = {name: str(tmp_path / f'{name}.tsv') for name in ('train', 'dev')}
+    options['evaluation'] = options.pop('dev')
+    data = DataConfig(source='files', min_frequency=1, tokenizer='words', **options)
+    facts = make_task(Config(data=data, model=ModelConfig())).resume_facts
+    assert facts['source_vocabulary'] == ['a', 'b']
+    assert facts['target_vocabulary'] == ['c', 'd']
 
 
 def test_long_texts_are_cut_in_prediction_as_in_training_and_noted() -> None:

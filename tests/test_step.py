@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 import re
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,21 @@ from configs.schema import Config, OptimizerConfig
 from input_pipeline.batches import eval_batches, train_batches
 from input_pipeline.encoded import LabelledTexts
 from model.classifier import TextClassifier
-from runtime.ledger import Ledger
+from runtime.ledger import Ledger, is_finite
 from tasks import classification
 from tasks.classification import DataConfig, ModelConfig
-from training import keys
+from training import evaluation, keys
 from training.evaluation import make_evaluate
 from training.fingerprint import fingerprint
 from training.mesh import Layout
-from training.optimizer import make_optimizer, make_schedule, sum_of_squares, updates_made
-from training.row import row_columns
+from training.optimizer import (
+    make_optimizer,
+    make_schedule,
+    norm_and_finite,
+    sum_of_squares,
+    updates_made,
+)
+from training.row import make_row, row_columns
 from training.state import TrainState, make_create_state, state_fingerprint
 from training.step import make_train_step, make_update
 
@@ -292,6 +299,9 @@ def test_row_says_what_the_step_did(
     assert again['batch'][1] == rows['batch'][0]
     assert again['keys'].tolist() == rows['keys'].tolist()
     assert len({*rows['keys'], *rows['batch']}) == 4
+    exchanged = {name: np.roll(x, ROWS // SHARDS, axis=0) for name, x in batches[0].items()}
+    _, moved = run(ours, [exchanged])
+    assert moved['batch'][0] != rows['batch'][0]
     assert again['loss'][0] != rows['loss'][0]
 
 
@@ -344,6 +354,14 @@ def test_step_that_is_not_finite_counts_and_changes_nothing_else(
         jax.device_get((state.params, state.opt_state)),
     )
     assert updates_made(state.opt_state) == 2
+
+
+def test_step_is_finite_to_update_and_ledger_only_if_loss_and_gradient_are() -> None:
+    for squares, loss in ((4, 1), (np.nan, 1), (np.inf, 1), (4, np.nan), (4, np.inf)):
+        sums = {'weight': jnp.float32(2), 'loss': jnp.float32(loss)}
+        norm, finite = norm_and_finite(jnp.float32(squares), sums)
+        row = make_row(jnp.int32(1), 3 * [jnp.uint32(0)], norm, dict.fromkeys(SUM_NAMES, loss))
+        assert bool(finite) == bool(is_finite(row_of(row))) == (squares + loss == 5)
 
 
 def test_update_writes_over_the_state_and_copies_no_array(layout: MakeLayout) -> None:
@@ -474,3 +492,13 @@ def test_evaluation_is_the_mean_over_all_examples(
     expected = {'loss': float(loss) / 21, 'accuracy': float(right.mean())}
     found = evaluate(jax.device_put(params, layout(devices).replicated))
     assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_evaluation_counts_exactly_beyond_the_whole_numbers_of_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluation, 'make_eval_step', lambda *_: lambda _, batch: batch)
+    place: Any = types.SimpleNamespace(put=lambda batch: batch)
+    batches: Any = [{'weight': np.float32(count)} for count in (2**24, 1, 1)]
+    totals = evaluation.make_totals(lambda *_: {}, place, lambda: iter(batches))
+    assert totals({})['weight'] == 2**24 + 2

@@ -203,3 +203,16 @@ def test_the_default_for_files_reads_a_language_without_spaces(tmp_path: Path) -
     assert ((rows['token_ids'] == fun).any(axis=1) == rows['labels']).all()
     with pytest.raises(UserError, match='no token occurs that often'):
         make_task(tmp_path, cells[:200], cells[200:], tokenizer='words')
+
+
+@pytest.mark.parametrize('kind', ['words', *TRAINED])
+def test_tokenizer_learns_from_the_training_texts_alone(tmp_path: Path, kind: str) -> None:
+    train = [(f'{text} {text} {text}', label) for text, label in (('film', 'a'), ('play', 'b'))]
+    options: dict[str, Any] = {'tokenizer': kind, 'vocab_size': 300, 'affixes': (2, 2)}
+    facts = [
+        make_task(tmp_path, train, [(text, 'a')], **options).resume_facts
+        for text in ('film', 'song song song song')
+    ]
+    for fact in facts:
+        del fact['evaluation_data']
+    assert facts[0] == facts[1]
