@@ -8,12 +8,8 @@ the options of a config. docs/reliability.md explains the exit codes.
 """
 
 import functools
-import gc
 import logging
-import sys
-from collections.abc import Sequence
 from contextlib import closing
-from typing import Any
 
 import jax
 from absl import flags
@@ -29,16 +25,14 @@ from reporting import log, summary
 from reporting.loggers import default_loggers
 from reporting.profile import Profile
 from reporting.start_report import report_saving, start_report
-from runtime import backend, command_line, processes, resume, warm_start
+from runtime import backend, command_line, lock, preemption, processes, resume, warm_start
 from runtime.checkpoints import Checkpoints
 from runtime.ledger import Ledger
-from runtime.lock import exclusive_workdir
-from runtime.preemption import STOP, StopRequest
 from training import keys
 from training.early_stopping import EarlyStopping
 from training.evaluation import make_evaluate
 from training.mesh import make_layout, make_mesh
-from training.optimizer import make_optimizer, updates_made
+from training.optimizer import make_optimizer
 from training.row import row_columns
 from training.state import abstract_state, make_create_state
 from training.step import make_train_step
@@ -51,22 +45,18 @@ PROFILE = flags.DEFINE_string('profile', '', 'START:STOP, steps to trace into WO
 JOIN_TIMEOUT = flags.DEFINE_integer('join_timeout', 300, 'Seconds to wait for other processes.')
 
 
-def main(_: Sequence[str]) -> None:
+def main() -> None:
     """Checks the command, fixes the environment that bits depend on, and trains."""
     config = command_line.checked_config(CONFIG)
     workdir = command_line.check_workdir(WORKDIR.value)
-    gc.freeze()  # or garbage collections would rescan everything imported
-    stop = StopRequest()
-    stop.listen(STOP_TIMEOUT.value)
+    stop = preemption.StopRequest().listen(STOP_TIMEOUT.value)
     profile = Profile(PROFILE.value, workdir)
-    cpu_threads = resume.saved_cpu_threads(workdir) or config.cpu_threads
-    backend.prepare(cpu_threads, config.matmul_precision)
+    backend.prepare(resume.saved_threads(workdir) or config.cpu_threads, config.matmul_precision)
     processes.join(JOIN_TIMEOUT.value)
     with processes.bounded_end():
-        log.quiet_libraries()
         backend.check()
         log.start_logging()
-        with exclusive_workdir(workdir):
+        with lock.exclusive_workdir(workdir):
             train(config, workdir, ALLOW_CHANGES.value, stop, profile)
 
 
@@ -74,43 +64,41 @@ def train(
     config: Config,
     workdir: epath.Path,
     allow_changes: bool = False,
-    stop: StopRequest | None = None,
+    stop: preemption.StopRequest | None = None,
     profile: Profile | None = None,
-) -> dict[str, Any]:
+) -> summary.Summary:
     """Brings the run in `workdir` to its last step. Returns the contents of its summary.json.
 
     Saves the newest step and raises SystemExit when asked to stop early.
     """
-    stop, profile = stop or StopRequest(), profile or Profile()
+    stop, profile = stop or preemption.StopRequest(), profile or Profile()
     task = tasks.make_task(config, warm_start.origin_record(config, workdir))
-    evaluation_data = task.resume_facts['evaluation_data']
+    facts = task.resume_facts
     command = {'workdir': str(workdir), 'allow_changes': allow_changes}
-    pool = {'cpu_threads': backend.cpu_threads()}  # may be 0 in the config
-    processes.require_same(schema.to_dict(config) | command | pool, task.resume_facts)
+    processes.require_same(schema.to_dict(config), command, facts)
 
     # A workdir with a checkpoint holds a run, and this launch must be its continuation.
     checkpoints = Checkpoints(workdir, config.keep_newest, config.keep_best, task.best_metric)
     saved = checkpoints.newest_record()
-    name, facts = tasks.task_name(config), task.resume_facts
-    config, run_record = resume.plan(config, name, facts, workdir, saved, allow_changes)
-    layout = make_layout(config, run_record['manifest']['num_shards'], make_mesh())
+    config, record = resume.plan(config, facts, workdir, saved, allow_changes)
+    layout = make_layout(config, record['manifest']['num_shards'], make_mesh())
 
     # A new run makes its root key from the seed; a resumed run finds it in the checkpoint.
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
-        state = checkpoints.restore(abstract_state(create_state, config.prng_impl))
-        saved = checkpoints.record(int(state.step))  # restore may fall back to an older one
+        # May fall back to an older one.
+        state, saved = checkpoints.restore(abstract_state(create_state, config.prng_impl))
     else:
         roots = keys.root_keys(config.seed, config.prng_impl, vars(config.seeds))
         names, make_predictor = task.token_names, tasks.predictor_from_record
         state = warm_start.apply_init(create_state(roots), config, names, layout, make_predictor)
     start, padding = int(state.step), padding_share(task.train.lengths, config)
     start_report(config, layout, state, workdir, bool(saved), task.summary, task.warnings, padding)
-    patience = EarlyStopping(task.best_metric, config.patience, evaluation_data, saved)
-    run_record['evaluations'] = patience.evaluations  # which grow
+    patience = EarlyStopping(task.best_metric, config.patience, facts['evaluation_data'], saved)
+    record['evaluations'] = patience.evaluations  # which grow
     ended = start >= config.num_steps or patience.ended
-    if ended and (finished := summary.finished_summary(workdir, start, evaluation_data)):
+    if ended and (finished := summary.finished_summary(workdir, start, record)):
         return finished
     summary.write_inputs(workdir, config, task.files)
 
@@ -124,47 +112,42 @@ def train(
     evaluate = make_evaluate(task.eval_sums, task.metrics, layout, held_out)
     columns, policy = row_columns(task.sum_names), config.optimizer.on_nonfinite
     ledger = Ledger(workdir / 'ledger', columns, start, policy, writes=jax.process_index() == 0)
-    loggers, updates = default_loggers(workdir, start), updates_made(state.opt_state)
-    run_log = log.RunLog(loggers, task.metrics, config, ledger, updates)
+    run_log = log.RunLog(default_loggers(workdir, start), task.metrics, config, ledger, state)
     metrics = None
 
     with closing(run_log), closing(checkpoints), closing(ledger), closing(profile):
         if not saved:
-            checkpoints.save(state, run_record)  # from here on, this root key is the run's
-            report_saving(60 * checkpoints.minutes_since_save())
+            checkpoints.save(state, record)  # from here on, this root key is the run's
+            report_saving(checkpoints.seconds_since_save())
         for step, batch in enumerate([] if ended else batches, start + 1):
             with jax.transfer_guard('disallow'), profile.step(step):
                 state, row = train_step(state, layout.put(batch))
-            run_log.add(ledger.add(row))
-            run_log.note_saved(checkpoints.poll())
+            run_log.add(ledger.add(row), checkpoints.poll())
             last = step == config.num_steps
-            metrics = None  # of this step, once it is evaluated
-            overdue = 0 < config.checkpoint_minutes <= checkpoints.minutes_since_save()
-            decision = not last and stop.agreed(layout, overdue)
-            due = last or decision or step % config.checkpoint_every == 0
+            decision = not last and stop.agreed(layout, checkpoints.due(config.checkpoint_minutes))
+            saving = last or decision or step % config.checkpoint_every == 0
             evaluating = last or step % config.eval_every == 0
-            if due or evaluating:
+            if saving or evaluating:
                 run_log.add(ledger.drain())
-            if evaluating:
-                metrics = evaluate(state.params)
+            metrics = evaluate(state.params) if evaluating else None
+            if metrics:
                 patience.add(step, metrics)
                 ending = last or patience.ended
                 run_log.evaluation(step, metrics, task.samples(state.params), ending)
-            if due or patience.ended:
+            if saving or patience.ended:
                 run_log.flush()
                 # The ledger is written first, so that no checkpoint lacks its past.
-                checkpoints.save(state, run_record, metrics, ledger.write_segment)
+                checkpoints.save(state, record, metrics, ledger.write_segment)
             if patience.ended:
                 break
-            if decision == STOP:
+            if decision == preemption.STOP:
                 logging.info('stopped after step %d as asked; start again to resume', step)
-                sys.exit(REQUEUE)
+                raise SystemExit(REQUEUE)
 
     metrics = metrics or evaluate(state.params)
     for warning in (*task.warnings, *task.doubts(metrics)):
         logging.warning('%s', warning)
-    speed = run_log.examples_per_second
-    return summary.write_summary(workdir, state, layout, evaluation_data, metrics, speed)
+    return summary.write_summary(workdir, state, record, metrics, run_log.examples_per_second)
 
 
 if __name__ == '__main__':

@@ -279,6 +279,17 @@ def check(config: Config) -> None:
         raise UserError("config.data.name = '': expected a TFDS data set, such as glue/sst2")
 
 
+def task_name(config: Config) -> str:
+    """Returns the name of the module in tasks/ that the config's sections are from."""
+    names = {type(section).__module__ for section in (config.data, config.model)}
+    if len(names) != 1:
+        raise UserError(
+            f'config.data and config.model are from {" and ".join(sorted(names))}: expected two '
+            'sections of one task'
+        )
+    return names.pop().removeprefix('tasks.')
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns dotted name -> value, as JSON holds it: tuples become lists."""
     return {

@@ -15,7 +15,8 @@ from configs.schema import Config, to_dict
 from reporting.live_line import LiveLine, LogHandler
 from reporting.loggers import Logger
 from runtime.ledger import Ledger, is_finite
-from training.optimizer import make_schedule
+from training.optimizer import make_schedule, updates_made
+from training.state import TrainState
 
 Step = tuple[float, np.ndarray]  # seconds since the step before, and the row in the ledger
 RECENT = 50  # steps that the live line and the time left are computed from
@@ -30,13 +31,6 @@ def start_logging() -> None:
     logging.basicConfig(level=level, format=layout, datefmt=clock, handlers=handlers, force=True)
 
 
-def quiet_libraries() -> None:
-    """Silences libraries that log what they also raise."""
-    logging.getLogger('jax').setLevel(logging.WARNING)
-    for chatty in ('absl', 'asyncio', 'orbax', 'grain'):
-        logging.getLogger(chatty).setLevel(logging.CRITICAL)
-
-
 class RunLog:
     """Logs a line and scalars every `log_every` steps, from the rows of the ledger.
 
@@ -49,15 +43,12 @@ class RunLog:
         metrics: Callable[[Metrics], Metrics],
         config: Config,
         ledger: Ledger,
-        updates: int,
+        state: TrainState,
     ) -> None:
-        """Takes from `ledger` the rows of an interval that began before a resume.
-
-        `updates`: the steps so far that changed the parameters; the learning rate follows them.
-        """
+        """Takes from `ledger` the rows of an interval that began before a resume, at `state`."""
         self._loggers, self._metrics = loggers, metrics
         self._schedule = make_schedule(config.optimizer, config.num_steps)
-        self._updates = updates
+        self._updates = updates_made(state.opt_state)  # the learning rate follows them
         self._config, self._saved = config, ''
         self._live = LiveLine(sys.stdout, ledger.start, config.num_steps, not jax.process_index())
         before = [(np.nan, row) for row in ledger.tail(config.log_every)]  # times are not kept
@@ -65,8 +56,12 @@ class RunLog:
         self._finished = time.perf_counter()  # the last step, or an evaluation after it
         self._speeds: list[float] = []  # examples/s of each interval
 
-    def add(self, rows: Iterable[np.ndarray]) -> None:
-        """Takes the rows of finished steps; logs a line where an interval ends."""
+    def add(self, rows: Iterable[np.ndarray], checkpoint: int | None = None) -> None:
+        """Takes the rows of finished steps; logs a line where an interval ends.
+
+        `checkpoint`: the step of the newest one, for the live line.
+        """
+        self._saved = self._saved if checkpoint is None else f' saved {checkpoint}'
         for row in rows:
             before, self._finished = self._finished, time.perf_counter()
             self._steps.append((self._finished - before, row))
@@ -76,10 +71,6 @@ class RunLog:
                 self._log_interval(step, list(self._steps)[-(step % every or every) :])
             if self._live.due():
                 self._live.draw(step, self._live_text(step))
-
-    def note_saved(self, step: int | None) -> None:
-        """Notes the step of the newest checkpoint, for the live line."""
-        self._saved = '' if step is None else f' saved {step}'
 
     def evaluation(self, step: int, metrics: Metrics, samples: list[str], last: bool) -> None:
         """Logs an evaluation: one line for the metrics and one per sample.

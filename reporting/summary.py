@@ -11,9 +11,11 @@ from arrays import Metrics
 from configs.schema import Config, to_dict
 from errors import SaveFailed, first_line
 from reporting.log import scalars_text
+from runtime.run_record import RunRecord
 from runtime.storage import write_whole
-from training.mesh import Layout
 from training.state import TrainState, root_key_hex, state_fingerprint
+
+Summary = dict[str, Any]  # the contents of summary.json
 
 
 def write_inputs(workdir: epath.Path, config: Config, files: dict[str, str]) -> None:
@@ -33,20 +35,19 @@ def write_files(workdir: epath.Path, files: dict[str, str]) -> None:
 
 
 def write_summary(
-    workdir: epath.Path, state: TrainState, layout: Layout, data: str, metrics: Metrics, rate: float
-) -> dict[str, Any]:
+    workdir: epath.Path, state: TrainState, record: RunRecord, metrics: Metrics, rate: float
+) -> Summary:
     """Writes the summary of a finished run to summary.json, logs it, and returns it.
 
-    `metrics` are of the last evaluation, on data with the fingerprint `data`; `rate` is in
-    examples/s.
+    `metrics` are of the last evaluation; `rate` is in examples/s.
     """
     summary = {
         'step': int(state.step),
         'eval': metrics,
-        'evaluation_data': data,
+        'evaluation_data': record['task']['evaluation_data'],
         'state_fingerprint': state_fingerprint(state),
         'root_key': root_key_hex(state),
-        'num_shards': layout.num_shards,
+        'num_shards': record['manifest']['num_shards'],
         'device_count': jax.device_count(),
         'process_count': jax.process_count(),
         'examples_per_second': rate,
@@ -56,7 +57,7 @@ def write_summary(
     return summary
 
 
-def read_summary(workdir: epath.Path, step: int) -> dict[str, Any]:
+def read_summary(workdir: epath.Path, step: int) -> Summary:
     """Returns the workdir's summary.json, or {} without one of this step."""
     try:
         summary = json.loads((workdir / 'summary.json').read_text())
@@ -65,16 +66,16 @@ def read_summary(workdir: epath.Path, step: int) -> dict[str, Any]:
     return summary if isinstance(summary, dict) and summary.get('step') == step else {}
 
 
-def finished_summary(workdir: epath.Path, step: int, data: str) -> dict[str, Any]:
+def finished_summary(workdir: epath.Path, step: int, record: RunRecord) -> Summary:
     """Logs and returns the workdir's summary.json, or {} without one of this step and data."""
     summary = read_summary(workdir, step)
-    if summary.get('evaluation_data') != data:
+    if summary.get('evaluation_data') != record['task']['evaluation_data']:
         return {}
     log_finished(workdir, summary)
     return summary
 
 
-def log_finished(workdir: epath.Path, summary: dict[str, Any]) -> None:
+def log_finished(workdir: epath.Path, summary: Summary) -> None:
     """Logs the metrics of a finished run, rounded; summary.json has them in full."""
     metrics, fingerprint = scalars_text(summary['eval']), summary['state_fingerprint'][:16]
     shown = f'{metrics}  state_fingerprint {fingerprint}  ({workdir / "summary.json"})'

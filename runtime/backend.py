@@ -8,7 +8,9 @@ accelerator depends on it. docs/reproducibility.md has the measurements.
 import contextlib
 import ctypes
 import functools
+import gc
 import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -74,6 +76,8 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
                 f'{name.upper()} is set: expected it unset, because a run computes in compiled '
                 'programs only; python -m tools.replay shows a step that is not finite'
             )
+    gc.freeze()  # or garbage collections would rescan everything imported
+    quiet_libraries()
     for name, value in PINNED_SETTINGS.items():
         jax.config.update(name, value)
     jax.config.update('jax_default_matmul_precision', matmul_precision)
@@ -99,6 +103,13 @@ def prepare(cpu_threads: int = 0, matmul_precision: str = 'highest') -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # or each thread of the compiler keeps a heap
     jax.monitoring.register_event_duration_secs_listener(return_freed_memory)
     enable_compilation_cache()
+
+
+def quiet_libraries() -> None:
+    """Silences libraries that log what they also raise."""
+    logging.getLogger('jax').setLevel(logging.WARNING)
+    for chatty in ('absl', 'asyncio', 'orbax', 'grain'):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
 def return_freed_memory(event: str, duration_secs: float, **_: object) -> None:

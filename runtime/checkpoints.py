@@ -65,15 +65,15 @@ class Checkpoints:
         with damage_proved(checkpoint):
             return read_record(checkpoint)
 
-    def restore(self, target: TrainState) -> TrainState:
-        """Returns the newest undamaged state, in the shapes and shardings of `target`.
+    def restore(self, target: TrainState) -> tuple[TrainState, RunRecord]:
+        """Returns the newest undamaged state, as `target` is shaped and sharded, and its record.
 
         A damaged one is logged and moved to `damaged/`, never deleted. Raises UserError when
         `target` is another model's state, or all checkpoints are damaged.
         """
-        restored = self._newest_undamaged(lambda step: self.read(step, target))
+        restored = self._newest_undamaged(lambda step: (self.read(step, target), self.record(step)))
         assert restored is not None, 'restore without a checkpoint'
-        self._committed = int(restored.step)
+        self._committed = int(restored[0].step)
         return restored
 
     def read(self, step: int, target: TrainState) -> TrainState:
@@ -138,9 +138,13 @@ class Checkpoints:
             self._finish()
         return self._committed
 
-    def minutes_since_save(self) -> float:
-        """Returns minutes since the last save (or the start) began."""
-        return (time.monotonic() - self._saved) / 60
+    def seconds_since_save(self) -> float:
+        """Returns seconds since the last save (or the start) began."""
+        return time.monotonic() - self._saved
+
+    def due(self, minutes: float) -> bool:
+        """Returns whether so many minutes have passed since then. Never for 0."""
+        return 0 < 60 * minutes <= self.seconds_since_save()
 
     def close(self) -> None:
         """Waits for the last save. Raises SaveFailed if it failed and nothing else ends the run."""

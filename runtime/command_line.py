@@ -55,7 +55,7 @@ for kind in (int, float):
 config_flags.register_flag_parser_for_type(tuple, TupleOrWords())
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[], None]) -> None:
     """Runs `main` by absl's `app.run`; a KeyfoldError becomes one line and its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal shows escapes
         sys.stdout.reconfigure(errors='backslashreplace')
@@ -68,7 +68,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         try:
             if argv[1:]:
                 raise UserError(f'{argv[1]}: expected only flags, as in --workdir=DIR')
-            main(argv)
+            main()
         except KeyfoldError as error:
             refuse(error)
 

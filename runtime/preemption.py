@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import threading
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,8 @@ class StopRequest:
         self._asked, self._training, self._timeout = False, False, 0
         self._votes: collections.deque[jax.Array] = collections.deque()
 
-    def listen(self, timeout_seconds: int) -> None:
-        """Hears signals from now on. After the first one, the run has `timeout_seconds` to stop."""
+    def listen(self, timeout_seconds: int) -> Self:
+        """Hears signals from now on, and returns itself. The first one leaves so long to stop."""
         self._timeout = timeout_seconds
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
@@ -41,6 +42,7 @@ class StopRequest:
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)  # the pipe gets its number
         threading.Thread(target=self._hear, args=(read_end,), daemon=True).start()
+        return self
 
     def _hear(self, pipe: int) -> None:
         while True:

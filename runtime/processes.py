@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import sys
@@ -17,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError, first_line
-from runtime.backend import code_files
+from runtime.backend import code_files, cpu_threads
 
 LEAVE_SECONDS = 10  # from the end of a run to the end of its process
 
@@ -33,7 +32,6 @@ def join(timeout_seconds: int) -> None:
     tasks = (env.get('SLURM_STEP_NUM_TASKS', '1'), env.get('OMPI_COMM_WORLD_SIZE', '1'))
     if not address and max(map(int, tasks)) <= 1 and not in_tpu_slice():
         return
-    logging.getLogger('jax').setLevel(logging.WARNING)  # it logs how each process connects
     jax.config.update('jax_enable_preemption_service', False)  # runtime/preemption.py hears SIGTERM
     explicit = explicit_settings(address) if address else {}
     problem = (
@@ -150,7 +148,8 @@ def require_same(*facts: dict[str, Any], error: type[KeyfoldError] = UserError) 
     """Raises an error, on every process, where the code or a fact differs between processes."""
     if jax.process_count() == 1:
         return
-    known = ({'the code': code_files()}, *facts)
+    # The CPU threads of a config may be 0.
+    known = ({'the code': code_files()}, *facts, {'cpu_threads': cpu_threads()})
     named = {name: json.dumps(value) for some in known for name, value in some.items()}
     mine = {name: zlib.crc32(text.encode()) for name, text in named.items()}
     # Processes may know different names: they gather as many bytes as the longest list has.

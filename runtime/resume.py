@@ -21,7 +21,6 @@ WARNED = ('platform', 'device_kind', 'processor', 'xla_flags')
 
 def plan(
     config: Config,
-    task_name: str,
     facts: dict[str, Any],
     workdir: epath.Path,
     saved: RunRecord | None,
@@ -58,7 +57,7 @@ def plan(
         seeds = {name: then.get(f'seeds.{name}', -1) for name in keys.RootKeys._fields}
         config = dataclasses.replace(config, seed=then['seed'], seeds=schema.SeedsConfig(**seeds))
     manifest = {
-        'task': task_name,
+        'task': schema.task_name(config),
         'key_format': keys.KEY_FORMAT,
         'mask_format': keys.MASK_FORMAT,
         'num_shards': num_shards,
@@ -152,7 +151,7 @@ def task_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def saved_cpu_threads(workdir: epath.Path) -> int:
+def saved_threads(workdir: epath.Path) -> int:
     """Returns the thread-pool size of the run in `workdir`, or 0.
 
     All checkpoints of a run record the same pool: the newest readable one decides.

@@ -22,17 +22,6 @@ from tasks.task import Json, Predictor, Task
 TOKENIZER = ('data.tokenizer', 'data.affixes')
 
 
-def task_name(config: Config) -> str:
-    """Returns the name of the module in tasks/ that the config's sections are from."""
-    names = {type(section).__module__ for section in (config.data, config.model)}
-    if len(names) != 1:
-        raise UserError(
-            f'config.data and config.model are from {" and ".join(sorted(names))}: expected two '
-            'sections of one task'
-        )
-    return names.pop().removeprefix('tasks.')
-
-
 def load(name: str) -> ModuleType:
     """Imports the task `name`. Raises UserError where this code has no such task."""
     if not name.isidentifier() or importlib.util.find_spec(f'tasks.{name}') is None:
@@ -45,7 +34,7 @@ def make_task(config: Config, origin: Json | None = None) -> Task:
 
     `origin`: the run record of config.init.run; the task takes its tokenizer and options.
     """
-    name = task_name(config)
+    name = schema.task_name(config)
     if origin and (found := origin['manifest'].get('task', name)) != name:
         raise UserError(f'config.init.run = {config.init.run}: of task {found}, expected {name}')
     if origin:
@@ -66,4 +55,4 @@ def config_from_record(record: Json) -> Config:
 def predictor_from_record(record: Json) -> tuple[Config, Predictor]:
     """Returns the config and the predictor of a checkpoint's run record."""
     config = config_from_record(record)
-    return config, load(task_name(config)).make_predictor(config, record['task'])
+    return config, load(schema.task_name(config)).make_predictor(config, record['task'])

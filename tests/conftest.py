@@ -1,7 +1,6 @@
 """Tests run on eight simulated CPU devices, with JAX's key-reuse checker on."""
 
 import collections
-import gc
 import os
 import signal
 from collections.abc import Callable
@@ -32,7 +31,6 @@ backend.prepare(cpu_threads=8)
 jax.devices()
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup
     signal.signal(signal.SIGHUP, lambda *_: None)  # unlike SIG_IGN, not inherited by programs
-gc.freeze()  # as train.py does: collections need not search through what was imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -217,16 +217,16 @@ def write_record(workdir: Path, step: int, **facts: Any) -> Path:
 
 def test_pool_of_a_run_is_read_from_its_newest_whole_checkpoint(tmp_path: Path) -> None:
     workdir = epath.Path(tmp_path)
-    assert resume.saved_cpu_threads(workdir) == 0
+    assert resume.saved_threads(workdir) == 0
     write_record(tmp_path, 9, threads='4')  # as records had it before
-    assert resume.saved_cpu_threads(workdir) == 4
+    assert resume.saved_threads(workdir) == 4
     newest = write_record(tmp_path, 10, cpu_threads=6)
     (tmp_path / 'checkpoints' / '12.orbax-checkpoint-tmp').mkdir()
-    assert resume.saved_cpu_threads(workdir) == 6
+    assert resume.saved_threads(workdir) == 6
     newest.write_text(newest.read_text().replace('6', '7'))
-    assert resume.saved_cpu_threads(workdir) == 4
+    assert resume.saved_threads(workdir) == 4
     newest.unlink()
-    assert resume.saved_cpu_threads(workdir) == 4
+    assert resume.saved_threads(workdir) == 4
 
 
 @pytest.mark.slow

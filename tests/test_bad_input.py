@@ -22,7 +22,15 @@ from ml_collections import config_flags
 
 from configs import reviews, schema
 from configs.schema import Config, fill, options, to_dict
-from errors import UserError
+from errors import (
+    REQUEUE,
+    KeyfoldError,
+    NonFinite,
+    SaveFailed,
+    TakenOver,
+    Unavailable,
+    UserError,
+)
 from runtime import command_line
 from tests import runs
 from training.mesh import make_layout, make_mesh
@@ -280,6 +288,12 @@ def test_mistake_on_the_command_line_is_one_line_that_names_it(mistake: str) -> 
     assert config is None
     assert re.fullmatch('error: .+\n', printed)
     assert expected in printed
+
+
+def test_exit_codes_are_those_of_the_documents() -> None:
+    kinds = (UserError, NonFinite, TakenOver, SaveFailed)
+    codes = [kind.exit_code for kind in (*kinds, Unavailable, KeyfoldError)]
+    assert [*codes, REQUEUE] == [2, 3, 4, 5, 1, 1, 75]
 
 
 @pytest.mark.parametrize(

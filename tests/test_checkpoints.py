@@ -97,7 +97,7 @@ def restore(workdir: Path, layout: Any) -> TrainState:
     """The newest whole checkpoint, on two devices."""
     keeper = Checkpoints(epath.Path(workdir), keep_newest=2, keep_best=0, metric='accuracy')
     target = shapes(small_state(layout, 0))
-    found = keeper.restore(target)
+    found, _ = keeper.restore(target)
     keeper.close()
     return found
 

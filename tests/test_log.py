@@ -2,10 +2,13 @@
 
 import logging
 import re
+import types
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from etils import epath
 
@@ -49,8 +52,9 @@ def run_log(workdir: Path, recorder: Recorder, start: int = 0, num_steps: int = 
     config.num_steps, config.log_every, config.batch_size = num_steps, 20, 64
     config.optimizer = OptimizerConfig(learning_rate=1.0, warmup_steps=64)  # update / 64
     ledger = Ledger(epath.Path(workdir / 'ledger'), COLUMNS, start)
+    updated: Any = types.SimpleNamespace(opt_state=optax.ScaleByScheduleState(jnp.int32(start)))
     return log.RunLog(
-        [recorder], lambda sums: {'loss': sums['loss'] / sums['weight']}, config, ledger, start
+        [recorder], lambda sums: {'loss': sums['loss'] / sums['weight']}, config, ledger, updated
     )
 
 

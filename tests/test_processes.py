@@ -421,7 +421,7 @@ for name, damage in {
     if index == 1:
         damage(own / 'checkpoints' / '2')
     try:
-        restored = checkpoints.Checkpoints(epath.Path(own)).restore(target)
+        restored, _ = checkpoints.Checkpoints(epath.Path(own)).restore(target)
         found = f'step {int(restored.step)} {state.state_fingerprint(restored)[:8]}'
     except KeyfoldError as error:
         found = f'{type(error).__name__} {error}'

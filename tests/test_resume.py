@@ -301,7 +301,7 @@ def resumed(run: Path, **manifest: Any) -> list[str]:
     saved['manifest'] |= manifest
     config = small_config()
     where = epath.Path(run)
-    planned, run_record = resume.plan(config, 'classification', saved['task'], where, saved, False)
+    planned, run_record = resume.plan(config, saved['task'], where, saved, False)
     assert planned == config
     assert run_record['manifest']['overrides'] == []
     return sorted(run_record['manifest']['code']['files'])
@@ -363,7 +363,7 @@ def test_shards_stay_and_formats_and_devices_that_change_bits_are_refused(
     def planned(saved: dict[str, Any] | None, devices: int = 8, **changes: Any) -> dict[str, Any]:
         monkeypatch.setattr(backend, 'environment', lambda: here | {'device_count': devices})
         config = small_config(**({'num_shards': 0} | changes))
-        return resume.plan(config, 'classification', {}, workdir, saved, False)[1]
+        return resume.plan(config, {}, workdir, saved, False)[1]
 
     saved = planned(None)
     for changes in ({'devices': 2}, {'num_shards': 8}):
@@ -387,7 +387,7 @@ def test_manifest_keeps_every_change_that_was_ever_allowed() -> None:
     for precision in ('highest', 'high', 'high', 'default'):
         config = small_config(matmul_precision=precision)
         where = epath.Path('run')
-        record = resume.plan(config, 'classification', {}, where, record, True)[1]
+        record = resume.plan(config, {}, where, record, True)[1]
     assert record
     changes = ("'highest' -> 'high'", "'high' -> 'default'")
     assert record['manifest']['overrides'] == [f'matmul_precision: {text}' for text in changes]
@@ -395,8 +395,8 @@ def test_manifest_keeps_every_change_that_was_ever_allowed() -> None:
 
 def test_resumed_run_records_the_seeds_that_made_its_root_keys() -> None:
     where, first = epath.Path('run'), small_config(seed=3, seeds=SeedsConfig(dropout=7))
-    saved = resume.plan(first, 'classification', {}, where, None, False)[1]
-    config, record = resume.plan(small_config(), 'classification', {}, where, saved, False)
+    saved = resume.plan(first, {}, where, None, False)[1]
+    config, record = resume.plan(small_config(), {}, where, saved, False)
     assert config == first
     assert record['config'] == saved['config']
 

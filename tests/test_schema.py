@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 import tasks
-from configs import reviews
+from configs import reviews, schema
 from configs.schema import Config, options, to_dict, trajectory_changes
 from errors import UserError
 
 
 def record(config: Config) -> dict[str, Any]:
     """Returns what a checkpoint holds of a config, as it comes back from JSON."""
-    manifest = {'task': tasks.task_name(config)}
+    manifest = {'task': schema.task_name(config)}
     return json.loads(json.dumps({'config': to_dict(config), 'manifest': manifest}))  # type: ignore
 
 
@@ -97,4 +97,4 @@ def test_sections_of_two_tasks_do_not_make_a_config() -> None:
 
     mixed = dataclasses.replace(reviews.get_config(), model=ForeignModel())
     with pytest.raises(UserError, match='expected two sections of one task'):
-        tasks.task_name(mixed)
+        schema.task_name(mixed)

@@ -27,7 +27,6 @@ from ml_collections import config_flags
 import tasks
 from configs.schema import Config
 from input_pipeline.batches import Examples
-from reporting import log as logs
 from runtime import command_line, warm_start
 from tasks.task import Task
 from tools import slices
@@ -73,7 +72,6 @@ def main(config_flag: flags.FlagHolder[Any], topology: str) -> None:
     """Prints the report and exits."""
     config = command_line.checked_config(config_flag)
     slices.check(topology)
-    logs.quiet_libraries()
     # A cached program may name the source files of another copy of the project.
     jax.config.update('jax_enable_compilation_cache', False)
     devices = slices.devices(topology, config.matmul_precision)
@@ -248,4 +246,4 @@ if __name__ == '__main__':
     # Not defined above, since a test that imports this module has the flags of train.py, too.
     CONFIG = config_flags.DEFINE_config_file('config', None, 'What to compile.')
     TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'CHIP:SHAPE, or cpu:DEVICES.')
-    command_line.run(lambda _: main(CONFIG, TOPOLOGY.value))
+    command_line.run(lambda: main(CONFIG, TOPOLOGY.value))

@@ -34,7 +34,7 @@ LAYOUTS = flags.DEFINE_list(
 STEPS = flags.DEFINE_integer('steps', 6, 'Training steps on every layout.', lower_bound=1)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Prints a line for every layout and exits."""
     config = command_line.checked_config(CONFIG)
     devices = {layout: device_count(layout) for layout in LAYOUTS.value}

@@ -12,7 +12,6 @@ import tasks
 from configs.schema import Config
 from errors import UserError
 from input_pipeline.examples import SHARE
-from reporting.log import quiet_libraries
 from runtime import backend, resume
 from runtime.checkpoints import Checkpoints
 from runtime.run_record import RunRecord
@@ -99,11 +98,10 @@ def open_run(workdir: str, step: int | str | None = None) -> SavedRun:
 
     Raises UserError if there is no such checkpoint or its record is damaged.
     """
-    quiet_libraries()
     folder = existing_run(workdir)
     # Predictions and metrics are computed as in training: same flags, threads and precision. The
     # first two come before a record is read, which starts JAX.
-    backend.prepare(resume.saved_cpu_threads(folder))
+    backend.prepare(resume.saved_threads(folder))
     backend.check()
     checkpoints = Checkpoints(folder)
     steps = checkpoints.steps()
