@@ -38,7 +38,9 @@ def test_metrics_are_those_of_training_on_any_number_of_devices(
     assert task.metrics(evaluate.evaluation_totals(run, task)) == summary['eval']
 
 
-@pytest.mark.parametrize('tool', ['evaluate', 'replay --step=12'])
+@pytest.mark.parametrize(
+    'tool', ['evaluate', pytest.param('replay --step=12', marks=pytest.mark.long)]
+)
 def test_fresh_process_computes_as_the_run_did(classifier_run: Trained, tool: str) -> None:
     """XLA's flags are set before JAX starts, without which a backend can be found to be wrong."""
     workdir, summary = classifier_run

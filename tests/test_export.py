@@ -104,6 +104,7 @@ def test_exported_run_predicts_as_people_write_and_shows_their_words(
         assert pieces == ['The', 'film', 'was', 'AWFUL', '!']
 
 
+@pytest.mark.long
 def test_exported_transformer_predicts_the_same_and_neither_shows_attention(tmp_path: Path) -> None:
     config = small_config()
     sizes = ModelConfig(encoder='transformer', **(SIZES | {'num_positions': 42}))

@@ -237,7 +237,7 @@ def test_unknown_words_differ_by_their_affixes_and_word_dropout_leaves_these(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('dtype', [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.long)])
 def test_remat_saves_memory_and_changes_no_parameter_and_no_mask(
     classifier: Classifier, token_batch: TokenBatch, dtype: Any
 ) -> None:

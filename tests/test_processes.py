@@ -353,7 +353,7 @@ def test_a_process_that_fails_alone_leaves_no_other_waiting(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('process', [0, 1])
+@pytest.mark.parametrize('process', [0, pytest.param(1, marks=pytest.mark.long)])
 def test_unreachable_coordinator_fails_in_bounded_time(tmp_path: Path, process: int) -> None:
     """Process 1 finds no coordinator; process 0 is one, and the others do not come."""
     with socket.socket() as probe:
