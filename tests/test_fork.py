@@ -67,9 +67,10 @@ def shown(title: str) -> list[str]:
     return block.splitlines()[1:]
 
 
-def test_listings_pass_lint_and_types(project: Path) -> None:
+def test_listings_pass_lint_types_and_the_tests_of_the_tree(project: Path) -> None:
     paths = ' '.join(listings(FORK) | listings(NEW_TASK))
-    runs.shell(project, f'ruff check {paths}; mypy')
+    runs.shell(project, f'ruff check {paths}; ruff format --check {paths}; mypy')
+    runs.shell(project, 'python -m pytest -q -p no:xdist tests/test_architecture.py')
 
 
 def test_configs_of_ones_own_data_have_at_most_20_lines() -> None:
