@@ -87,7 +87,7 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
-        # May fall back to an older one.
+        # Falls back to an older one if the newest is damaged.
         state, saved = checkpoints.restore(abstract_state(create_state, config.prng_impl))
     else:
         roots = keys.root_keys(config.seed, config.prng_impl, vars(config.seeds))
@@ -96,7 +96,7 @@ def train(
     start, padding = int(state.step), padding_share(task.train.lengths, config)
     start_report(config, layout, state, workdir, bool(saved), task.summary, task.warnings, padding)
     patience = EarlyStopping(task.best_metric, config.patience, facts['evaluation_data'], saved)
-    record['evaluations'] = patience.evaluations  # which grow
+    record['evaluations'] = patience.evaluations  # grows with them
     ended = start >= config.num_steps or patience.ended
     if ended and (finished := summary.finished_summary(workdir, start, record)):
         return finished

@@ -1,9 +1,9 @@
 """Every option of a run that all tasks share: its default, its meaning and its check.
 
 A run is a file beside this one with `get_config() -> Config`. Options are assumed to affect a run's
-bits, so a resume may change only those declared `resumable`. These leave finished steps as they
-are; `seed`, `seeds` and `cpu_threads` are ignored on a resume, with a warning. A task adds the
-options of its data and model in tasks/, in subclasses of `DataConfig` and `ModelConfig`.
+bits, so a resume may change only those declared `resumable`. Those leave finished steps unchanged;
+`seed`, `seeds` and `cpu_threads` are ignored on a resume, with a warning. A task adds the options
+of its data and model in tasks/, in subclasses of `DataConfig` and `ModelConfig`.
 """
 
 import dataclasses
@@ -22,16 +22,13 @@ def option(
     default: Any,
     meaning: str,
     check: Check | None = None,
-    *,
     resumable: bool = False,
-    chosen: bool = False,
 ) -> Any:
     """Declares a dataclass field with its meaning, its check, and whether a resume may change it.
 
-    Value check, --help and the resume rule follow from this declaration. If `chosen`, '' or 0 lets
-    the first launch decide, and a resume keeps that.
+    Value check, --help and the resume rule follow from this declaration.
     """
-    metadata = {'meaning': meaning, 'check': check, 'resumable': resumable, 'chosen': chosen}
+    metadata = {'meaning': meaning, 'check': check, 'resumable': resumable}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -53,7 +50,7 @@ class DataConfig:
     )
     evaluation: str = option(
         'validation',
-        'tfds: evaluation split; files: path; either: share of training rows to hold out, 10%',
+        'tfds: evaluation split; files: path; either: a share to hold out, such as 10%',
         Check(bool, 'some text'),
     )
     columns: tuple[str, ...] = option(
@@ -117,7 +114,7 @@ class OptimizerConfig:
     )
     clip_norm: float = option(1.0, 'global gradient norm is clipped to this (0 = off)', at_least(0))
     shard_state: bool = option(
-        False, 'ZeRO-1: each shard keeps one slice of the optimizer state instead of all of it'
+        False, 'ZeRO-1: each device keeps the optimizer state of its own slices alone'
     )
     on_nonfinite: str = option(
         'stop',
@@ -165,7 +162,6 @@ class Config:
         'data shards, a power of two: the most devices this run can ever use '
         '(0 = device count of the first launch)',
         Check(lambda n: n >= 0 and n & (n - 1) == 0, '0 or a power of two'),
-        chosen=True,
     )
     batch_size: int = option(64, 'global batch, examples per step', at_least(1))
     eval_batch_size: int = option(256, 'global batch of evaluation', at_least(1))
@@ -345,7 +341,7 @@ def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
         resumable = field.metadata['resumable'] or (name == 'num_steps' and open_end)
         # Files may move: the fingerprints in the task's facts say whether the data is the same.
         moved = name in ('data.train', 'data.evaluation') and config.data.source == 'files'
-        kept = field.metadata['chosen'] and not value
+        kept = name == 'num_shards' and not value  # of the first launch
         if not (same or resumable or moved or kept):
             changed.append(f'{name}: {then!r} -> {value!r}')
     gone = [f'{name}: {saved[name]!r} -> no such option' for name in sorted(saved.keys() - known)]

@@ -1,8 +1,8 @@
 """Decides which examples make up a batch: a pure function of (root key, step).
 
 Each epoch is a new permutation (or weighted draw) of the examples; epochs follow each other without
-a gap. A window of W batches' examples is sorted by length and cut into W batches, which are
-shuffled. So a batch may span two epochs.
+a gap, so a batch may span two. The examples of each W batches are sorted by length and cut into W
+batches, which are shuffled.
 """
 
 import functools
@@ -45,7 +45,7 @@ def batch_order(
     """Returns step -> int64[batch_size], the examples of the global batch of a step (from 0).
 
     `epoch_seed(epoch)` seeds NumPy's Philox, whose raw output is the same in every version. Its
-    argsort is the permutation, from which `weights` (float64[N]) sample.
+    argsort is the permutation; with `weights` (float64[N]) the epoch is a weighted draw.
     """
 
     def bits(epoch: int, block: int, count: int) -> np.ndarray:

@@ -43,7 +43,7 @@ class Vocabulary:
         units: Units = str.split,
         letters: slice = ALL_LETTERS,
     ) -> 'Vocabulary':
-        """Makes a vocabulary of units seen at least `min_frequency` times; ties alphabetically."""
+        """Makes a vocabulary of units seen `min_frequency` times or more; ties by alphabet."""
         parts = collections.Counter(unit[letters] for text in texts for unit in units(text))
         frequent = [(-count, part) for part, count in parts.items() if count >= min_frequency]
         return cls([part for _, part in sorted(frequent)], units, letters)

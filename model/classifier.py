@@ -45,7 +45,7 @@ class Classifier(nn.Module):
     remat: bool = False
 
     def drop_words(self, token_ids: jax.Array, train: bool) -> jax.Array:
-        """Returns int32[B, T], in training with some words unknown. token_ids: int32[B, T]."""
+        """Returns int32[B, T], in training with dropped words unknown. token_ids: int32[B, T]."""
         layer = WordDropout(self.word_dropout, self.unk_id, self.first_word_id, name='word_dropout')
         return layer(token_ids, deterministic=not train)
 

@@ -51,7 +51,7 @@ class WordDropout(nn.Module):
 
 
 def levels(rate: float) -> int:
-    """Rounds a rate below 1 to 256ths: 0 to 255, 0 only for rate 0."""
+    """Rounds a rate below 1 to n / 256 and returns n, 0 only for rate 0."""
     return min(max(round(rate * LEVELS), rate > 0), LEVELS - 1)
 
 

@@ -261,7 +261,8 @@ def code_files() -> dict[str, str]:
 
     A config of a run is not among them: its values are in the run record.
     """
-    files = [PROJECT / name for name in ('train.py', 'arrays.py', 'errors.py', 'configs/schema.py')]
+    names = ('train.py', 'arrays.py', 'errors.py', 'configs/checks.py', 'configs/schema.py')
+    files = [PROJECT / name for name in names]
     files += [file for folder in CORE for file in sorted((PROJECT / folder).rglob('*.py'))]
     digests = (hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files)
     return dict(zip((str(file.relative_to(PROJECT)) for file in files), digests, strict=True))

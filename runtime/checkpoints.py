@@ -87,7 +87,7 @@ class Checkpoints:
         with damage_proved(checkpoint):
             # Orbax's checkpointers would wait for the other processes; one may have failed.
             args = ocp.args.StandardRestore(saved_as)
-            sys.unraisablehook = without_closed_loops
+            sys.unraisablehook = ignore_closed_loops
             state = ocp.StandardCheckpointHandler().restore(checkpoint / 'state', args=args)
         if one_root:
             root = state.pop('root_key')
@@ -143,11 +143,11 @@ class Checkpoints:
         return time.monotonic() - self._saved
 
     def due(self, minutes: float) -> bool:
-        """Returns whether so many minutes have passed since then. Never for 0."""
+        """Returns whether `minutes` have passed since the last save began; never for 0."""
         return 0 < 60 * minutes <= self.seconds_since_save()
 
     def close(self) -> None:
-        """Waits for the last save. Raises SaveFailed if it failed and nothing else ends the run."""
+        """Waits for the last save. Raises SaveFailed if it failed, unless an error ends the run."""
         self._finish()
         if '_manager' in vars(self):
             with contextlib.suppress(Exception):  # raises the failure of the last save again
@@ -246,10 +246,10 @@ def score(manifest: dict[str, Any], metric: str) -> float:
     return -math.inf if math.isnan(value) else value
 
 
-def without_closed_loops(unraisable: Any) -> None:
-    """Prints unraisable errors, except the one per array of a failed restore.
+def ignore_closed_loops(unraisable: Any) -> None:
+    """Prints unraisable errors, except 'Event loop is closed'.
 
-    TensorStore's threads answer for these after Orbax closed the event loop.
+    After a failed restore, TensorStore's threads raise it once per array.
     """
     if str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)
@@ -260,8 +260,8 @@ def damage_proved(checkpoint: epath.Path) -> Iterator[None]:
     """Turns an error inside into Damaged if proven, else into UserError or Unavailable.
 
     Orbax raises alike for a cut file and one it could not open. Damage is proved if no error in the
-    chain is one of access and every file can be read, unless the folder holds only other things: it
-    is another program's. If one process raises, all do.
+    chain is one of access and every file can be read. A folder with neither `state` nor `run` is
+    another program's: UserError. If one process raises, all do.
     """
     with processes.agreed(checkpoint):
         try:

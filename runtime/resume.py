@@ -1,4 +1,4 @@
-"""Decides whether a launch continues the run in its workdir, and what its checkpoints record."""
+"""Decides whether a launch continues the run in its workdir, and makes its run record."""
 
 import contextlib
 import dataclasses
@@ -31,8 +31,8 @@ def plan(
     `facts`: the task's resume facts; `saved`: the newest record in `workdir`.
 
     A new run has `num_shards` shards or, by default, one per device; a saved one keeps its seeds
-    and, by default, its shards. Raises UserError, listing the changes, if an option, task facts or
-    threads changed, unless `allow_changes`; then the manifest records them.
+    and, by default, its shards. Raises UserError, listing them, for changed options, task
+    facts or threads; with `allow_changes` the manifest records them instead.
     """
     if saved is None:
         require_free(workdir)
@@ -77,7 +77,7 @@ def require_formats(manifest: dict[str, Any]) -> None:
 
 
 def warnings(config: Config, saved: RunRecord, now: dict[str, Any]) -> list[str]:
-    """Returns what is ignored, and what may alter roundings but is allowed, such as edited code."""
+    """Returns warnings: options without effect, and changes that may alter roundings."""
     then, manifest, threads = saved['config'], saved['manifest'], recorded_cpu_threads(saved)
     found = [
         f'config.{name} = {value} has no effect: the root keys of the checkpoint, made with '

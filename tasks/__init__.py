@@ -10,9 +10,12 @@ No table lists the tasks. A config's task is the module that defines its section
 holds that module's name.
 """
 
+import dataclasses
 import importlib.util
 from types import ModuleType
+from typing import Any
 
+from arrays import Sums
 from configs import schema
 from configs.schema import Config
 from errors import UserError
@@ -32,16 +35,31 @@ def load(name: str) -> ModuleType:
 def make_task(config: Config, origin: Json | None = None) -> Task:
     """Makes the task of a config. Raises UserError for unusable data.
 
-    `origin`: the run record of config.init.run; the task takes its tokenizer and options.
+    `origin`: the run record of config.init.run, whose tokenizer and affixes the task takes.
     """
-    name = schema.task_name(config)
+    name, ignored = schema.task_name(config), list[str]()
     if origin and (found := origin['manifest'].get('task', name)) != name:
         raise UserError(f'config.init.run = {config.init.run}: of task {found}, expected {name}')
     if origin:
-        saved = origin['config']
-        schema.fill(config, {option: saved[option] for option in TOKENIZER if option in saved})
+        given = schema.to_dict(config)
+        saved = schema.renamed(origin['config'], given)
+        taken = {option: saved[option] for option in TOKENIZER if option in saved}
+        ignored = [
+            f'config.{option} = {given[option]!r} has no effect: config.init.run has {value!r}'
+            for option, value in taken.items()
+            if given[option] and given[option] != value
+        ]
+        schema.fill(config, taken)
     task: Task = load(name).make_task(config, origin['task'] if origin else None)
-    return with_best_metric(task, config)
+
+    def loss_sums(*args: Any) -> Sums:
+        sums = task.loss_sums(*args)
+        if sorted(sums) != sorted(task.sum_names):
+            raise TypeError(f'{name}: loss_sums gives {sorted(sums)}, not {task.sum_names}')
+        return sums
+
+    checked = dataclasses.replace(task, loss_sums=loss_sums, warnings=(*ignored, *task.warnings))
+    return with_best_metric(checked, config)
 
 
 def config_from_record(record: Json) -> Config:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from arrays import Batch, HostBatch, Params, Rngs, Sums, Totals
+from arrays import Batch, HostBatch, Metrics, Params, Rngs, Sums, Totals
 from configs import schema
 from configs.checks import Check, at_least, fraction, names, one_of
 from configs.schema import Config, option
@@ -70,7 +70,7 @@ class DataConfig(schema.DataConfig):
 
 @dataclasses.dataclass
 class ModelConfig(TransformerOptions):
-    """Declares the word-dropout classifier; tasks/encoder.py adds the Transformer's options."""
+    """Options of the classifier; tasks/encoder.py adds those of the Transformer."""
 
     embedding_size: int = option(64, 'lstm: size of a word embedding', at_least(1))
     hidden_size: int = option(64, 'size of each LSTM direction, attention and head', at_least(1))
@@ -205,9 +205,9 @@ def classifier_init(model: nn.Module, affixes: int = 0) -> Callable[[jax.Array],
 
 
 def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[..., Sums]:
-    """Returns the sums over rows of cross entropy, right answers, tokens and weights.
+    """Returns (params, rows, rngs) -> sums of cross entropy, right answers, tokens and weights.
 
-    Without rngs it evaluates: no dropout, and also the counts confusion float32[true label,
+    Without rngs these evaluate: no dropout, and also the counts confusion float32[true label,
     predicted label]. Label smoothing spreads a share of the target over all classes (Szegedy et
     al., 2016).
     """
@@ -235,7 +235,7 @@ def classifier_sums(model: nn.Module, label_smoothing: float = 0.0) -> Callable[
     return sums
 
 
-def classifier_metrics(totals: Totals) -> dict[str, float]:
+def classifier_metrics(totals: Totals) -> Metrics:
     """Returns mean loss and accuracy; in evaluation also macro and weighted F1."""
     weight = totals['weight']
     metrics = {'loss': totals['loss'] / weight, 'accuracy': totals['correct'] / weight}
@@ -252,22 +252,24 @@ def make_task(config: Config, facts: Json | None = None) -> Task:
     """
     data = config.data
     assert isinstance(data, DataConfig)
-    train, evaluation, names = read_texts(data)
-    example_weights = functools.partial(weights_of_examples, labels=train.labels, label_names=names)
+    train, evaluation, labels = read_texts(data)
+    example_weights = functools.partial(
+        weights_of_examples, labels=train.labels, label_names=labels
+    )
     train = train._replace(weights=example_weights('class_weights', data.class_weights))
     task = labelled_task(
         config,
         facts,
-        (train, evaluation, names),
+        (train, evaluation, labels),
         classifier_sums,
         sum_names=('correct', 'loss', 'tokens', 'weight'),
         metrics=classifier_metrics,
         best_metric='accuracy',
         sampling_weights=example_weights('sampling_weights', data.sampling_weights),
-        details=lambda totals: confusion_lines(totals['confusion'], names),
-        doubts=lambda found: checks.chance_warnings(found['accuracy'], evaluation.labels, names),
+        details=lambda totals: confusion_lines(totals['confusion'], labels),
+        doubts=lambda found: checks.chance_warnings(found['accuracy'], evaluation.labels, labels),
     )
-    warnings = (*task.warnings, *checks.label_warnings(train.texts, train.labels, names))
+    warnings = (*task.warnings, *checks.label_warnings(train.texts, train.labels, labels))
     return dataclasses.replace(task, warnings=warnings)
 
 

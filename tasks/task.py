@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from arrays import Batch, HostBatch, Params, Rngs, Sums, Totals
+from arrays import Batch, HostBatch, Metrics, Params, Rngs, Sums, Totals
 from input_pipeline.batches import Examples
 
 Json = dict[str, Any]  # the facts of a run, its record, or a prediction
@@ -28,16 +28,16 @@ class Task:
     eval_sums: Callable[[Params, Batch], Sums]
     """(parameters, rows) -> the same sums and perhaps more. Draws no random number."""
     sum_names: tuple[str, ...]  # the names of the loss sums
-    metrics: Callable[[Totals], dict[str, float]]  # training or evaluation totals -> metrics
+    metrics: Callable[[Totals], Metrics]  # training or evaluation totals -> metrics
     best_metric: str  # evaluation metric, larger is better, by which checkpoints are kept
     resume_facts: Json
-    """JSON for every checkpoint: must not change on resume, must hold 'evaluation_data', and
-    suffices for `make_predictor`."""
+    """JSON for every checkpoint, which a resume must not change: 'evaluation_data', and all that
+    `make_predictor` needs."""
     files: dict[str, str]  # name -> text of files in the workdir, for people and tools
     summary: str  # one line for the start of the log
     token_names: Sequence[str] = ()  # token of each row of params['embedding']
     warnings: tuple[str, ...] = ()  # what is odd about the data, each in one line
-    doubts: Callable[[dict[str, float]], Iterable[str]] = lambda _: ()  # metrics -> warnings
+    doubts: Callable[[Metrics], Iterable[str]] = lambda _: ()  # metrics -> warnings
     sampling_weights: np.ndarray | None = None  # float64[N], how often training draws each example
     details: Callable[[Totals], list[str]] = lambda _: []
     """evaluation totals -> lines that tools.evaluate prints below the metrics."""
@@ -54,6 +54,6 @@ class Predictor:
     """N texts -> arrays [N, ...]. Raises UserError for a text that it cannot predict from."""
     apply: Callable[[Params, Batch], Any]  # (parameters, rows) -> arrays [N, ...]
     show: Callable[[Any, int, str], Json]  # (result of apply on the host, row, text) -> JSON
-    notes: Callable[[str], Json] = lambda _: {}  # text -> JSON of what the model cannot see
+    notes: Callable[[str], Json] = lambda _: {}  # text -> JSON about unknown or cut parts
     features: tuple[str, ...] = ('text',)  # the columns of a file that make up a text
     join: Callable[[Sequence[str]], str] = ' '.join  # their values -> the text

@@ -10,6 +10,8 @@ import tasks
 from configs import reviews, schema
 from configs.schema import Config, options, to_dict, trajectory_changes
 from errors import UserError
+from tasks import classification
+from tasks.task import Task
 
 
 def record(config: Config) -> dict[str, Any]:
@@ -98,3 +100,47 @@ def test_sections_of_two_tasks_do_not_make_a_config() -> None:
     mixed = dataclasses.replace(reviews.get_config(), model=ForeignModel())
     with pytest.raises(UserError, match='expected two sections of one task'):
         schema.task_name(mixed)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """Returns the configs that a task is made of; it declares one sum and returns two."""
+    configs: list[Config] = []
+    fields: Any = dict.fromkeys(field.name for field in dataclasses.fields(Task))
+    declared = {'sum_names': ('loss',), 'loss_sums': lambda *_: {'loss': 1, 'weight': 2}}
+    task = Task(**(fields | declared | {'warnings': ()}))
+    monkeypatch.setattr(
+        classification, 'make_task', lambda config, _: [configs.append(config), task][1]
+    )
+    return configs
+
+
+def origin(**options: Any) -> dict[str, Any]:
+    """Returns the record of a classifier to start from."""
+    return {'manifest': {'task': 'classification'}, 'config': options, 'task': {}}
+
+
+def test_options_that_the_run_to_start_from_decides_are_said_to_have_no_effect(
+    made: list[Config],
+) -> None:
+    saved = origin(**{'data.tokenizer': 'bpe', 'data.affixes': []})
+    for tokenizer, affixes, ignored in (('', (), 0), ('bpe', (), 0), ('words', (3, 2), 2)):
+        config = reviews.get_config()
+        config.data = dataclasses.replace(config.data, tokenizer=tokenizer, affixes=affixes)
+        warnings = tasks.make_task(config, saved).warnings
+        assert len(warnings) == ignored
+        assert (made[-1].data.tokenizer, made[-1].data.affixes) == ('bpe', ())
+    expected = "config.data.tokenizer = 'words' has no effect: config.init.run has 'bpe'"
+    assert warnings[0] == expected
+
+
+def test_run_from_before_the_tokenizer_lends_its_unit(made: list[Config]) -> None:
+    tasks.make_task(reviews.get_config(), origin(**{'data.unit': 'character'}))
+    assert made[0].data.tokenizer == 'characters'
+
+
+def test_sums_by_other_names_than_the_task_declares_are_refused(made: list[Config]) -> None:
+    """The columns of the ledger would exchange their names."""
+    task = tasks.make_task(reviews.get_config())
+    with pytest.raises(TypeError, match=r"loss_sums gives \['loss', 'weight'\], not \('loss',\)"):
+        task.loss_sums({}, {}, {}, 0)

@@ -88,7 +88,7 @@ def make_layout(config: Config, num_shards: int, mesh: Mesh) -> Layout:
     if mesh.size & (mesh.size - 1) or mesh.size > num_shards:
         raise UserError(
             f'{mesh.size} devices: expected a power of two, at most the {num_shards} shards of '
-            'this run (config.num_shards)'
+            'this run (config.num_shards); on GPUs, CUDA_VISIBLE_DEVICES=0,1,2,3 leaves four'
         )
     for name in ('batch_size', 'eval_batch_size'):
         size = getattr(config, name)
@@ -117,7 +117,6 @@ def jit_on_mesh(
     mapped = jax.shard_map(
         program, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
-    unread = bool(donate)  # a donated buffer is reused even if it is not read
-    return jax.jit(
-        mapped, donate_argnums=donate, keep_unused=unread, compiler_options=COMPILER_OPTIONS
+    return jax.jit(  # a donated buffer is reused even if it is not read
+        mapped, donate_argnums=donate, keep_unused=bool(donate), compiler_options=COMPILER_OPTIONS
     )

@@ -37,9 +37,9 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 
 def updates_made(opt_state: optax.OptState) -> int:
-    """Returns how many steps changed the parameters, by which the schedule counts."""
+    """Returns the number of applied updates, which the schedule counts."""
     (_, count), *_ = optax.tree_utils.tree_get_all_with_path(opt_state, 'count')
-    return int(count.addressable_data(0).max())  # a ZeRO slice has its own, all equal
+    return int(count.addressable_data(0).max())  # each ZeRO slice has one; all are equal
 
 
 def is_matrix(params: Tree) -> Tree:

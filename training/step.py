@@ -129,7 +129,8 @@ def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Tree, Batch
 
         def shard_sums(shard: jax.Array) -> Sums:
             rows = reduction.select_shard(shards, shard - first)
-            return compiled_alone(eval_sums, ~(rows['weights'][0] < 0), params, rows)
+            always = ~(rows['weights'][0] < 0)  # also for NaN
+            return compiled_alone(eval_sums, always, params, rows)
 
         sums = reduction.tree_sum_local(shard_sums, first, layout.shards_per_device)
         return reduce_scalars(sums, jnp.zeros(0, jnp.uint32), layout)[0]
@@ -140,8 +141,8 @@ def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Tree, Batch
 def compiled_alone(program: Callable[..., Tree], always: jax.Array, *args: Tree) -> Tree:
     """Returns program(*args), compiled so that nothing around it is fused in.
 
-    A device with one shard has no loop around its program, one with several has. Without the
-    branch, XLA fuses the two differently, and the last bits of a Transformer's gradient differ.
+    Only a device with several shards loops over them. Without the branch, XLA fuses loop and no
+    loop differently, and the last bits of a Transformer's gradient differ.
     `always`: bool[], always true, which XLA cannot prove.
     """
     program = jax.jit(program)  # so both branches share one trace
