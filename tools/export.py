@@ -1,11 +1,11 @@
-"""Exports a trained model that predicts without this project, with jax, NumPy and flatbuffers.
+"""Exports a trained model that predicts without this project.
 
     python -m tools.export RUN --out=DIR [--step N|best]
     python DIR/predict.py "i hated it"
 
 DIR gets model.jax, the program for any number of texts on CPU, GPU and TPU (StableHLO, from
 jax.export); parameters.npz; run.json with config, vocabulary, labels and manifest of the run; and
-predict.py, which reads them. DIR appears once it is complete.
+predict.py, which reads them and names the packages it needs. DIR appears once it is complete.
 """
 
 import inspect

@@ -110,8 +110,11 @@ def lengths(rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def refuse(problem: object) -> NoReturn:
-    """Ends the program with one line and exit code 2."""
-    print(f'error: {problem}', file=sys.stderr)
+    """Ends the program with one line of at most 400 characters and exit code 2."""
+    line = ' '.join(f'error: {problem}'.split())
+    if len(line) > 400:  # its end often says what to do
+        line = f'{line[:262]} ... {line[-133:]}'
+    print(line, file=sys.stderr)
     sys.exit(2)
 
 
