@@ -3,8 +3,7 @@
 Command:  make train CONFIG=configs/sst2_flax.py
 Measured: 85.2 and 84.6% of the validation set after ten epochs with seeds 0 and 1; flax's own run
           84.1% (docs/performance.md has all epochs)
-Time:     40 s an epoch, where flax's own took 44 s, on 2 idle cores of an x86-64 CPU with AVX-512
-          (jax 0.10.2)
+Time:     40 s an epoch, on 2 idle cores of an x86-64 CPU with AVX-512 (jax 0.10.2)
 
 Its faults corrected: decay shrinks the weights, word dropout leaves marks and padding alone, no key
 is used twice, and evaluation has one shape.

