@@ -1,19 +1,19 @@
 """What can go wrong, by name, each with its exit code.
 
-A `KeyfoldError` reaches people as one line: what was found, what is expected, what to do. Any other
+A `RunError` reaches people as one line: what was found, what is expected, what to do. Any other
 exception is a bug: a traceback and exit code 1.
 """
 
 import signal
 
 
-class KeyfoldError(Exception):
+class RunError(Exception):
     """Base class of user-facing errors."""
 
     exit_code = 1
 
 
-class UserError(KeyfoldError):
+class UserError(RunError):
     """A mistake in the command, config, data or environment."""
 
     exit_code = 2
@@ -23,23 +23,23 @@ class Damaged(UserError):
     """A checkpoint is readable, but not what was written."""
 
 
-class Unavailable(KeyfoldError):
+class Unavailable(RunError):
     """Another process or the storage failed, or resources ran out. Trying again may help."""
 
 
-class NonFinite(KeyfoldError):
+class NonFinite(RunError):
     """A loss or gradient is not finite, and the config says to stop."""
 
     exit_code = 3
 
 
-class TakenOver(KeyfoldError):
+class TakenOver(RunError):
     """Another run took over the workdir."""
 
     exit_code = 4
 
 
-class SaveFailed(KeyfoldError):
+class SaveFailed(RunError):
     """A checkpoint or another durable file could not be written."""
 
     exit_code = 5

@@ -5,7 +5,8 @@
 Runs each benchmark in a separate process, in turn. Within one, variants alternate, so that noise
 affects all alike, and the result is the median. Trains configs/sst2.py if TFDS_DATA_DIR holds GLUE
 SST-2, otherwise configs/reviews.py. Writes bench.json and bench.md into --out, with the ratio of
-each value to that of the version before, from --record or the bench.json that is in --out.
+each value to that of the version before, from --record or the bench.json that is in --out, if that
+ran the same config on the same processor.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from runtime import backend
 from tools.arguments import Arguments
 
 BENCHMARKS = {  # name -> module, simulated devices
-    'start': ('start', 2),
+    'start': ('start', 1),
     'loop on 1 device': ('loop', 1),
     'loop on 8 devices': ('loop', 8),
     'step on 1 device': ('step', 1),
@@ -83,7 +84,10 @@ def table(results: dict[str, Any], record: dict[str, Any]) -> str:
     """Returns the results as a table in Markdown, beside those of `record`."""
     lines = ['| benchmark | what | value | before | ratio |', '|---|---|---|---|---|']
     for name, found in results.items():
-        before = {what: value for what, value, _ in record.get(name, {}).get('rows', ())}
+        old_rows = record.get(name, {})
+        alike = [side.get('environment', {}).get('processor') for side in (found, old_rows)]
+        same = record.get('config') == CONFIG and alike[0] == alike[1] and found is not old_rows
+        before = {what: value for what, value, _ in old_rows['rows']} if same else {}
         for what, value, unit in found['rows']:
             old = before.get(what)
             compared = f'{old:.4g} {unit} | {value / old:.2f}' if old else '|'

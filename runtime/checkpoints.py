@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError, first_line
+from errors import Damaged, RunError, SaveFailed, Unavailable, UserError, first_line
 from runtime import processes, storage
 from runtime.run_record import RunRecord, read_record, seal
 from training import keys
@@ -193,7 +193,7 @@ class Checkpoints:
         """Returns step -> metric for all readable checkpoints, in order."""
         found = {}
         for step in self.steps():
-            with contextlib.suppress(KeyfoldError):  # without a score, it is kept
+            with contextlib.suppress(RunError):  # without a score, it is kept
                 found[step] = score(self.record(step)['manifest'], metric)
         return found
 

@@ -19,7 +19,7 @@ from ml_collections.config_flags import tuple_parser
 
 from configs.checks import did_you_mean
 from configs.schema import Config, check, options
-from errors import KeyfoldError, UserError
+from errors import RunError, UserError
 from runtime.storage import in_bucket, open_location
 
 MOST_CHARACTERS = 400  # of an error
@@ -56,7 +56,7 @@ config_flags.register_flag_parser_for_type(tuple, TupleOrWords())
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs `main` by absl's `app.run`; a KeyfoldError becomes one line and its exit code."""
+    """Runs `main` by absl's `app.run`; a RunError becomes one line and its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal shows escapes
         sys.stdout.reconfigure(errors='backslashreplace')
     if not (sys.stdout or sys.stderr):  # both closed
@@ -69,7 +69,7 @@ def run(main: Callable[[], None]) -> None:
             if argv[1:]:
                 raise UserError(f'{argv[1]}: expected only flags, as in --workdir=DIR')
             main()
-        except KeyfoldError as error:
+        except RunError as error:
             refuse(error)
 
     app.run(checked_main, flags_parser=parse_flags)
@@ -230,4 +230,4 @@ def one_line(text: object, most: int = MOST_CHARACTERS) -> str:
 def refuse(problem: object) -> NoReturn:
     """Ends the program with one line, and the exit code of the problem, by default 2."""
     print('error:', one_line(problem, MOST_CHARACTERS - len('error: ')), file=sys.stderr)
-    sys.exit(problem.exit_code if isinstance(problem, KeyfoldError) else UserError.exit_code)
+    sys.exit(problem.exit_code if isinstance(problem, RunError) else UserError.exit_code)

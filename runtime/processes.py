@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from errors import Damaged, KeyfoldError, SaveFailed, Unavailable, UserError, first_line
+from errors import Damaged, RunError, SaveFailed, Unavailable, UserError, first_line
 from runtime.backend import code_files, cpu_threads
 
 LEAVE_SECONDS = 10  # from the end of a run to the end of its process
@@ -144,7 +144,7 @@ def bounded_end() -> Iterator[None]:
             end_after(LEAVE_SECONDS, '', code)
 
 
-def require_same(*facts: dict[str, Any], error: type[KeyfoldError] = UserError) -> None:
+def require_same(*facts: dict[str, Any], error: type[RunError] = UserError) -> None:
     """Raises an error, on every process, where the code or a fact differs between processes."""
     if jax.process_count() == 1:
         return
@@ -174,7 +174,7 @@ SHARED = (Damaged, UserError, Unavailable, SaveFailed)
 @contextlib.contextmanager
 def agreed(subject: object) -> Iterator[None]:
     """Raises the worst error of any process inside on all, so that none waits for another."""
-    problem: KeyfoldError | None = None
+    problem: RunError | None = None
     try:
         yield
     except SHARED as error:

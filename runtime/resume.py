@@ -9,7 +9,7 @@ from etils import epath
 
 from configs import schema
 from configs.schema import Config
-from errors import KeyfoldError, UserError
+from errors import RunError, UserError
 from runtime import backend
 from runtime.checkpoints import Checkpoints
 from runtime.command_line import one_line, require_free
@@ -162,7 +162,7 @@ def saved_threads(workdir: epath.Path) -> int:
 
 def readable_record(workdir: epath.Path) -> RunRecord | None:
     """Returns the newest readable run record in `workdir`; JSON only, before JAX starts."""
-    with contextlib.suppress(KeyfoldError):  # the restore reports it
+    with contextlib.suppress(RunError):  # the restore reports it
         for step in reversed(Checkpoints(workdir).steps()):
             with contextlib.suppress(OSError, ValueError):
                 return read_record(workdir / 'checkpoints' / str(step))

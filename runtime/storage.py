@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import fsspec.config
 from etils import epath
 
-from errors import KeyfoldError, Unavailable, UserError, first_line
+from errors import RunError, Unavailable, UserError, first_line
 
 PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}  # that epath needs to read a bucket
 ANSWER_SECONDS = 60.0  # for the first answer; clients retry and look for credentials for longer
@@ -113,7 +113,7 @@ def read_through(path: epath.Path) -> None:
             pass
 
 
-def access_error(error: BaseException) -> type[KeyfoldError] | None:
+def access_error(error: BaseException) -> type[RunError] | None:
     """Classifies an error of access, as opposed to one in what a file contains.
 
     Returns UserError for a missing permission; Unavailable for memory, threads, descriptors,

@@ -24,8 +24,8 @@ from configs import reviews, schema
 from configs.schema import Config, fill, options, to_dict
 from errors import (
     REQUEUE,
-    KeyfoldError,
     NonFinite,
+    RunError,
     SaveFailed,
     TakenOver,
     Unavailable,
@@ -292,7 +292,7 @@ def test_mistake_on_the_command_line_is_one_line_that_names_it(mistake: str) -> 
 
 def test_exit_codes_are_those_of_the_documents() -> None:
     kinds = (UserError, NonFinite, TakenOver, SaveFailed)
-    codes = [kind.exit_code for kind in (*kinds, Unavailable, KeyfoldError)]
+    codes = [kind.exit_code for kind in (*kinds, Unavailable, RunError)]
     assert [*codes, REQUEUE] == [2, 3, 4, 5, 1, 1, 75]
 
 

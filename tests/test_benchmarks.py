@@ -6,12 +6,14 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import __main__, data, loop, recurrence, scale, start, step
+from benchmarks import __main__, common, data, loop, recurrence, scale, start, step
 from benchmarks.common import Row
 from configs.schema import Config
+from runtime import backend
 from tasks.classification import ModelConfig
 from tests import runs
 from tests.test_resume import small_config
@@ -72,16 +74,21 @@ def test_start_is_timed_in_a_separate_process(
 
 def test_each_value_stands_beside_the_one_of_the_version_before() -> None:
     results = {'data': {'rows': [['speed', 30.0, 'batches/s'], ['new', 1.0, 's']]}}
-    lines = __main__.table(results, {'data': {'rows': [['speed', 40.0, 'batches/s']]}}).splitlines()
-    assert lines[2:] == [
+    record: Any = {'config': common.CONFIG, 'data': {'rows': [['speed', 40.0, 'batches/s']]}}
+    assert __main__.table(results, record).splitlines()[2:] == [
         '| data | speed | 30 batches/s | 40 batches/s | 0.75 |',
         '| data | new | 1 s | | |',
     ]
+    # Neither another config, nor another processor, nor a row that was not measured again.
+    elsewhere = {'rows': record['data']['rows'], 'environment': {'processor': 'another'}}
+    for other in (record | {'config': 'x.py'}, record | {'data': elsewhere}, record | results):
+        assert '| data | speed | 30 batches/s | | |' in __main__.table(results, other)
 
 
 def test_one_command_writes_a_table_and_what_it_ran_on(tmp_path: Path) -> None:
     command = [sys.executable, '-m', 'benchmarks', '--only', 'data', f'--out={tmp_path}']
-    before = {'data': {'rows': [['batches from 1 thread', 1.0, 'batches/s']]}}
+    rows, here = [['batches from 1 thread', 1.0, 'batches/s']], backend.environment()
+    before: Any = {'config': 'configs/reviews.py', 'data': {'rows': rows, 'environment': here}}
     before['start'] = {'rows': [['to the first step', 3.0, 's']]}
     (tmp_path / 'bench.json').write_text(json.dumps(before))
     env = runs.environment(1, TFDS_DATA_DIR=str(tmp_path))

@@ -26,7 +26,7 @@ import optax
 import pytest
 from etils import epath
 
-from errors import KeyfoldError, SaveFailed, Unavailable, UserError
+from errors import RunError, SaveFailed, Unavailable, UserError
 from runtime import checkpoints
 from runtime.checkpoints import Checkpoints, Damaged
 from runtime.command_line import check_workdir
@@ -292,10 +292,10 @@ def test_changed_description_is_noticed(saved: Any) -> None:
 CODES = ('EACCES', 'EIO', 'EMFILE', 'ENFILE', 'ENOMEM', 'ESTALE', 'EDQUOT', 'ETIMEDOUT', 'EROFS')
 
 
-def refused(workdir: Path, layout: Any) -> KeyfoldError:
+def refused(workdir: Path, layout: Any) -> RunError:
     """Returns the one-line error of a restore that must move nothing."""
     before = {path: path.lstat().st_mtime for path in workdir.rglob('*')}
-    with pytest.raises(KeyfoldError) as caught:
+    with pytest.raises(RunError) as caught:
         restore(workdir, layout)
     assert not isinstance(caught.value, Damaged)
     assert '\n' not in str(caught.value)
@@ -366,7 +366,7 @@ def test_file_that_cannot_be_opened_ends_the_run_with_the_cause(
      ('UNAVAILABLE', Unavailable), ('ABORTED', Unavailable)],
 )  # fmt: skip
 def test_status_of_tensorstore_that_is_of_access_ends_the_run(
-    saved: Any, monkeypatch: pytest.MonkeyPatch, status: str, kind: type[KeyfoldError]
+    saved: Any, monkeypatch: pytest.MonkeyPatch, status: str, kind: type[RunError]
 ) -> None:
     """It reads in C++, out of the reach of a patched open: it raises ValueError for all."""
 
@@ -477,7 +477,7 @@ def test_every_error_at_every_file_operation_of_a_restore_moves_nothing_and_hide
         failing.last = 10**9 if lasting else first
         try:
             found = restore(workdir, layout)
-        except KeyfoldError as raised:
+        except RunError as raised:
             error = raised
         failing.last = -1
         if error:
@@ -552,7 +552,7 @@ def test_file_without_permission_ends_a_restore_by_tensorstore_and_moves_nothing
             with user(nobody):
                 try:
                     found = restore(workdir, layout(2))
-                except KeyfoldError as raised:
+                except RunError as raised:
                     error = raised
             path.chmod(0o777)
             if error:

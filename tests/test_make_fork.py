@@ -100,7 +100,8 @@ def test_project_is_renamed_configured_and_trimmed_in_one_commit(
     pyproject = tomllib.loads((project / 'pyproject.toml').read_text())
     assert pyproject['project']['name'] == LONGEST
     assert f"'{LONGEST}'" in (project / 'runtime' / 'backend.py').read_text()
-    left = git(project, 'grep', '-lE', 'keyfold|make fork|tools.fork|make_fork')
+    left = git(project, 'grep', '-liE', 'keyfold|make fork|tools.fork|make_fork')
+    assert (project / 'README.md').read_text().startswith('# AProjectWithTheLongestNam')
     assert left.split() == ['CHANGELOG.md']
     gone = ('tools/fork.py', 'tests/test_make_fork.py', 'tools/sweep.py', 'launch/slurm.sbatch')
     assert not any((project / path).exists() for path in gone)

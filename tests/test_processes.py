@@ -373,7 +373,7 @@ READ = """
 import pathlib, shutil, sys
 import jax, jax.numpy as jnp, optax
 from etils import epath
-from errors import KeyfoldError
+from errors import RunError
 from runtime import backend, checkpoints, processes
 from training import keys, mesh, state
 
@@ -423,7 +423,7 @@ for name, damage in {
     try:
         restored, _ = checkpoints.Checkpoints(epath.Path(own)).restore(target)
         found = f'step {int(restored.step)} {state.state_fingerprint(restored)[:8]}'
-    except KeyfoldError as error:
+    except RunError as error:
         found = f'{type(error).__name__} {error}'
     print(f'{name}:', 'moved,' if (own / 'damaged' / '2').exists() else 'kept,', found, flush=True)
 processes.meet()

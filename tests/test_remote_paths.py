@@ -22,7 +22,7 @@ from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from configs.schema import DataConfig
-from errors import KeyfoldError, Unavailable, UserError
+from errors import RunError, Unavailable, UserError
 from input_pipeline import text_files
 from input_pipeline.examples import Features
 from runtime import command_line, lock, processes, storage
@@ -364,7 +364,7 @@ def test_network_that_fails_is_worth_another_try_and_a_missing_bucket_is_not(
     for error, kind in ((ConnectionRefusedError('refused'), Unavailable), (Missing(), UserError)):
         exists = mock.Mock(side_effect=error)
         monkeypatch.setattr(type(workdir), 'exists', exists)
-        with pytest.raises(KeyfoldError, match='cannot be reached') as raised:
+        with pytest.raises(RunError, match='cannot be reached') as raised:
             storage.open_location(str(workdir))
         assert type(raised.value) is kind
     verbose = OSError('\n no route to host\n  in a trace of many lines')

@@ -2,7 +2,8 @@
 
 Needs a second environment, in which `make setup PYTHON=... VENV=...` has installed the other stack:
 
-    KEYFOLD_OTHER_PYTHON=.venv-other/bin/python python -m pytest tests/test_two_stacks.py
+    export KEYFOLD_OTHER_PYTHON=.venv-other/bin/python
+    python -m pytest tests/test_two_stacks.py
 """
 
 import os

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from etils import epath
 
-from errors import KeyfoldError, UserError
+from errors import RunError, UserError
 from runtime.command_line import refuse
 from runtime.storage import open_location
 
@@ -32,13 +32,13 @@ class Arguments(argparse.ArgumentParser):
 
 
 def one_line_errors(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
-    """Makes a tool's `main` end with one line and an exit code where it raises a KeyfoldError."""
+    """Makes a tool's `main` end with one line and an exit code where it raises a RunError."""
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str]) -> int:
         try:
             return main(argv)
-        except KeyfoldError as error:
+        except RunError as error:
             refuse(error)
 
     return wrapped

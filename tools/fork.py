@@ -107,9 +107,13 @@ def change(copy: Path, name: str, patterns: Sequence[str]) -> None:
     for file, mention in MENTIONS.items():
         text = (copy / file).read_text()
         (copy / file).write_text(re.sub(f'(?m)^(?:{mention})', '', text))
-    for file in git('grep', '-lIF', TEMPLATE, '--', ':!CHANGELOG.md', folder=copy).splitlines():
+    title, constant = name.title().replace('-', ''), name.upper().replace('-', '_')
+    spellings = {TEMPLATE: name, TEMPLATE.title(): title, TEMPLATE.upper(): constant}
+    for file in git('grep', '-lIFi', TEMPLATE, '--', ':!CHANGELOG.md', folder=copy).splitlines():
         text = (copy / file).read_text()
-        (copy / file).write_text(text.replace(TEMPLATE, name))
+        for old, new in spellings.items():
+            text = text.replace(old, new)
+        (copy / file).write_text(text)
 
 
 def passes(copy: Path, targets: Sequence[str]) -> bool:

@@ -26,7 +26,7 @@ import numpy as np
 from etils import epath
 
 from configs.schema import DataConfig
-from errors import KeyfoldError, UserError
+from errors import RunError, UserError
 from input_pipeline import text_files
 from input_pipeline.examples import brief, not_among
 from input_pipeline.text_files import Records, Report
@@ -247,7 +247,7 @@ def encode_texts(
             continue
         try:
             yield text, predictor.encode([text])
-        except KeyfoldError as error:
+        except RunError as error:
             bad(str(error).replace('text 1', place, 1))
 
 
