@@ -22,13 +22,16 @@ def option(
     default: Any,
     meaning: str,
     check: Check | None = None,
+    *,
     resumable: bool = False,
+    chosen: bool = False,
 ) -> Any:
     """Declares a dataclass field with its meaning, its check, and whether a resume may change it.
 
-    Value check, --help and the resume rule follow from this declaration.
+    Value check, --help and the resume rule follow from it. If `chosen`, '' or 0 stands for what the
+    first launch chose.
     """
-    metadata = {'meaning': meaning, 'check': check, 'resumable': resumable}
+    metadata = {'meaning': meaning, 'check': check, 'resumable': resumable, 'chosen': chosen}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -162,6 +165,7 @@ class Config:
         'data shards, a power of two: the most devices this run can ever use '
         '(0 = device count of the first launch)',
         Check(lambda n: n >= 0 and n & (n - 1) == 0, '0 or a power of two'),
+        chosen=True,
     )
     batch_size: int = option(64, 'global batch, examples per step', at_least(1))
     eval_batch_size: int = option(256, 'global batch of evaluation', at_least(1))
@@ -341,7 +345,7 @@ def trajectory_changes(config: Config, saved: dict[str, Any]) -> list[str]:
         resumable = field.metadata['resumable'] or (name == 'num_steps' and open_end)
         # Files may move: the fingerprints in the task's facts say whether the data is the same.
         moved = name in ('data.train', 'data.evaluation') and config.data.source == 'files'
-        kept = name == 'num_shards' and not value  # of the first launch
+        kept = field.metadata['chosen'] and not value
         if not (same or resumable or moved or kept):
             changed.append(f'{name}: {then!r} -> {value!r}')
     gone = [f'{name}: {saved[name]!r} -> no such option' for name in sorted(saved.keys() - known)]

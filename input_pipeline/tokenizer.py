@@ -33,7 +33,7 @@ def tokenizer_option(default: str, note: str = '') -> Any:
         lambda name: name in (*NAMES, default) or name.endswith('.json'),
         f'one of {", ".join(NAMES)}, or the path of a tokenizer.json',
     )
-    return option(default, f'what becomes a token{note}', check)
+    return option(default, f'what becomes a token{note}', check, chosen=True)
 
 
 def make_vocabulary(

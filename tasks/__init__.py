@@ -26,7 +26,7 @@ TOKENIZER = ('data.tokenizer', 'data.affixes')
 
 
 def load(name: str) -> ModuleType:
-    """Imports the task `name`. Raises UserError where this code has no such task."""
+    """Imports the task `name`. Raises UserError without one."""
     if not name.isidentifier() or importlib.util.find_spec(f'tasks.{name}') is None:
         raise UserError(f'this code has no task {name!r}: expected tasks/{name}.py')
     return importlib.import_module(f'tasks.{name}')

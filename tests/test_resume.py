@@ -346,7 +346,7 @@ def test_resume_under_other_code_warns_once_with_the_files_that_changed(
     resumed(run, code={'commit': 'a' * 40, 'dirty': False, 'files': edited})
     (warning,) = caplog.messages
     assert warning.startswith(
-        'code changed since the checkpoint: arrays.py, configs/schema.py, errors.py, '
+        'code changed since the checkpoint: arrays.py, configs/checks.py, configs/schema.py, '
     )
     assert len(warning) <= 400
     caplog.clear()

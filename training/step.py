@@ -129,8 +129,7 @@ def make_eval_step(eval_sums: EvalSums, layout: Layout) -> Callable[[Tree, Batch
 
         def shard_sums(shard: jax.Array) -> Sums:
             rows = reduction.select_shard(shards, shard - first)
-            always = ~(rows['weights'][0] < 0)  # also for NaN
-            return compiled_alone(eval_sums, always, params, rows)
+            return compiled_alone(eval_sums, ~(rows['weights'][0] < 0), params, rows)
 
         sums = reduction.tree_sum_local(shard_sums, first, layout.shards_per_device)
         return reduce_scalars(sums, jnp.zeros(0, jnp.uint32), layout)[0]
