@@ -87,7 +87,7 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     create_state = make_create_state(task.init, optimizer, layout)
     if saved:
-        # Falls back to an older one if the newest is damaged.
+        # Damaged checkpoints are passed over.
         state, saved = checkpoints.restore(abstract_state(create_state, config.prng_impl))
     else:
         roots = keys.root_keys(config.seed, config.prng_impl, vars(config.seeds))

@@ -84,10 +84,11 @@ def table(results: dict[str, Any], record: dict[str, Any]) -> str:
     """Returns the results as a table in Markdown, beside those of `record`."""
     lines = ['| benchmark | what | value | before | ratio |', '|---|---|---|---|---|']
     for name, found in results.items():
-        old_rows = record.get(name, {})
-        alike = [side.get('environment', {}).get('processor') for side in (found, old_rows)]
-        same = record.get('config') == CONFIG and alike[0] == alike[1] and found is not old_rows
-        before = {what: value for what, value, _ in old_rows['rows']} if same else {}
+        earlier = record.get(name, {})
+        processors = [run.get('environment', {}).get('processor') for run in (found, earlier)]
+        alike = record.get('config') == CONFIG and processors[0] == processors[1]
+        rows = earlier.get('rows', ()) if alike and found is not earlier else ()
+        before = {what: value for what, value, _ in rows}
         for what, value, unit in found['rows']:
             old = before.get(what)
             compared = f'{old:.4g} {unit} | {value / old:.2f}' if old else '|'

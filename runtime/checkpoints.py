@@ -71,14 +71,15 @@ class Checkpoints:
         A damaged one is logged and moved to `damaged/`, never deleted. Raises UserError when
         `target` is another model's state, or all checkpoints are damaged.
         """
-        restored = self._newest_undamaged(lambda step: (self.read(step, target), self.record(step)))
+        restored = self._newest_undamaged(lambda step: self.read(step, target))
         assert restored is not None, 'restore without a checkpoint'
         self._committed = int(restored[0].step)
         return restored
 
-    def read(self, step: int, target: TrainState) -> TrainState:
-        """Returns the state of a step. Raises as `record`; UserError also for another model."""
-        manifest, checkpoint = self.record(step)['manifest'], self._directory / str(step)
+    def read(self, step: int, target: TrainState) -> tuple[TrainState, RunRecord]:
+        """Returns a step's state and record. Raises as `record`; UserError for another model."""
+        record, checkpoint = self.record(step), self._directory / str(step)
+        manifest = record['manifest']
         refuse_other_model(manifest['structure'], structure(target))
         # Version 0.1 saved one root key for all streams.
         one_root = '.root_key' in manifest['structure']
@@ -98,7 +99,7 @@ class Checkpoints:
             if found != (manifest['root_key'], manifest['state_fingerprint']):
                 expected = manifest['state_fingerprint']
                 raise ValueError(f'fingerprint of the state is {found[1]}, expected {expected}')
-        return state
+        return state, record
 
     def save(
         self,

@@ -148,7 +148,7 @@ def require_same(*facts: dict[str, Any], error: type[RunError] = UserError) -> N
     """Raises an error, on every process, where the code or a fact differs between processes."""
     if jax.process_count() == 1:
         return
-    # The CPU threads of a config may be 0.
+    # The threads come last: those of a config may be 0.
     known = ({'the code': code_files()}, *facts, {'cpu_threads': cpu_threads()})
     named = {name: json.dumps(value) for some in known for name, value in some.items()}
     mine = {name: zlib.crc32(text.encode()) for name, text in named.items()}

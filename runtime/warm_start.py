@@ -81,7 +81,7 @@ def apply_init(
         there = dataclasses.replace(
             layout, num_shards=shards, shard_state=sharded, frozen=other.init.freeze
         )
-        params = read(restore_target(other, predictor.init, there)).params
+        params = read(restore_target(other, predictor.init, there))[0].params
         given = traverse_util.flatten_dict(jax.tree.map(on_host, params), sep='/')
         arrays |= fitting(f'config.init.run = {init.run}', arrays, given)
     else:
@@ -101,7 +101,9 @@ def origin_record(config: Config, workdir: epath.Path | None = None) -> RunRecor
     return (workdir and readable_record(workdir)) or open_run(config.init.run)[1]
 
 
-def open_run(workdir: str) -> tuple[Callable[[TrainState], TrainState], RunRecord]:
+def open_run(
+    workdir: str,
+) -> tuple[Callable[[TrainState], tuple[TrainState, RunRecord]], RunRecord]:
     """Returns what restores the newest checkpoint of another run, and its run record.
 
     Raises UserError if there is none.

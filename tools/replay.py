@@ -67,8 +67,8 @@ def replay(workdir: str | epath.Path, step: int) -> bool:
     saved = open_step(saved.folder, before if before in steps else min(steps))
     ledger_rows = ledger.read(saved.folder / 'ledger')  # before the work, since it may be damaged
     task, layout = saved.task(), saved.layout()
-    plan_like = (saved.config, task.resume_facts, saved.folder, saved.record)
-    config, _ = resume.plan(*plan_like, allow_changes=False)
+    facts = task.resume_facts
+    config, _ = resume.plan(saved.config, facts, saved.folder, saved.record, allow_changes=False)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     if before in steps:
         state = saved.state(task.init, layout)

@@ -71,7 +71,7 @@ class SavedRun:
 
     def state(self, init: Any, layout: Layout) -> TrainState:
         """Reads the state. Raises UserError if the checkpoint is damaged."""
-        return self.checkpoints.read(self.step, restore_target(self.config, init, layout))
+        return self.checkpoints.read(self.step, restore_target(self.config, init, layout))[0]
 
     def params(self, init: Any) -> Any:
         """Reads the parameters onto one device. Raises UserError if the checkpoint is damaged."""
